@@ -1,0 +1,169 @@
+"""What a bundle says of itself: card.json, plain JSON, strict."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model.errors import CardError
+
+FORMAT_VERSION = 1
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Channels = tuple[float, float, float]
+PositiveChannels = tuple[
+    Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]
+]
+
+
+class _Strict(BaseModel):
+    """An unknown or a missing field is an error, never a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Architecture(_Strict):
+    """Which network, by its name in model/nets/zoo.py, and its builder's arguments."""
+
+    name: str
+    arguments: dict[str, bool | int | str]
+
+
+class InputSpec(_Strict):
+    """The test transform and the normalisation.
+
+    Attributes:
+        resize: side that the shorter side is resized to, pixels.
+        crop: side of the centred square that the network sees, pixels.
+        interpolation: the resize filter, antialiased.
+        mean: subtracted from RGB of 0..1.
+        std: then divided by.
+    """
+
+    resize: Annotated[int, Field(ge=1, le=4096)]
+    crop: Annotated[int, Field(ge=1, le=4096)]
+    interpolation: Literal["bilinear", "bicubic"]
+    mean: Channels
+    std: PositiveChannels
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        if self.crop > self.resize:
+            raise ValueError(f"crop ({self.crop}) is larger than resize ({self.resize})")
+        return self
+
+
+class Complexity(_Strict):
+    """Size of the network: learned numbers, and multiply-adds of one picture."""
+
+    parameters: Annotated[int, Field(ge=1)]
+    multiply_adds: Annotated[int, Field(ge=1)]
+
+
+class Training(_Strict):
+    """How the weights came to be.
+
+    Attributes:
+        recipe: every field of it, as executed.
+        epochs: how many were trained.
+        seed: of weights, order and augmentation.
+        pictures: how many were learnt from.
+        dataset_md5: of each file of the data set; empty for synthetic pictures.
+        commit: of the code that began the run.
+        device: that it ran on.
+        torch: version.
+        seconds: wall time of the run.
+    """
+
+    recipe: dict[str, Any]
+    epochs: Annotated[int, Field(ge=1)]
+    seed: int
+    pictures: Annotated[int, Field(ge=1)]
+    dataset_md5: dict[str, str]
+    commit: str
+    device: str
+    torch: str
+    seconds: Annotated[float, Field(ge=0)]
+
+
+class Metrics(_Strict):
+    """Measured on the test set, once, after the last epoch.
+
+    Attributes:
+        top1: share of test pictures whose first class is right, 0..1.
+        nll: mean negative log-likelihood, nats.
+        ece: expected calibration error, 15 bins of equal width, 0..1.
+        pictures: how many were tested.
+        measured: how, in a sentence.
+    """
+
+    top1: Annotated[float, Field(ge=0, le=1)]
+    nll: Annotated[float, Field(ge=0)]
+    ece: Annotated[float, Field(ge=0, le=1)]
+    pictures: Annotated[int, Field(ge=1)]
+    measured: str
+
+
+class SelfTest(_Strict):
+    """Synthetic inputs, by the seed that draws them, and the float32 logits they must give.
+
+    Attributes:
+        seed: of `model.classifier.self_test_pixels`.
+        logits: float[N][C].
+        tolerance: largest absolute difference allowed, as a share of the largest expected logit's magnitude.
+    """
+
+    seed: Annotated[int, Field(ge=0)]
+    logits: Annotated[list[list[float]], Field(min_length=1)]
+    tolerance: Annotated[float, Field(gt=0, lt=1)]
+
+
+class ModelCard(_Strict):
+    """All of card.json."""
+
+    format_version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    architecture: Architecture
+    labels: Annotated[list[str], Field(min_length=2)]
+    input: InputSpec
+    complexity: Complexity
+    training: Training
+    metrics: Metrics
+    files: dict[str, Sha256]
+    self_test: SelfTest
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels are not unique")
+        if self.architecture.arguments.get("num_classes") != len(self.labels):
+            raise ValueError("architecture.arguments.num_classes is not the number of labels")
+        if any(len(row) != len(self.labels) for row in self.self_test.logits):
+            raise ValueError("self_test.logits has not one number for each label")
+        if "model.safetensors" not in self.files:
+            raise ValueError("files lacks model.safetensors")
+        return self
+
+    @property
+    def version(self) -> str:
+        """First 12 hex digits of the weights' SHA-256."""
+        return self.files["model.safetensors"][:12]
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read and check card.json.
+
+    Raises:
+        CardError: it is missing, or a field is unknown, missing or malformed; the message names the field.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CardError(f"{path} cannot be read: name a weights folder that holds a card.json") from error
+    try:
+        return ModelCard.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the card"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise CardError(f"{path}: {where}: {first['msg']}{more}; export the bundle again") from error

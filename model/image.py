@@ -1,0 +1,163 @@
+"""From bytes to the pixels that the network sees: decoding within limits, then the card's test transform.
+
+Evaluation and serving both come through here, so they can never differ.
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from model.card import InputSpec
+from model.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
+
+Image.init()
+FORMATS = tuple(
+    name for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF") if name in Image.OPEN
+)
+"""The Pillow formats that are accepted; AVIF and HEIF where this Pillow reads them."""
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+# The value of EXIF tag 0x0112 -> what turns the stored picture upright.
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# A JPEG is decoded at the smallest of 1/8, 1/4, 1/2 that leaves this many times the side asked for.
+_DRAFT_MARGIN = 4
+
+# Longer than this many times its width, a picture is cut to its middle before it is resized: enlarging a strip of
+# 1 x 50,000,000 pixels whole would take 51 GB.
+_STRIP = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One upload, ready for the engine.
+
+    Attributes:
+        pixels: uint8[crop, crop, 3], RGB.
+        width: of the upload as seen (after EXIF orientation), pixels.
+        height: likewise.
+        warnings: what the caller should know, such as "upscaled from 8x8".
+    """
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+    warnings: tuple[str, ...]
+
+
+def prepare(data: bytes, spec: InputSpec, *, max_pixels: int) -> Picture:
+    """Decode a picture file and apply the test transform.
+
+    Args:
+        data: the whole file, in one of `FORMATS`; of an animation the first frame counts.
+        spec: of the card.
+        max_pixels: the largest width x height, checked from the header before any pixel is decoded.
+
+    Raises:
+        UnsupportedImage: not one of the formats.
+        UnreadableImage: truncated or damaged.
+        ImageTooLarge: more pixels than the limit.
+    """
+    image = _open(data)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageTooLarge(f"the picture has {width} x {height} pixels, more than {max_pixels:,}: send a smaller one")
+    if width == 0 or height == 0:
+        raise UnreadableImage("the picture has no pixels: send another one")
+    warnings = []
+    if min(width, height) < spec.resize:
+        warnings.append(f"upscaled from {width}x{height}")
+    try:
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            warnings.append("only the first frame counts")
+            image.seek(0)
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+        if image.format in ("JPEG", "MPO"):
+            image.draft(image.mode, (spec.resize * _DRAFT_MARGIN, spec.resize * _DRAFT_MARGIN))
+        image.load()
+        rgb = _to_rgb(image)
+        if orientation in _UPRIGHT:
+            rgb = rgb.transpose(_UPRIGHT[orientation])
+            if orientation >= 5:
+                width, height = height, width
+        return Picture(test_transform(rgb, spec), width, height, tuple(warnings))
+    except Exception as error:  # Pillow's plugins let out whatever a damaged file makes them run into
+        raise UnreadableImage("the picture is truncated or damaged: save it anew and send it again") from error
+
+
+def test_transform(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
+    """Resize the shorter side to spec.resize, antialiased, and cut out the central square.
+
+    Equals torchvision's Compose([Resize(spec.resize), CenterCrop(spec.crop)]) on the same RGB picture, save that a
+    strip longer than 16 times its width is cut before it is resized.
+
+    Args:
+        image: RGB.
+        spec: of the card.
+
+    Returns:
+        uint8[crop, crop, 3].
+    """
+    width, height = image.size
+    if max(width, height) > _STRIP * min(width, height):
+        side = min(width, height) * _STRIP
+        left, top = max(0, (width - side) // 2), max(0, (height - side) // 2)
+        image = image.crop((left, top, min(width, left + side), min(height, top + side)))
+        width, height = image.size
+    short = min(width, height)
+    if short != spec.resize:
+        width, height = spec.resize * width // short, spec.resize * height // short
+        image = image.resize((width, height), _FILTERS[spec.interpolation])
+    if (width, height) != (spec.crop, spec.crop):
+        left, top = round((width - spec.crop) / 2), round((height - spec.crop) / 2)
+        image = image.crop((left, top, left + spec.crop, top + spec.crop))
+    return np.asarray(image)
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageTooLarge(f"the picture is too large ({error}): send a smaller one") from error
+    except Exception as error:
+        if any(accept and accept(data[:16]) for accept in (Image.OPEN[name][1] for name in FORMATS)):
+            raise UnreadableImage("the picture's header is damaged: save it anew and send it again") from error
+        if not isinstance(error, UnidentifiedImageError):
+            raise UnreadableImage("the picture cannot be read: save it anew and send it again") from error
+        raise UnsupportedImage(f"this is not a picture in an accepted format: send {', '.join(FORMATS)}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to 8-bit RGB: transparency over white, 16 bits scaled to 8."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_grey(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit and floating-point grey to 8 bits, by the range that the values are in."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+    top = float(values.max())
+    if image.mode.startswith("I;16") or top > 255:
+        values = values / 257 if top <= 65535 else values * (255 / top)
+    elif image.mode == "F" and top <= 1:
+        values = values * 255
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))

@@ -1,0 +1,1 @@
+"""Training: recipes, data, augmentation, the loop, evaluation and export. Not needed for serving."""

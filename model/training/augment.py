@@ -1,0 +1,77 @@
+"""Augmentation of whole batches on the device: no per-picture Python."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.training.recipes import Recipe
+
+
+def normalise(pixels: Tensor, recipe: Recipe) -> Tensor:
+    """uint8 or float[N, H, W, 3] of 0..255 to normalised float32[N, 3, H, W] in channels-last memory."""
+    mean = torch.tensor(recipe.mean, device=pixels.device) * 255
+    std = torch.tensor(recipe.std, device=pixels.device) * 255
+    return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+def training_batch(
+    pixels: Tensor, index: Tensor, recipe: Recipe, *, epoch: int, coin: Tensor, generator: torch.Generator
+) -> Tensor:
+    """One augmented batch: resize, random crop from the reflected border, flip, normalise, cutout, scale.
+
+    Args:
+        pixels: the whole data set, uint8[M, H, W, 3], on the device.
+        index: which pictures, int64[N], on the CPU.
+        recipe: what to do.
+        epoch: counted from 0; decides the side and the turn of alternating flips.
+        coin: one coin a picture of the data set, bool[M], on the CPU; for alternating flips.
+        generator: a CPU generator; all random numbers come from it.
+
+    Returns:
+        float32[N, 3, S, S] with S = recipe.side_at(epoch), normalised, in channels-last memory.
+    """
+    device, count = pixels.device, len(index)
+    if recipe.flip == "alternating":
+        flip = coin[index] ^ bool(epoch % 2)
+    else:
+        flip = torch.rand(count, generator=generator) < 0.5
+
+    source, picture = pixels, index
+    if recipe.resize != pixels.shape[1]:
+        source, picture = _resized(pixels[index.to(device)], recipe.resize), torch.arange(count)
+    side, crop, pad = source.shape[1], recipe.crop, recipe.pad
+    offset = torch.randint(-pad, side - crop + pad + 1, (2, count, 1), generator=generator)
+    rows, columns = _reflect(torch.arange(crop) + offset, side)
+    columns = torch.where(flip[:, None], columns.flip(1), columns)
+    # One gather does selection, shift and flip.
+    cropped = source[
+        picture.to(device)[:, None, None], rows.to(device)[:, :, None], columns.to(device)[:, None, :]
+    ]
+
+    batch = normalise(cropped, recipe)
+    if recipe.cutout:
+        batch = batch * ~_square(count, crop, recipe.cutout, generator).to(device)
+    if (target := recipe.side_at(epoch)) != crop:
+        batch = F.interpolate(batch, (target, target), mode="bilinear", antialias=True)
+    return batch.contiguous(memory_format=torch.channels_last)
+
+
+def _resized(pixels: Tensor, side: int) -> Tensor:
+    """uint8[N, H, W, 3] to uint8[N, side, side, 3], rounded as Pillow rounds."""
+    planes = pixels.permute(0, 3, 1, 2).float()
+    larger = F.interpolate(planes, (side, side), mode="bilinear", antialias=True)
+    return larger.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _reflect(position: Tensor, side: int) -> Tensor:
+    """Positions outside 0..side-1 mirrored at the border, without repeating the border itself."""
+    position = position.abs()
+    return torch.where(position >= side, 2 * (side - 1) - position, position)
+
+
+def _square(count: int, side: int, hole: int, generator: torch.Generator) -> Tensor:
+    """bool[N, 1, side, side], true inside a square with its centre anywhere in the picture."""
+    axis = torch.arange(side)
+    start = torch.randint(0, side, (2, count, 1), generator=generator) - hole // 2
+    rows, columns = (axis >= start) & (axis < start + hole)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]

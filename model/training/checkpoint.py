@@ -1,0 +1,48 @@
+"""The state of an unfinished run, written so that a kill or a full disk never leaves half a file."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.errors import SaveError, TrainingError
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain values) to `path`, replacing it in one step.
+
+    Raises:
+        SaveError: the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise SaveError(
+            f"cannot save the run to {path} ({error.strerror}): make room or choose another --run, then --resume"
+        ) from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what `save` wrote, onto the CPU. Nothing but tensors and plain values is unpickled.
+
+    Raises:
+        TrainingError: there is no checkpoint, or it cannot be read.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise TrainingError(f"there is nothing to resume in {path.parent}: start without --resume") from error
+    except Exception as error:
+        raise TrainingError(f"{path} cannot be read ({error}): delete {path.parent} and start again") from error
+    return state

@@ -1,0 +1,157 @@
+"""Data sets as whole tensors: CIFAR-10, and a synthetic stand-in that needs no files."""
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.datasets import CIFAR10
+
+from model.errors import DataError
+
+CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+# The published checksums, from the class that downloads the archive.
+_TRAIN_FILES: Mapping[str, str] = dict(CIFAR10.train_list)
+_TEST_FILES: Mapping[str, str] = dict(CIFAR10.test_list)
+
+_HOLDOUT_SEED = 20090408
+_SYNTHETIC_SEED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Labelled pictures of one size.
+
+    Attributes:
+        pixels: uint8[N, H, W, 3].
+        labels: int64[N].
+    """
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor | slice) -> "Pictures":
+        return Pictures(self.pixels[index], self.labels[index])
+
+    def to(self, device: torch.device) -> "Pictures":
+        return Pictures(self.pixels.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """The three parts of a data set, and what identifies it.
+
+    Attributes:
+        train: what the network learns from.
+        holdout: training pictures kept out for choices; may be empty.
+        test: read once, at the end.
+        labels: the class names, in the order of the label numbers.
+        md5: MD5 of each file it was read from; empty for synthetic pictures.
+    """
+
+    train: Pictures
+    holdout: Pictures
+    test: Pictures
+    labels: tuple[str, ...]
+    md5: Mapping[str, str]
+
+
+def load(kind: str, root: Path, *, holdout: int, limit: int | None = None, download: bool = False) -> DataSet:
+    """Read a data set into memory.
+
+    Args:
+        kind: "cifar10" or "synthetic".
+        root: folder that holds cifar-10-batches-py/; not looked at for synthetic pictures.
+        holdout: training pictures to keep out, the same number of each class.
+        limit: use only this many training pictures, and as many of the other parts at most; for trials.
+        download: fetch CIFAR-10 through torchvision where it is missing.
+
+    Raises:
+        DataError: the files are missing or damaged.
+    """
+    if kind == "synthetic":
+        train, test, labels, md5 = _synthetic(400, 1), _synthetic(100, 2), CIFAR10_LABELS, {}
+    else:
+        train, test, md5 = _cifar10(root, download=download)
+        labels = CIFAR10_LABELS
+    kept, held = _split(train.labels, holdout)
+    train, held_out = train[kept], train[held]
+    if limit is not None:
+        train, held_out, test = train[:limit], held_out[:limit], test[:limit]
+    return DataSet(train, held_out, test, labels, md5)
+
+
+def load_cifar10_test(root: Path) -> Pictures:
+    """The 10,000 CIFAR-10 test pictures, in the archive's order.
+
+    Raises:
+        DataError: the files are missing or damaged.
+    """
+    return _read(root / CIFAR10.base_folder, _TEST_FILES)
+
+
+def _cifar10(root: Path, *, download: bool) -> tuple[Pictures, Pictures, dict[str, str]]:
+    folder = root / CIFAR10.base_folder
+    if download and not folder.is_dir():
+        try:
+            CIFAR10(root, download=True)
+        except Exception as error:
+            raise DataError(
+                f"CIFAR-10 could not be downloaded ({error}): fetch {CIFAR10.filename} by hand and unpack it in {root}"
+            ) from error
+    return _read(folder, _TRAIN_FILES), _read(folder, _TEST_FILES), {**_TRAIN_FILES, **_TEST_FILES}
+
+
+def _read(folder: Path, files: Mapping[str, str]) -> Pictures:
+    pixels, labels = [], []
+    for name, md5 in files.items():
+        try:
+            blob = (folder / name).read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"no CIFAR-10 in {folder.parent}: add --download to fetch it, "
+                f"or unpack {CIFAR10.filename} there (missing: {folder.name}/{name})"
+            ) from error
+        # Unpickled only after its hash proved it to be the published file.
+        if hashlib.md5(blob, usedforsecurity=False).hexdigest() != md5:
+            raise DataError(f"{folder / name} is damaged (its MD5 is not {md5}): delete {folder} and fetch it again")
+        batch = pickle.loads(blob, encoding="latin1")
+        pixels.append(batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        labels.extend(batch["labels"])
+    return Pictures(torch.from_numpy(np.concatenate(pixels)).contiguous(), torch.tensor(labels))
+
+
+def _split(labels: Tensor, holdout: int) -> tuple[Tensor, Tensor]:
+    """Indices to train on and to hold out: `holdout` of them, evenly over the classes, the same in every run."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_HOLDOUT_SEED))
+    per_class = holdout // (int(labels.max()) + 1)
+    shuffled = labels[order]
+    rank = torch.zeros_like(shuffled)
+    for label in shuffled.unique():
+        chosen = shuffled == label
+        rank[chosen] = torch.arange(int(chosen.sum()))
+    held = rank < per_class
+    return order[~held].sort().values, order[held].sort().values
+
+
+def _synthetic(count: int, stream: int) -> Pictures:
+    """Noisy pictures whose class decides hue and orientation of a grating: learnable in seconds."""
+    generator = torch.Generator().manual_seed(_SYNTHETIC_SEED + stream)
+    labels = torch.arange(count) % len(CIFAR10_LABELS)
+    angle = labels * (torch.pi / len(CIFAR10_LABELS))
+    axis = torch.linspace(-1, 1, 32)
+    along = axis[None, :, None] * torch.sin(angle)[:, None, None] + axis[None, None, :] * torch.cos(angle)[:, None, None]
+    phase = torch.rand(count, 1, 1, generator=generator) * 2 * torch.pi
+    grating = torch.sin(10 * along + phase)
+    hue = torch.stack([torch.cos(angle * 2 + shift) for shift in (0.0, 2.1, 4.2)], dim=-1)
+    clean = 128 + 60 * grating[..., None] * hue[:, None, None, :] + 30 * hue[:, None, None, :]
+    noise = 20 * torch.randn(clean.shape, generator=generator)
+    return Pictures((clean + noise).clamp(0, 255).to(torch.uint8), labels)

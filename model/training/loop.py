@@ -1,0 +1,277 @@
+"""The training loop."""
+
+import math
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from model.errors import RecipeError, SaveError, TrainingError
+from model.image import test_transform
+from model.nets.zoo import build
+from model.training import checkpoint
+from model.training.augment import normalise, training_batch
+from model.training.data import DataSet, Pictures
+from model.training.matmul_conv import use_matmul_convolutions
+from model.training.recipes import Recipe
+
+
+class Observer(Protocol):
+    """What is told of a run's progress."""
+
+    def begin(self, total_steps: int, done_steps: int) -> None: ...
+
+    def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int) -> None: ...
+
+    def epoch(self, record: dict[str, float]) -> None: ...
+
+
+@dataclass(slots=True)
+class Run:
+    """A run so far: what a checkpoint holds and the export needs.
+
+    Attributes:
+        recipe: as executed.
+        net: the trained network; its EMA weights where the recipe keeps them.
+        history: one record an epoch: epoch (from 1), side, lr, train_loss, loss and accuracy of what is watched,
+            seconds.
+        seconds: wall time of training and per-epoch evaluation, over all its resumes.
+        about: seed, commit, device and library versions of the process that began the run.
+    """
+
+    recipe: Recipe
+    net: nn.Module
+    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def learning_rate(recipe: Recipe, epoch: int, fraction: float) -> float:
+    """The rate of a step in the given epoch (from 0) when `fraction` (0..1) of all steps lie behind it."""
+    if recipe.schedule == "multistep":
+        return recipe.lr * recipe.gamma ** sum(epoch >= milestone for milestone in recipe.milestones)
+    if fraction < recipe.warmup:
+        return recipe.lr * (recipe.warmup_start + (1 - recipe.warmup_start) * fraction / recipe.warmup)
+    left = (1 - fraction) / (1 - recipe.warmup)
+    return recipe.lr * (left if recipe.schedule == "triangular" else 0.5 - 0.5 * math.cos(math.pi * left))
+
+
+def network_arguments(recipe: Recipe, num_classes: int) -> dict[str, Any]:
+    """The builder's keyword arguments that decide the shape of the recipe's network."""
+    return {"num_classes": num_classes, "stem": recipe.stem, "width": recipe.width, "conv_bias": recipe.conv_bias}
+
+
+def start_from(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a state dict into `net`, leaving the head (`fc`) as it is when its number of classes differs.
+
+    Raises:
+        RecipeError: the state dict is of another network.
+    """
+    own = net.state_dict()
+    if any(state[key].shape != own[key].shape for key in ("fc.weight", "fc.bias") if key in state):
+        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    try:
+        missing, unexpected = net.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise RecipeError(f"--init is of another network: {str(error).splitlines()[1].strip()}") from error
+    wrong = [key for key in missing if not key.startswith("fc.")] + list(unexpected)
+    if wrong:
+        raise RecipeError(f"--init is of another network: {len(wrong)} names differ, such as {wrong[0]}")
+
+
+def train(
+    recipe: Recipe,
+    data: DataSet,
+    *,
+    device: torch.device,
+    seed: int,
+    folder: Path,
+    observer: Observer,
+    resume: bool = False,
+    init: dict[str, Tensor] | None = None,
+) -> Run:
+    """Train the recipe's network, saving the run to folder/checkpoint.pt after every epoch.
+
+    All random numbers of an epoch come from the seed and the epoch's number, so a resumed run repeats exactly what
+    an undisturbed one would have done.
+
+    Args:
+        recipe: what to compute.
+        data: its training part is learnt from; the part that `recipe.watch` names is evaluated after each epoch.
+        device: where.
+        seed: of the weights, the order and the augmentation.
+        folder: of the checkpoint.
+        observer: is told of each step and epoch.
+        resume: go on from the checkpoint instead of starting.
+        init: a state dict to start from.
+
+    Raises:
+        SaveError: the folder holds a run already, or cannot be written.
+        RecipeError: the checkpoint is of another recipe, seed or selection of data.
+        TrainingError: there is nothing to resume, or the loss is no longer finite.
+    """
+    saved = folder / "checkpoint.pt"
+    if not resume and saved.exists():
+        raise SaveError(f"{folder} holds a run already: go on with --resume, or choose another --run")
+
+    torch.manual_seed(seed)
+    net = build(
+        recipe.network, zero_init_residual=recipe.zero_init_residual, **network_arguments(recipe, len(data.labels))
+    )
+    if init is not None:
+        start_from(net, init)
+    net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device.type == "cpu" and recipe.matmul_side:
+        use_matmul_convolutions(net, recipe.matmul_side)
+    ema = None
+    if recipe.ema_decay:
+        ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)
+    optimizer = torch.optim.SGD(
+        net.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    identity = {"recipe": asdict(recipe), "seed": seed, "pictures": len(data.train)}
+    run = Run(recipe, ema.module if ema else net, about=describe(device, seed))
+
+    if resume:
+        state = checkpoint.load(saved)
+        if state["identity"] != identity:
+            was = state["identity"]
+            raise RecipeError(
+                f"{folder} holds a run of recipe {was['recipe']['name']!r} (seed {was['seed']}, "
+                f"{was['recipe']['epochs']} epochs, {was['pictures']} pictures) with other choices than this one: "
+                "resume it with the options that began it, or choose another --run"
+            )
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        if ema:
+            ema.load_state_dict(state["ema"])
+        run.history, run.seconds, run.about = state["history"], state["seconds"], state["about"]
+
+    model = torch.compile(net) if recipe.compile else net
+    train_part = data.train.to(device)
+    watched = data.holdout if recipe.watch == "holdout" else data.test
+    coin = torch.rand(len(train_part), generator=torch.Generator().manual_seed(seed)) < 0.5
+    steps = math.ceil(len(train_part) / recipe.batch_size)
+    observer.begin(steps * recipe.epochs, steps * len(run.history))
+
+    for epoch in range(len(run.history), recipe.epochs):
+        began = time.monotonic()
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(len(train_part), generator=generator)
+        net.train()
+        total, recent = torch.zeros((), device=device), None
+        lr = 0.0
+        for step, index in enumerate(order.split(recipe.batch_size)):
+            lr = learning_rate(recipe, epoch, (epoch * steps + step) / (steps * recipe.epochs))
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            batch = training_batch(
+                train_part.pixels, index, recipe, epoch=epoch, coin=coin, generator=generator
+            )
+            with autocast(recipe, device):
+                logits = model(batch)
+            loss = F.cross_entropy(
+                logits.float(), train_part.labels[index.to(device)], label_smoothing=recipe.label_smoothing
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if ema:
+                ema.update_parameters(net)
+            total += loss.detach() * len(index)
+            if device.type == "cpu" or step % 20 == 0:  # reading the loss waits for a GPU
+                recent = loss.item()
+            observer.step(epoch=epoch + 1, loss=recent, lr=lr, pictures=len(index))
+
+        train_loss = total.item() / len(train_part)
+        if not math.isfinite(train_loss):
+            raise TrainingError(f"the loss is no longer finite in epoch {epoch + 1}: lower the recipe's rate")
+        record = {"epoch": epoch + 1, "side": recipe.side_at(epoch), "lr": lr, "train_loss": train_loss}
+        if len(watched):
+            logits = evaluation_logits(run.net, watched, recipe, device)
+            record["loss"] = F.cross_entropy(logits, watched.labels).item()
+            record["accuracy"] = (logits.argmax(1) == watched.labels).float().mean().item()
+        record["seconds"] = time.monotonic() - began
+        run.history.append(record)
+        run.seconds += record["seconds"]
+        checkpoint.save(
+            saved,
+            {
+                "identity": identity,
+                "net": net.state_dict(),
+                "ema": ema.state_dict() if ema else None,
+                "optimizer": optimizer.state_dict(),
+                "history": run.history,
+                "seconds": run.seconds,
+                "about": run.about,
+            },
+        )
+        observer.epoch(record)
+
+    run.net.eval()
+    return run
+
+
+@contextmanager
+def autocast(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """bfloat16 where the recipe asks for it."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp):
+        yield
+
+
+def evaluation_logits(net: nn.Module, pictures: Pictures, recipe: Recipe, device: torch.device) -> Tensor:
+    """Logits of `net` in evaluation mode after the recipe's test transform, float32[N, C] on the CPU."""
+    net.eval()
+    spec = recipe.input_spec()
+    size = max(1, 500 * 32 * 32 // recipe.crop**2)
+    out = []
+    with torch.inference_mode(), autocast(recipe, device):
+        for start in range(0, len(pictures), size):
+            pixels = pictures.pixels[start : start + size].numpy()
+            seen = np.stack([test_transform(Image.fromarray(picture), spec) for picture in pixels])
+            batch = normalise(torch.from_numpy(seen).to(device), recipe)
+            out.append(net(batch).float().cpu())
+    return torch.cat(out)
+
+
+def describe(device: torch.device, seed: int) -> dict[str, Any]:
+    """Where and by what a run is computed."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{cpu_name()}, {torch.get_num_threads()} threads"
+    return {"seed": seed, "commit": git_commit(), "device": name, "torch": torch.__version__}
+
+
+def cpu_name() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def git_commit() -> str:
+    """The commit of this checkout, or "unknown" outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

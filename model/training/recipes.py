@@ -1,0 +1,170 @@
+"""The training recipes, each a frozen record. To add one: another entry in `RECIPES`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from model.card import InputSpec
+from model.errors import RecipeError
+from model.nets.resnet import Stem
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that decides what a training run computes, save the seed and the data."""
+
+    name: str
+    summary: str
+    data: Literal["cifar10", "synthetic"] = "cifar10"
+    holdout: int = 5000
+    """Training pictures kept out, for choices: the same ones for every run."""
+    watch: Literal["holdout", "test"] = "holdout"
+    """What is evaluated after each epoch. Only the article's recipe looks at the test set before the end."""
+
+    network: str = "resnet18"
+    stem: Stem = "cifar"
+    width: int = 64
+    conv_bias: bool = False
+    zero_init_residual: bool = False
+
+    resize: int = 32
+    """Side that a picture's shorter side is resized to, in training and test, pixels."""
+    crop: int = 32
+    """Side of the square that the network sees, pixels."""
+    pad: int = 4
+    """Pixels of reflected border that the random crop may reach into."""
+    flip: Literal["random", "alternating"] = "random"
+    """Horizontal flips: a coin for each picture and epoch, or one coin for each picture, turned every epoch
+    (Jordan 2024, arXiv:2404.00498)."""
+    cutout: int = 0
+    """Side of the square that is blanked (DeVries & Taylor 2017, arXiv:1708.04552), pixels; 0 for none."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Progressive resizing: (first epoch, side in pixels) pairs; empty trains at `crop` throughout."""
+    mean: tuple[float, float, float] = CIFAR10_MEAN
+    std: tuple[float, float, float] = CIFAR10_STD
+
+    epochs: int
+    batch_size: int
+    lr: float
+    """The highest learning rate of the run."""
+    schedule: Literal["triangular", "cosine", "multistep"] = "triangular"
+    """triangular and cosine: linear from `warmup_start` x lr up to lr at `warmup` of the run, then linearly or along
+    a half cosine to 0, set anew for every step. multistep: lr x `gamma` at each of the `milestones`, in epochs."""
+    warmup: float = 0.2
+    warmup_start: float = 0.2
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+    """Decay a step of the exponential moving average of the weights, which is then what ships; 0 for none."""
+
+    amp: bool = True
+    """bfloat16 autocast."""
+    compile: bool = False
+    """torch.compile. It pays on a GPU and on long runs; each picture size costs about a minute on two cores."""
+    matmul_side: int = 0
+    """On a CPU, run 3x3 convolutions whose output is at most this many pixels wide as one matrix product."""
+
+    def side_at(self, epoch: int) -> int:
+        """Side in pixels of the training pictures in the given epoch, counted from 0."""
+        return next((side for first, side in reversed(self.sizes) if epoch >= first), self.crop)
+
+    def input_spec(self) -> InputSpec:
+        """The test transform that belongs to this training."""
+        return InputSpec(
+            resize=self.resize, crop=self.crop, interpolation="bilinear", mean=self.mean, std=self.std
+        )
+
+
+STANDARD = Recipe(
+    name="standard",
+    summary="80 epochs at 32 x 32 with cutout: minutes on a GPU",
+    epochs=80,
+    batch_size=500,
+    lr=1.0,
+    cutout=12,
+    ema_decay=0.995,
+    compile=True,
+)
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="smoke",
+            summary="seconds on a CPU, a narrow network on synthetic pictures: shows that the parts fit",
+            data="synthetic",
+            holdout=50,
+            width=8,
+            epochs=3,
+            batch_size=50,
+            lr=0.1,
+            cutout=8,
+            ema_decay=0.9,
+            sizes=((0, 24), (2, 32)),
+            amp=False,
+        ),
+        Recipe(
+            name="quick",
+            summary="13 epochs, small pictures first: about an hour on two cores",
+            zero_init_residual=True,
+            flip="alternating",
+            sizes=((0, 20), (4, 24), (8, 28), (10, 32)),
+            epochs=13,
+            batch_size=125,
+            lr=0.25,
+            label_smoothing=0.1,
+            ema_decay=0.99,
+            matmul_side=5,
+        ),
+        STANDARD,
+        replace(
+            STANDARD,
+            name="best",
+            summary="200 epochs at 32 x 32 with cutout, cosine rate: half an hour on a large GPU",
+            epochs=200,
+            schedule="cosine",
+            warmup=0.05,
+            ema_decay=0.999,
+        ),
+        Recipe(
+            name="article",
+            summary="the article to the letter: 300 epochs at 224 x 224, weeks on a CPU",
+            holdout=0,
+            watch="test",
+            conv_bias=True,
+            resize=256,
+            crop=224,
+            pad=0,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            epochs=300,
+            batch_size=32,
+            lr=0.1,
+            schedule="multistep",
+            milestones=(150, 225),
+            nesterov=False,
+            weight_decay=1e-4,
+            amp=False,
+        ),
+    )
+}
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        RecipeError: there is none; the message lists the names.
+    """
+    if name not in RECIPES:
+        raise RecipeError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]
