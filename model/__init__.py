@@ -1,1 +1,56 @@
-"""The classifier as a library."""
+"""The classifier as a library: load a bundle, prepare pictures, classify them.
+
+    classifier = model.load("weights/resnet18-cifar10")
+    picture = model.prepare(data, classifier.card.input, max_pixels=50_000_000)
+    prediction, = classifier.classify(picture.pixels[None])
+    prediction.top_k(3)
+
+What is listed in `__all__` is the public API; `app` uses nothing else.
+"""
+
+from model.card import ModelCard
+from model.classifier import Classifier, Prediction, Ranked, load
+from model.engines.base import DeviceName, Engine, EngineName
+from model.errors import (
+    BundleError,
+    CardError,
+    DataError,
+    EngineError,
+    ImageError,
+    ImageTooLarge,
+    IntegrityError,
+    ModelError,
+    RecipeError,
+    SaveError,
+    TrainingError,
+    UnreadableImage,
+    UnsupportedImage,
+)
+from model.image import FORMATS, Picture, prepare
+
+__all__ = [
+    "FORMATS",
+    "BundleError",
+    "CardError",
+    "Classifier",
+    "DataError",
+    "DeviceName",
+    "Engine",
+    "EngineError",
+    "EngineName",
+    "ImageError",
+    "ImageTooLarge",
+    "IntegrityError",
+    "ModelCard",
+    "ModelError",
+    "Picture",
+    "Prediction",
+    "Ranked",
+    "RecipeError",
+    "SaveError",
+    "TrainingError",
+    "UnreadableImage",
+    "UnsupportedImage",
+    "load",
+    "prepare",
+]

@@ -154,10 +154,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_grey(image: Image.Image) -> Image.Image:
     """16-bit, 32-bit and floating-point grey to 8 bits, by the range that the values are in."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+    values: NDArray[np.float32] = np.nan_to_num(np.asarray(image, dtype=np.float32))
     top = float(values.max())
     if image.mode.startswith("I;16") or top > 255:
-        values = values / 257 if top <= 65535 else values * (255 / top)
+        values *= np.float32(1 / 257 if top <= 65535 else 255 / top)
     elif image.mode == "F" and top <= 1:
-        values = values * 255
+        values *= 255
     return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))

@@ -46,10 +46,9 @@ def count_multiply_adds(net: nn.Module, side: int) -> int:
     """Multiply-adds of one forward pass over one picture of side x side, convolutions and linear layers only."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    meta = next(net.parameters()).device
     was_training = net.training
     net.eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        net(torch.zeros(1, 3, side, side, device=meta))
+        net(torch.zeros(1, 3, side, side))
     net.train(was_training)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2

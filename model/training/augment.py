@@ -44,9 +44,7 @@ def training_batch(
     rows, columns = _reflect(torch.arange(crop) + offset, side)
     columns = torch.where(flip[:, None], columns.flip(1), columns)
     # One gather does selection, shift and flip.
-    cropped = source[
-        picture.to(device)[:, None, None], rows.to(device)[:, :, None], columns.to(device)[:, None, :]
-    ]
+    cropped = source[picture.to(device)[:, None, None], rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
 
     batch = normalise(cropped, recipe)
     if recipe.cutout:
@@ -73,5 +71,5 @@ def _square(count: int, side: int, hole: int, generator: torch.Generator) -> Ten
     """bool[N, 1, side, side], true inside a square with its centre anywhere in the picture."""
     axis = torch.arange(side)
     start = torch.randint(0, side, (2, count, 1), generator=generator) - hole // 2
-    rows, columns = (axis >= start) & (axis < start + hole)
-    return (rows[:, :, None] & columns[:, None, :])[:, None]
+    inside: Tensor = (axis >= start) & (axis < start + hole)
+    return inside[0, :, None, :, None] & inside[1, :, None, None, :]

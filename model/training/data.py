@@ -78,15 +78,14 @@ def load(kind: str, root: Path, *, holdout: int, limit: int | None = None, downl
         DataError: the files are missing or damaged.
     """
     if kind == "synthetic":
-        train, test, labels, md5 = _synthetic(400, 1), _synthetic(100, 2), CIFAR10_LABELS, {}
+        train, test, md5 = _synthetic(400, 1), _synthetic(100, 2), dict[str, str]()
     else:
         train, test, md5 = _cifar10(root, download=download)
-        labels = CIFAR10_LABELS
     kept, held = _split(train.labels, holdout)
     train, held_out = train[kept], train[held]
     if limit is not None:
         train, held_out, test = train[:limit], held_out[:limit], test[:limit]
-    return DataSet(train, held_out, test, labels, md5)
+    return DataSet(train, held_out, test, CIFAR10_LABELS, md5)
 
 
 def load_cifar10_test(root: Path) -> Pictures:
@@ -135,7 +134,7 @@ def _split(labels: Tensor, holdout: int) -> tuple[Tensor, Tensor]:
     per_class = holdout // (int(labels.max()) + 1)
     shuffled = labels[order]
     rank = torch.zeros_like(shuffled)
-    for label in shuffled.unique():
+    for label in range(int(labels.max()) + 1):
         chosen = shuffled == label
         rank[chosen] = torch.arange(int(chosen.sum()))
     held = rank < per_class
@@ -148,7 +147,9 @@ def _synthetic(count: int, stream: int) -> Pictures:
     labels = torch.arange(count) % len(CIFAR10_LABELS)
     angle = labels * (torch.pi / len(CIFAR10_LABELS))
     axis = torch.linspace(-1, 1, 32)
-    along = axis[None, :, None] * torch.sin(angle)[:, None, None] + axis[None, None, :] * torch.cos(angle)[:, None, None]
+    along = (
+        axis[None, :, None] * torch.sin(angle)[:, None, None] + axis[None, None, :] * torch.cos(angle)[:, None, None]
+    )
     phase = torch.rand(count, 1, 1, generator=generator) * 2 * torch.pi
     grating = torch.sin(10 * along + phase)
     hue = torch.stack([torch.cos(angle * 2 + shift) for shift in (0.0, 2.1, 4.2)], dim=-1)

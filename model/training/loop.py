@@ -24,6 +24,7 @@ from model.training import checkpoint
 from model.training.augment import normalise, training_batch
 from model.training.data import DataSet, Pictures
 from model.training.matmul_conv import use_matmul_convolutions
+from model.training.pretrained import start_from
 from model.training.recipes import Recipe
 
 
@@ -72,24 +73,6 @@ def network_arguments(recipe: Recipe, num_classes: int) -> dict[str, Any]:
     return {"num_classes": num_classes, "stem": recipe.stem, "width": recipe.width, "conv_bias": recipe.conv_bias}
 
 
-def start_from(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a state dict into `net`, leaving the head (`fc`) as it is when its number of classes differs.
-
-    Raises:
-        RecipeError: the state dict is of another network.
-    """
-    own = net.state_dict()
-    if any(state[key].shape != own[key].shape for key in ("fc.weight", "fc.bias") if key in state):
-        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    try:
-        missing, unexpected = net.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise RecipeError(f"--init is of another network: {str(error).splitlines()[1].strip()}") from error
-    wrong = [key for key in missing if not key.startswith("fc.")] + list(unexpected)
-    if wrong:
-        raise RecipeError(f"--init is of another network: {len(wrong)} names differ, such as {wrong[0]}")
-
-
 def train(
     recipe: Recipe,
     data: DataSet,
@@ -136,7 +119,7 @@ def train(
         use_matmul_convolutions(net, recipe.matmul_side)
     ema = None
     if recipe.ema_decay:
-        ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)
+        ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)  # type: ignore[no-untyped-call]
     optimizer = torch.optim.SGD(
         net.parameters(),
         lr=recipe.lr,
@@ -177,13 +160,11 @@ def train(
         net.train()
         total, recent = torch.zeros((), device=device), None
         lr = 0.0
-        for step, index in enumerate(order.split(recipe.batch_size)):
+        for step, index in enumerate(torch.split(order, recipe.batch_size)):
             lr = learning_rate(recipe, epoch, (epoch * steps + step) / (steps * recipe.epochs))
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = training_batch(
-                train_part.pixels, index, recipe, epoch=epoch, coin=coin, generator=generator
-            )
+            batch = training_batch(train_part.pixels, index, recipe, epoch=epoch, coin=coin, generator=generator)
             with autocast(recipe, device):
                 logits = model(batch)
             loss = F.cross_entropy(

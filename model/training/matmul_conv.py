@@ -33,7 +33,7 @@ class _MatmulConv3x3(torch.autograd.Function):
         return (patches @ flat.t()).view(count, rows, columns, -1).permute(0, 3, 1, 2)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         patches, flat = ctx.saved_tensors
         (count, channels, height, width), rows, columns, stride = ctx.geometry
         grad = grad.permute(0, 2, 3, 1).reshape(count * rows * columns, -1)
@@ -70,6 +70,11 @@ def use_matmul_convolutions(net: nn.Module, side: int) -> None:
     Parameters and state-dict keys stay as they are.
     """
     for module in net.modules():
-        if type(module) is nn.Conv2d and module.kernel_size == (3, 3) and module.padding == (1, 1) and module.groups == 1:
+        if (
+            type(module) is nn.Conv2d
+            and module.kernel_size == (3, 3)
+            and module.padding == (1, 1)
+            and module.groups == 1
+        ):
             module.__class__ = MatmulConv2d
             module.side = side  # type: ignore[assignment]

@@ -77,11 +77,19 @@ class Recipe:
         """Side in pixels of the training pictures in the given epoch, counted from 0."""
         return next((side for first, side in reversed(self.sizes) if epoch >= first), self.crop)
 
+    def lasting(self, epochs: int) -> "Recipe":
+        """The same recipe over another number of epochs, its turning points moved in proportion."""
+        scale = epochs / self.epochs
+        return replace(
+            self,
+            epochs=epochs,
+            sizes=tuple((round(first * scale), side) for first, side in self.sizes),
+            milestones=tuple(round(milestone * scale) for milestone in self.milestones),
+        )
+
     def input_spec(self) -> InputSpec:
         """The test transform that belongs to this training."""
-        return InputSpec(
-            resize=self.resize, crop=self.crop, interpolation="bilinear", mean=self.mean, std=self.std
-        )
+        return InputSpec(resize=self.resize, crop=self.crop, interpolation="bilinear", mean=self.mean, std=self.std)
 
 
 STANDARD = Recipe(

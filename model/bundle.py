@@ -1,0 +1,74 @@
+"""A weights/ folder: opened with its hashes checked, written in one step."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.card import ModelCard, read_card
+from model.errors import IntegrityError, SaveError
+
+CARD_FILE = "card.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A folder whose files agree with its card."""
+
+    folder: Path
+    card: ModelCard
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read the card and check the SHA-256 of every file that it lists.
+
+    Raises:
+        CardError: the card is missing or malformed.
+        IntegrityError: a file is missing, or differs from the card.
+    """
+    card = read_card(folder / CARD_FILE)
+    for name, expected in card.files.items():
+        try:
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise IntegrityError(f"{folder / name} is missing or unreadable: fetch the bundle again") from error
+        if found != expected:
+            raise IntegrityError(f"{folder / name} does not have the SHA-256 on its card: fetch the bundle again")
+    return Bundle(folder, card)
+
+
+def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a new folder of files, whole or not at all.
+
+    Args:
+        folder: must not exist.
+        files: relative path to contents, the card among them.
+
+    Raises:
+        SaveError: the folder exists, or cannot be written; nothing is left behind.
+    """
+    if folder.exists():
+        raise SaveError(f"{folder} exists: choose another --out, or move it away")
+    partial = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        partial.chmod(0o755)
+        for name, contents in files.items():
+            path = partial / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                file.write(contents)
+                file.flush()
+                os.fsync(file.fileno())
+        partial.rename(folder)
+    except OSError as error:
+        raise SaveError(f"cannot write {folder} ({error.strerror}): make room or choose another --out") from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)

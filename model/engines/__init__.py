@@ -1,0 +1,1 @@
+"""Runtimes that turn pixels into logits, behind one protocol."""

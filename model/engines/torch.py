@@ -1,0 +1,125 @@
+"""PyTorch: on CUDA in bfloat16, else on the CPU in bfloat16 or float32, whichever is faster there."""
+
+import time
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import nn
+
+from model.bundle import WEIGHTS_FILE, Bundle
+from model.card import InputSpec
+from model.engines.base import DeviceName
+from model.errors import CardError, EngineError, IntegrityError, RecipeError
+from model.nets.zoo import build
+
+Precision = Literal["auto", "bfloat16", "float32"]
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+# Pictures in the batch that decides the precision, and how often each is timed.
+_TRIAL_BATCH = 4
+_TRIALS = 3
+
+
+class TorchEngine:
+    """A network in evaluation mode.
+
+    Args:
+        net: takes float[N, 3, H, W], gives logits float[N, C]. The engine keeps and converts it.
+        spec: mean, std and crop of the card.
+        device: "auto" takes CUDA where there is one.
+        precision: "auto" takes bfloat16 on CUDA, and on a CPU what a short trial finds faster.
+
+    Raises:
+        EngineError: there is no CUDA device and "cuda" was asked for.
+    """
+
+    name = "torch"
+    device: str
+    precision: str
+
+    def __init__(
+        self, net: nn.Module, spec: InputSpec, *, device: DeviceName = "auto", precision: Precision = "auto"
+    ) -> None:
+        self._device = torch.device(_available(device))
+        self._mean = torch.tensor(spec.mean, device=self._device) * 255
+        self._std = torch.tensor(spec.std, device=self._device) * 255
+        self._net = net.eval().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._trial = np.full((_TRIAL_BATCH, spec.crop, spec.crop, 3), 128, np.uint8)
+        if precision == "auto":
+            precision = self._faster()
+        self._use(precision)
+        self.precision = precision
+        on_gpu = self._device.type == "cuda"
+        self.device = torch.cuda.get_device_name(self._device) if on_gpu else "cpu"
+        self.logits(self._trial)  # warmed up before the first request
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, device: DeviceName = "auto", threads: int = 0) -> Self:
+        """Build the card's network and load the bundle's weights into it.
+
+        Raises:
+            CardError: the card names a network that does not exist.
+            IntegrityError: the weights are not of that network.
+            EngineError: there is no such device.
+        """
+        if threads:
+            torch.set_num_threads(threads)
+        architecture = bundle.card.architecture
+        try:
+            net = build(architecture.name, **architecture.arguments)
+        except RecipeError as error:
+            raise CardError(f"{bundle.folder}/card.json: architecture: {error}") from error
+        try:
+            net.load_state_dict(load_file(bundle.folder / WEIGHTS_FILE))
+        except Exception as error:
+            raise IntegrityError(
+                f"{bundle.folder / WEIGHTS_FILE} does not hold the weights of {architecture.name}: "
+                "export the bundle again"
+            ) from error
+        return cls(net, bundle.card.input, device=device)
+
+    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float()
+            batch = (batch - self._mean[:, None, None]) / self._std[:, None, None]
+            batch = batch.to(self._dtype, memory_format=torch.channels_last)
+            out: NDArray[np.float32] = self._net(batch).float().cpu().numpy()
+        return out
+
+    def _use(self, precision: str) -> None:
+        self._dtype = _DTYPES[precision]
+        self._net.to(self._dtype)
+        for module in self._net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.float()  # running statistics lose too much in bfloat16
+
+    def _faster(self) -> Precision:
+        if self._device.type == "cuda":
+            return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return "float32"
+        exact = {name: tensor.clone() for name, tensor in self._net.state_dict().items()}
+        seconds: dict[Precision, float] = {}
+        for precision in ("bfloat16", "float32"):
+            self._use(precision)
+            self.logits(self._trial)
+            seconds[precision] = min(self._timed() for _ in range(_TRIALS))
+            self._use("float32")
+            self._net.load_state_dict(exact)  # bfloat16 rounded them
+        return min(seconds, key=seconds.__getitem__)
+
+    def _timed(self) -> float:
+        began = time.perf_counter()
+        self.logits(self._trial)
+        return time.perf_counter() - began
+
+
+def _available(device: DeviceName) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EngineError("there is no CUDA device here: set the device to cpu or auto")
+    return device

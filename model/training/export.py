@@ -1,0 +1,97 @@
+"""From a finished run to a bundle."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from model.bundle import CARD_FILE, WEIGHTS_FILE, write_bundle
+from model.card import FORMAT_VERSION, Architecture, Complexity, Metrics, ModelCard, SelfTest, Training
+from model.classifier import SELF_TEST_PICTURES, self_test_pixels
+from model.engines.base import DeviceName
+from model.engines.torch import TorchEngine
+from model.nets.zoo import build, count_multiply_adds, count_parameters
+from model.training import report
+from model.training.data import DataSet
+from model.training.evaluate import Scores, measure
+from model.training.loop import Run, network_arguments
+
+_SELF_TEST_SEED = 10
+# bfloat16 engines stay within a tenth of this, other weights do not.
+_SELF_TEST_TOLERANCE = 0.1
+
+
+def export(
+    run: Run,
+    data: DataSet,
+    folder: Path,
+    *,
+    name: str,
+    device: DeviceName = "auto",
+    progress: Callable[[int], None] | None = None,
+) -> tuple[ModelCard, Scores]:
+    """Test the run once and write its bundle to `folder`, which must not exist.
+
+    What is tested is what ships: the weights after rounding for storage, in float32 arithmetic.
+
+    Raises:
+        SaveError: the folder exists or cannot be written; nothing is left behind.
+    """
+    recipe = run.recipe
+    arguments = network_arguments(recipe, len(data.labels))
+    state = at_rest(run.net.state_dict())
+    weights = to_safetensors(state)
+    net = build(recipe.network, **arguments)
+    net.load_state_dict(state)
+    complexity = Complexity(parameters=count_parameters(net), multiply_adds=count_multiply_adds(net, recipe.crop))
+    spec = recipe.input_spec()
+    engine = TorchEngine(net, spec, device=device, precision="float32")
+    scores = measure(engine, spec, data.test, progress=progress)
+    expected = engine.logits(self_test_pixels(_SELF_TEST_SEED, SELF_TEST_PICTURES, spec.crop))
+
+    card = ModelCard(
+        format_version=FORMAT_VERSION,
+        name=name,
+        architecture=Architecture(name=recipe.network, arguments=arguments),
+        labels=list(data.labels),
+        input=spec,
+        complexity=complexity,
+        training=Training(
+            recipe=asdict(recipe),
+            epochs=len(run.history),
+            pictures=len(data.train),
+            dataset_md5=dict(data.md5),
+            seconds=round(run.seconds, 1),
+            **run.about,
+        ),
+        metrics=Metrics(
+            top1=scores.top1,
+            nll=scores.nll,
+            ece=scores.ece,
+            pictures=scores.pictures,
+            measured=f"once, after the last epoch, one view, float32 on {engine.device}",
+        ),
+        files={WEIGHTS_FILE: hashlib.sha256(weights).hexdigest()},
+        self_test=SelfTest(
+            seed=_SELF_TEST_SEED, logits=[row.tolist() for row in expected], tolerance=_SELF_TEST_TOLERANCE
+        ),
+    )
+    files = {
+        CARD_FILE: card.model_dump_json(indent=2).encode() + b"\n",
+        WEIGHTS_FILE: weights,
+        **report.files(card, run.history, scores, watched=recipe.watch),
+    }
+    write_bundle(folder, files)
+    return card, scores
+
+
+def at_rest(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict as it is stored: weights in float16, what is of one dimension (biases, BatchNorm) in float32."""
+    return {
+        key: tensor.detach().cpu().to(torch.float16 if tensor.ndim > 1 else tensor.dtype).contiguous()
+        for key, tensor in state.items()
+    }

@@ -1,0 +1,49 @@
+"""Starting from somebody's weights, such as torchvision's for ImageNet."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from model.errors import RecipeError
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a .safetensors file, or from one that torch.save wrote.
+
+    Raises:
+        RecipeError: it is missing, or is no state dict of tensors.
+    """
+    if not path.is_file():
+        raise RecipeError(f"there is no file {path}: give --init a state dict (.pth or .safetensors)")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise TypeError("it holds something else")
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"{path} is not a state dict ({reason}): give --init a .pth or .safetensors file") from error
+    return state
+
+
+def start_from(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a state dict into `net`; a head (`fc`) of another number of classes stays as it was drawn.
+
+    Raises:
+        RecipeError: the state dict is of another network.
+    """
+    own = net.state_dict()
+    head = {"fc.weight", "fc.bias"}
+    if any(key in state and state[key].shape != own[key].shape for key in head):
+        state = {key: value for key, value in state.items() if key not in head}
+    wrong = sorted((own.keys() ^ state.keys()) - head)
+    wrong += [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    # Old checkpoints lack the counters, which nothing reads.
+    wrong = [key for key in wrong if not key.endswith("num_batches_tracked")]
+    if wrong:
+        raise RecipeError(
+            f"--init is of another network ({len(wrong)} tensors differ, such as {wrong[0]}): "
+            "choose its --network and --stem"
+        )
+    net.load_state_dict(state, strict=False)

@@ -1,0 +1,220 @@
+"""The bundle's README.md and its plots: drawn from numbers alone, no data-set picture among them."""
+
+import io
+import json
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from model.card import ModelCard
+from model.training.data import Pictures
+from model.training.evaluate import ECE_BINS, Scores
+
+matplotlib.use("agg")
+
+_INK, _BLUE, _ORANGE, _GRID = "#222222", "#2563a8", "#d9730d", "#dddddd"
+_MISTAKES = 12
+
+
+def files(card: ModelCard, history: Sequence[dict[str, float]], scores: Scores, *, watched: str) -> dict[str, bytes]:
+    """README.md and plots/*.png of a bundle.
+
+    Args:
+        card: of the bundle.
+        history: one record an epoch, as `loop.Run` keeps it.
+        scores: on the test set.
+        watched: what was evaluated after each epoch, "holdout" or "test".
+
+    Returns:
+        Relative path to contents.
+    """
+    return {
+        "README.md": _readme(card, history, scores).encode(),
+        "plots/curves.png": _png(_curves(history, watched)),
+        "plots/confusion.png": _png(_confusion(card.labels, scores)),
+        "plots/reliability.png": _png(_reliability(scores)),
+    }
+
+
+def surest_mistakes(scores: Scores) -> list[int]:
+    """Indices of the wrongly classified pictures with the highest confidence, surest first."""
+    chosen = scores.probabilities.argmax(1)
+    wrong = np.flatnonzero(chosen != scores.truth)
+    order = np.argsort(-scores.probabilities[wrong, chosen[wrong]], kind="stable")
+    return [int(index) for index in wrong[order][:_MISTAKES]]
+
+
+def contact_sheet(labels: Sequence[str], scores: Scores, pictures: Pictures) -> bytes:
+    """PNG of the surest mistakes, for the eye. It shows data-set pictures, so it stays out of the bundle."""
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    for place, index in enumerate(surest_mistakes(scores), start=1):
+        axes = figure.add_subplot(3, _MISTAKES // 3, place)
+        axes.imshow(pictures.pixels[index].numpy())
+        axes.set_axis_off()
+        chosen = int(scores.probabilities[index].argmax())
+        axes.set_title(
+            f"#{index}: {labels[scores.truth[index]]}\ntaken for {labels[chosen]} "
+            f"({scores.probabilities[index, chosen]:.1%})",
+            fontsize=9,
+        )
+    return _png(figure)
+
+
+def _readme(card: ModelCard, history: Sequence[dict[str, float]], scores: Scores) -> str:
+    training, metrics, spec = card.training, card.metrics, card.input
+    classes = "\n".join(
+        f"| {label} | {accuracy:.1%} |" for label, accuracy in zip(card.labels, scores.per_class, strict=True)
+    )
+    mistakes = "\n".join(
+        f"| {index} | {card.labels[scores.truth[index]]} | {card.labels[chosen]} "
+        f"| {scores.probabilities[index, chosen]:.1%} |"
+        for index in surest_mistakes(scores)
+        for chosen in [int(scores.probabilities[index].argmax())]
+    )
+    last = history[-1]
+    watched = f"; after the last epoch {last['accuracy']:.2%} on what was watched" if "accuracy" in last else ""
+    recipe = json.dumps(training.recipe, indent=2)
+    return f"""---
+pipeline_tag: image-classification
+datasets: [{"cifar10" if training.dataset_md5 else "synthetic"}]
+metrics: [accuracy]
+tags: [{card.architecture.name}, safetensors]
+model-index:
+- name: {card.name}
+  results:
+  - task: {{type: image-classification}}
+    dataset: {{name: {"CIFAR-10" if training.dataset_md5 else "synthetic"}, type: {
+        "cifar10" if training.dataset_md5 else "synthetic"
+    }, split: test}}
+    metrics: [{{type: accuracy, value: {metrics.top1:.4f}}}]
+---
+
+# {card.name}
+
+{card.architecture.name}, {card.complexity.parameters:,} parameters, {card.complexity.multiply_adds / 1e9:.2f} GMAC a
+picture of {spec.crop} x {spec.crop} pixels. This page was written by `python -m model.train`; the numbers are those of
+`card.json`, which a program should read instead.
+
+| | |
+|---|---|
+| test top-1 | **{metrics.top1:.2%}** of {metrics.pictures:,} pictures |
+| negative log-likelihood | {metrics.nll:.4f} nats |
+| expected calibration error, {ECE_BINS} bins | {metrics.ece:.2%} |
+| measured | {metrics.measured} |
+| recipe | `{training.recipe["name"]}`, {training.epochs} epochs over {training.pictures:,} pictures, seed {
+        training.seed
+    } |
+| trained on | {training.device}, torch {training.torch}, {training.seconds / 60:.0f} minutes{watched} |
+| code | commit `{training.commit}` |
+| test transform | shorter side to {spec.resize}, {spec.interpolation}, central {spec.crop} x {spec.crop} |
+
+Classify with it: `make serve`, or in Python
+
+    import model
+    classifier = model.load("weights/{card.name}")
+
+Repeat the test figures: `python -m model.evaluate weights/{card.name} --data data`.
+
+## Training
+
+![loss and accuracy by epoch](plots/curves.png)
+
+## Where it errs
+
+![confusion matrix](plots/confusion.png)
+
+| class | right |
+|---|---|
+{classes}
+
+The surest mistakes, by number in the test set:
+
+| picture | is | taken for | probability |
+|---|---|---|---|
+{mistakes}
+
+## How far its probabilities can be trusted
+
+![reliability diagram](plots/reliability.png)
+
+## The recipe in full
+
+```json
+{recipe}
+```
+"""
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _curves(history: Sequence[dict[str, float]], watched: str) -> Figure:
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    losses, accuracy = figure.subplots(1, 2)
+    epochs = [record["epoch"] for record in history]
+    losses.plot(epochs, [record["train_loss"] for record in history], color=_BLUE, marker=".", label="training")
+    if "loss" in history[-1]:
+        losses.plot(epochs, [record["loss"] for record in history], color=_ORANGE, marker=".", label=watched)
+        accuracy.plot(
+            epochs, [record["accuracy"] * 100 for record in history], color=_ORANGE, marker=".", label=watched
+        )
+        last = history[-1]
+        accuracy.annotate(
+            f"{last['accuracy']:.1%}",
+            (last["epoch"], last["accuracy"] * 100),
+            textcoords="offset points",
+            xytext=(-4, -14),
+            ha="right",
+        )
+        accuracy.legend(frameon=False, loc="lower right")
+    losses.set(xlabel="epoch", title="cross-entropy, nats")
+    accuracy.set(xlabel="epoch", title="top-1, %")
+    losses.legend(frameon=False)
+    for axes in (losses, accuracy):
+        axes.grid(color=_GRID)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def _confusion(labels: Sequence[str], scores: Scores) -> Figure:
+    figure = Figure(figsize=(7, 6.4), layout="constrained")
+    axes = figure.add_subplot()
+    share = scores.confusion / np.maximum(scores.confusion.sum(1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=max(0.15, float((share - np.diag(share.diagonal())).max())))
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlabel="taken for", ylabel="is", title="Pictures of each class (row) taken for each class (column)")
+    for row, counts in enumerate(scores.confusion):
+        for column, count in enumerate(counts):
+            if count:
+                axes.text(
+                    column, row, str(count), ha="center", va="center", fontsize=9,
+                    color="white" if row == column else _INK,
+                )  # fmt: skip
+    return figure
+
+
+def _reliability(scores: Scores) -> Figure:
+    figure = Figure(figsize=(5.4, 5.6), layout="constrained")
+    axes, sizes = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    width = 1 / ECE_BINS
+    centres = (np.arange(ECE_BINS) + 0.5) * width
+    count, confidence, right = scores.bins.T
+    filled = count > 0
+    axes.plot([0, 1], [0, 1], color=_INK, linestyle=":", label="perfect")
+    axes.bar(centres[filled], right[filled], width * 0.9, color=_BLUE, alpha=0.8, label="right")
+    axes.plot(confidence[filled], right[filled], color=_ORANGE, marker=".", label="at the bin's mean confidence")
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="share right", title=f"Expected calibration error {scores.ece:.2%}")
+    axes.legend(frameon=False, loc="upper left")
+    sizes.bar(centres, count, width * 0.9, color=_INK)
+    sizes.set_yscale("log")
+    sizes.set(xlabel="confidence of the first class", ylabel="pictures")
+    for part in (axes, sizes):
+        part.spines[["top", "right"]].set_visible(False)
+    return figure
