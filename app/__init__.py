@@ -1,0 +1,1 @@
+"""The web service: HTTP and JSON around the classifier. It never imports torch."""

@@ -1,0 +1,77 @@
+"""python -m app: serve with our settings, signals and drain."""
+
+import logging
+import signal
+import sys
+import time
+from types import FrameType
+
+import uvicorn
+from pydantic import ValidationError
+
+from app.main import create_app
+from app.service import Service
+from app.settings import Settings
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, but SIGTERM first turns /readyz to 503 and goes on answering, so that load balancers can look away."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, drain_delay: float) -> None:
+        super().__init__(config)
+        self._service = service
+        self._drain_delay = drain_delay
+        self._exit_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Drain on SIGTERM; at once, but still gracefully, on Ctrl-C; a second signal does not wait for answers."""
+        if self._exit_at is None:
+            self._service.drain()
+            self._exit_at = time.monotonic() + (self._drain_delay if sig == signal.SIGTERM else 0.0)
+        else:
+            self.force_exit = self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._exit_at is not None and time.monotonic() >= self._exit_at:
+            return True
+        return await super().on_tick(counter)
+
+
+def main() -> int:
+    """Serve until told to stop.
+
+    Returns:
+        The exit code: 0 after a drain, 1 when the model cannot be loaded, 2 when a setting is wrong.
+    """
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "TENFOLD_" + "_".join(str(part).upper() for part in problem["loc"])
+            print(f"error: {name}: {problem['msg']}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+
+    failed = False
+
+    def give_up() -> None:
+        nonlocal failed
+        failed = server.should_exit = True
+
+    app = create_app(settings, on_failure=give_up)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=settings.drain_timeout,
+    )
+    server = Server(config, app.state.service, settings.drain_delay)
+    server.run()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Bounded admission -> micro-batches -> the engine's own thread -> results."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.problems import NotAlive, QueueFull
+from model import Prediction
+
+_RATE_WINDOW = 10.0
+
+
+class Batched(NamedTuple):
+    """One picture's prediction, and the seconds that it waited and that its batch took."""
+
+    prediction: Prediction
+    queued: float
+    inference: float
+
+
+@dataclass(slots=True)
+class _Waiting:
+    pixels: NDArray[np.uint8]
+    future: asyncio.Future[Batched]
+    since: float
+
+
+class Batcher:
+    """Runs pictures of many requests through the classifier together.
+
+    One asyncio task owns the queue and one thread the engine. A batch starts as soon as the engine is free, with what
+    has queued meanwhile, so nobody waits for a timer.
+
+    Args:
+        classify: uint8[N, H, W, 3] to N predictions; called in `engine_thread` only.
+        engine_thread: an executor of one thread.
+        max_batch: most pictures in one call of `classify`.
+        queue_size: most pictures admitted at a time.
+        stall_timeout: seconds that one call may take before `check` gives up on it.
+    """
+
+    def __init__(
+        self,
+        classify: Callable[[NDArray[np.uint8]], Sequence[Prediction]],
+        engine_thread: ThreadPoolExecutor,
+        *,
+        max_batch: int,
+        queue_size: int,
+        stall_timeout: float,
+    ) -> None:
+        self._classify = classify
+        self._engine_thread = engine_thread
+        self._max_batch = max_batch
+        self._queue_size = queue_size
+        self._stall_timeout = stall_timeout
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._admitted = 0
+        self._batch_began: float | None = None
+        self._finished: deque[tuple[float, int]] = deque(maxlen=1000)
+        self._task = asyncio.create_task(self._run(), name="batcher")
+
+    @contextmanager
+    def admit(self, count: int) -> Iterator[None]:
+        """Hold room for `count` pictures, from before they are decoded until they are answered.
+
+        Raises:
+            QueueFull: there is none; it knows when to come back, from the measured rate of answers.
+        """
+        if self._admitted + count > self._queue_size:
+            raise QueueFull(
+                f"{self._admitted} pictures are under way and {self._queue_size} may be: "
+                "send them again after the seconds in Retry-After",
+                self._admitted / self._rate(),
+            )
+        self._admitted += count
+        try:
+            yield
+        finally:
+            self._admitted -= count
+
+    async def classify(self, pixels: NDArray[np.uint8]) -> Batched:
+        """Queue one picture, uint8[H, W, 3]. A caller that is cancelled while it waits costs no inference.
+
+        Raises:
+            Exception: whatever the classifier raised for the batch.
+        """
+        waiting = _Waiting(pixels, asyncio.get_running_loop().create_future(), time.monotonic())
+        self._queue.put_nowait(waiting)
+        return await waiting.future
+
+    def check(self) -> None:
+        """Whether the task and the engine's thread work.
+
+        Raises:
+            NotAlive: one does not.
+        """
+        if self._task.done():
+            raise NotAlive("the batching task has ended: restart the service")
+        if self._batch_began is not None and time.monotonic() - self._batch_began > self._stall_timeout:
+            raise NotAlive(f"a forward pass has run for more than {self._stall_timeout:g} s: restart the service")
+
+    async def stop(self) -> None:
+        """End the task. Pictures still queued are answered by nobody, so the server drains first."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = [await self._queue.get()]
+            while len(batch) < self._max_batch and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            batch = [waiting for waiting in batch if not waiting.future.done()]  # skip who has left
+            if not batch:
+                continue
+            began = self._batch_began = time.monotonic()
+            try:
+                pixels = np.stack([waiting.pixels for waiting in batch])
+                predictions = await loop.run_in_executor(self._engine_thread, self._classify, pixels)
+                answers = [
+                    Batched(prediction, began - waiting.since, time.monotonic() - began)
+                    for waiting, prediction in zip(batch, predictions, strict=True)
+                ]
+            except Exception as error:
+                for waiting in batch:
+                    if not waiting.future.done():
+                        waiting.future.set_exception(error)
+            else:
+                for waiting, answer in zip(batch, answers, strict=True):
+                    if not waiting.future.done():
+                        waiting.future.set_result(answer)
+            finally:
+                self._batch_began = None
+                self._finished.append((time.monotonic(), len(batch)))
+
+    def _rate(self) -> float:
+        """Pictures finished per second, lately; one per second while nothing is known."""
+        now = time.monotonic()
+        recent = [(when, count) for when, count in self._finished if now - when < _RATE_WINDOW]
+        if not recent:
+            return 1.0
+        # The oldest batch's own pictures were computed before the span begins.
+        span, pictures = now - recent[0][0], sum(count for _, count in recent[1:])
+        return max(pictures / span, 1.0) if span > 0 else 1.0

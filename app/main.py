@@ -1,0 +1,67 @@
+"""The application: create_app for tests and other servers, `app` for `uvicorn app.main:app`."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
+
+from app import problems
+from app.middleware import BodyLimit, RequestContext
+from app.routes import health, model, predict
+from app.service import Service
+from app.settings import Settings
+from model import Classifier
+from model import load as load_bundle
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    load: Callable[[], Classifier] | None = None,
+    on_failure: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """Build the application.
+
+    Args:
+        settings: read from the environment if not given.
+        load: gives the classifier; called in the engine's thread. Loads `settings.weights` if not given.
+        on_failure: called when loading fails; /readyz and /livez tell of it in any case.
+    """
+    settings = settings or Settings()
+    load = load or partial(
+        load_bundle, settings.weights, engine=settings.engine, device=settings.device, threads=settings.threads
+    )
+    service = Service(settings, load, on_failure)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+
+    app = FastAPI(
+        title="Tenfold",
+        description="Upload a picture, get its ranked CIFAR-10 classes.",
+        version="0.1.0",
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    problems.install(app)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestContext, closing=lambda: service.state == "draining")
+    for router in (predict.router, health.router, model.router):
+        app.include_router(router)
+    app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
+    return app
+
+
+def __getattr__(name: str) -> FastAPI:
+    """Build `app` when a server asks for it, not when `python -m app` imports this module for create_app."""
+    if name != "app":
+        raise AttributeError(name)
+    return create_app()

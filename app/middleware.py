@@ -1,0 +1,106 @@
+"""Around every request: an id, the body limit, timings, the access log, and an answer when all else fails."""
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.problems import BodyTooLarge, problem_response
+
+access = logging.getLogger("tenfold.access")
+logger = logging.getLogger("tenfold")
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class ClientGone(Exception):
+    """The caller hung up before its answer: nobody is there to be told."""
+
+
+class RequestContext:
+    """Give each request an id and a start time; give each response X-Request-ID and Server-Timing; log a line.
+
+    Routes find `request_id`, `arrived` (time.monotonic) and `timings` (name -> milliseconds, theirs to fill) in
+    `request.state`.
+
+    Args:
+        app: what is wrapped.
+        closing: whether connections should be given up after their answer, because the service is draining.
+    """
+
+    def __init__(self, app: ASGIApp, closing: Callable[[], bool]) -> None:
+        self.app = app
+        self.closing = closing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        arrived = time.monotonic()
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        timings: dict[str, float] = {}
+        scope.setdefault("state", {}).update(request_id=request_id, arrived=arrived, timings=timings)
+        status = 0
+
+        async def send_with_context(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                timings["total"] = (time.monotonic() - arrived) * 1000
+                headers["Server-Timing"] = ", ".join(f"{name};dur={value:.1f}" for name, value in timings.items())
+                if self.closing():
+                    headers["Connection"] = "close"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_context)
+        except ClientGone:
+            status = 499  # nginx's number for it; never sent
+        except Exception as error:
+            logger.exception("request %s failed", request_id)
+            if status:
+                raise  # half an answer is out: the server must cut the connection
+            await problem_response(error, request_id)(scope, receive, send_with_context)
+        finally:
+            elapsed = (time.monotonic() - arrived) * 1000
+            access.info("%s %s %d %.1fms id=%s", scope["method"], scope["path"], status, elapsed, request_id)
+
+
+class BodyLimit:
+    """Refuse a body over the limit as soon as it is known to be one, by its Content-Length or by counting.
+
+    Args:
+        app: what is wrapped.
+        max_bytes: the limit.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "")
+        received = int(announced) if announced.isdecimal() and int(announced) > self.max_bytes else 0
+
+        async def receive_within_limit() -> Message:
+            nonlocal received
+            if received <= self.max_bytes:
+                message = await receive()
+                received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                raise BodyTooLarge(
+                    f"the request has more than {self.max_bytes:,} bytes: send fewer or smaller pictures"
+                )
+            return message
+
+        await self.app(scope, receive_within_limit, send)

@@ -1,0 +1,149 @@
+"""Exception -> RFC 9457 problem+json: one table."""
+
+import http
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app.schemas import Problem
+from model import ImageTooLarge, UnreadableImage, UnsupportedImage
+
+logger = logging.getLogger("tenfold")
+
+
+class ServiceError(Exception):
+    """Base of what the service itself refuses; the message says what to do."""
+
+    retry_after: float | None = None
+    """Seconds after which a retry makes sense."""
+
+
+class BadUpload(ServiceError):
+    """Malformed multipart, no file, or an empty one."""
+
+
+class UnsupportedBody(ServiceError):
+    """The body's content type is neither multipart/form-data nor a picture's."""
+
+
+class BodyTooLarge(ServiceError):
+    """More bytes than the limit."""
+
+
+class TooManyFiles(ServiceError):
+    """More pictures in one request than the limit."""
+
+
+class InvalidTopK(ServiceError):
+    """top_k is not between 1 and the number of classes."""
+
+
+class QueueFull(ServiceError):
+    """No room for more pictures now."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class NotReady(ServiceError):
+    """Loading, failed or draining."""
+
+    retry_after = 1.0
+
+
+class NotAlive(ServiceError):
+    """The engine's thread no longer works."""
+
+    retry_after = 5.0
+
+
+class DeadlinePassed(ServiceError):
+    """No answer within the time allowed."""
+
+
+class Kind(NamedTuple):
+    """How an exception is told: HTTP status, the slug of its type URN, a title."""
+
+    status: int
+    slug: str
+    title: str
+
+
+TABLE: Mapping[type[Exception], Kind] = {
+    BadUpload: Kind(400, "bad-upload", "The upload holds no picture"),
+    BodyTooLarge: Kind(413, "body-too-large", "The request is too large"),
+    ImageTooLarge: Kind(413, "picture-too-large", "The picture has too many pixels"),
+    TooManyFiles: Kind(413, "too-many-files", "Too many pictures in one request"),
+    UnsupportedBody: Kind(415, "unsupported-body", "The content type is not accepted"),
+    UnsupportedImage: Kind(415, "unsupported-picture", "Not a picture format that is accepted"),
+    UnreadableImage: Kind(422, "unreadable-picture", "The picture is damaged"),
+    InvalidTopK: Kind(422, "invalid-top-k", "top_k is out of range"),
+    RequestValidationError: Kind(422, "invalid-parameter", "A parameter is malformed"),
+    Exception: Kind(500, "internal-error", "The service failed"),
+    QueueFull: Kind(503, "queue-full", "The service is at capacity"),
+    NotReady: Kind(503, "not-ready", "The service is not ready"),
+    NotAlive: Kind(503, "not-alive", "The engine does not answer"),
+    DeadlinePassed: Kind(504, "deadline-passed", "No answer in time"),
+}
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem_of(error: Exception, request_id: str) -> Problem:
+    """The problem that tells of `error`; one that the table does not know is our own fault and gives nothing away."""
+    kind = next(TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
+    if kind.status == 500:
+        detail = f"the service failed on this request: report it with the request id {request_id}"
+    elif isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        detail = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    else:
+        detail = str(error)
+    return Problem(
+        type=f"urn:tenfold:{kind.slug}", title=kind.title, status=kind.status, detail=detail, instance=request_id
+    )
+
+
+def problem_response(error: Exception, request_id: str) -> Response:
+    """The response that tells of `error`, with Retry-After where a retry makes sense."""
+    if isinstance(error, HTTPException):
+        phrase = http.HTTPStatus(error.status_code).phrase
+        problem = Problem(
+            type="about:blank", title=phrase, status=error.status_code, detail=error.detail, instance=request_id
+        )
+    else:
+        problem = problem_of(error, request_id)
+    headers = dict(getattr(error, "headers", None) or {})
+    if isinstance(error, ServiceError) and error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    return Response(problem.model_dump_json(), problem.status, headers, MEDIA_TYPE)
+
+
+def documented(*kinds: type[Exception]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI `responses` of a route that can fail in these ways."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for kind in (TABLE[cls] for cls in kinds):
+        entry = responses.setdefault(
+            kind.status,
+            {"description": "", "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}},
+        )
+        entry["description"] = "; ".join(filter(None, (entry["description"], kind.title)))
+    return responses
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of the table, and HTTP errors of the framework, with a problem."""
+
+    async def handle(request: Request, error: Exception) -> Response:
+        return problem_response(error, request.state.request_id)
+
+    for cls in (*TABLE, HTTPException):
+        if cls is not Exception:  # those pass on to the middleware, which logs them
+            app.add_exception_handler(cls, handle)

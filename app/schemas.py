@@ -1,0 +1,60 @@
+"""The wire shapes."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+
+class Problem(BaseModel):
+    """An error, after RFC 9457, as application/problem+json."""
+
+    type: Annotated[str, Field(description="What kind of problem, for programs.", examples=["urn:tenfold:queue-full"])]
+    title: Annotated[str, Field(description="The same for people.")]
+    status: Annotated[int, Field(description="The HTTP status.")]
+    detail: Annotated[str, Field(description="What happened this time, and what to do.")]
+    instance: Annotated[str, Field(description="The request id, as in X-Request-ID.")]
+
+
+class Ranked(BaseModel):
+    """One class of a ranking."""
+
+    label: str
+    index: Annotated[int, Field(ge=0, description="The class's number.")]
+    probability: Annotated[float, Field(ge=0, le=1)]
+
+
+class Answered(BaseModel):
+    """A picture that was classified."""
+
+    filename: Annotated[str | None, Field(description="As uploaded; null for a raw body.")]
+    width: Annotated[int, Field(description="Pixels, as seen (after EXIF orientation).")]
+    height: Annotated[int, Field(description="Pixels, as seen.")]
+    top_k: Annotated[list[Ranked], Field(description="The likeliest classes, likeliest first.")]
+    warnings: Annotated[list[str], Field(examples=[["upscaled from 8x8"]])]
+
+
+class Refused(BaseModel):
+    """A picture, one of several in its request, that could not be classified."""
+
+    filename: Annotated[str | None, Field(description="As uploaded.")]
+    problem: Problem
+
+
+class ModelName(BaseModel):
+    """Which weights gave the answer."""
+
+    name: str
+    version: Annotated[str, Field(description="12 hex digits of the weights' SHA-256.")]
+
+
+class Predictions(BaseModel):
+    """The answer to an upload: one result a picture, in order."""
+
+    model: ModelName
+    results: list[Answered | Refused]
+
+
+class Health(BaseModel):
+    """The answer to a probe that finds all well."""
+
+    status: Literal["alive", "ready"]

@@ -1,0 +1,154 @@
+"""What the routes are given: the classifier with its batcher, and whether it may be used."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from fastapi import Request
+
+from app.batching import Batcher
+from app.problems import NotAlive, NotReady
+from app.settings import Settings
+from app.upload import Upload
+from model import Classifier, ImageError, ModelError, Picture, Prediction, prepare
+
+logger = logging.getLogger("tenfold")
+
+State = Literal["loading", "ready", "draining", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A classified picture, and the seconds that it took to decode, waited, and its batch took."""
+
+    picture: Picture
+    prediction: Prediction
+    decode: float
+    queued: float
+    inference: float
+
+
+class Service:
+    """Loads the classifier in the background, so that probes are answered meanwhile, and runs pictures through it.
+
+    Args:
+        settings: limits and sizes.
+        load: gives the classifier, loaded and self-tested; called in the engine's thread.
+        on_failure: called when `load` fails.
+    """
+
+    def __init__(self, settings: Settings, load: Callable[[], Classifier], on_failure: Callable[[], None]) -> None:
+        self.settings = settings
+        self.state: State = "loading"
+        self._load = load
+        self._on_failure = on_failure
+        self._reason = "the model is loading: ask again in a second"
+        self._classifier: Classifier | None = None
+        self._batcher: Batcher | None = None
+        self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+
+    async def start(self) -> None:
+        """Begin to load."""
+        self._loading = asyncio.create_task(self._become_ready(), name="load")
+
+    async def stop(self) -> None:
+        """Let go of the threads. The server has answered everything by now."""
+        self._loading.cancel()
+        await asyncio.wait([self._loading])
+        if self._batcher:
+            await self._batcher.stop()
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._engine_thread.shutdown(wait=False, cancel_futures=True)
+
+    def drain(self) -> None:
+        """Say "not ready" from now on, but go on answering."""
+        if self.state != "failed":
+            self.state, self._reason = "draining", "the service is going down: send requests elsewhere"
+
+    def check_alive(self) -> None:
+        """Raises:
+        NotAlive: loading failed, or the engine does not work.
+        """
+        if self.state == "failed":
+            raise NotAlive(self._reason)
+        if self._batcher:
+            self._batcher.check()
+
+    def check_ready(self) -> None:
+        """Raises:
+        NotReady: loading, failed or draining.
+        NotAlive: the engine does not work.
+        """
+        if self.state != "ready":
+            raise NotReady(self._reason)
+        self.check_alive()
+
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier.
+
+        Raises:
+            NotReady: it is not loaded.
+        """
+        if self._classifier is None:
+            raise NotReady(self._reason)
+        return self._classifier
+
+    async def classify(self, uploads: Sequence[Upload]) -> list[Answer | ImageError]:
+        """Decode and classify pictures; each stands or falls alone.
+
+        Raises:
+            NotReady: the model is not loaded.
+            QueueFull: no room for so many pictures.
+        """
+        if self._batcher is None:
+            raise NotReady(self._reason)
+        with self._batcher.admit(len(uploads)):
+            return await asyncio.gather(*(self._classify(self._batcher, upload.data) for upload in uploads))
+
+    async def _classify(self, batcher: Batcher, data: bytes) -> Answer | ImageError:
+        began = time.monotonic()
+        loop = asyncio.get_running_loop()
+        spec, limit = self.classifier.card.input, self.settings.max_pixels
+        try:
+            picture = await loop.run_in_executor(self._decoders, lambda: prepare(data, spec, max_pixels=limit))
+        except ImageError as error:
+            return error
+        decode = time.monotonic() - began
+        batched = await batcher.classify(picture.pixels)
+        return Answer(picture, batched.prediction, decode, batched.queued, batched.inference)
+
+    async def _become_ready(self) -> None:
+        try:
+            self._classifier = await asyncio.get_running_loop().run_in_executor(self._engine_thread, self._load)
+        except Exception as error:
+            expected = isinstance(error, ModelError)
+            logger.error("the model cannot be loaded: %s", error, exc_info=None if expected else error)
+            self.state, self._reason = "failed", "the model could not be loaded: see the service's log"
+            self._on_failure()
+            return
+        settings = self.settings
+        self._batcher = Batcher(
+            self._classifier.classify,
+            self._engine_thread,
+            max_batch=settings.max_batch,
+            queue_size=settings.queue_size,
+            stall_timeout=settings.stall_timeout,
+        )
+        engine = self._classifier.engine
+        logger.info(
+            "serving %s on %s (%s, %s)", self._classifier.card.name, engine.name, engine.device, engine.precision
+        )
+        if self.state == "loading":
+            self.state = "ready"
+
+
+def service_of(request: Request) -> Service:
+    """The service of the application that answers the request."""
+    service: Service = request.app.state.service
+    return service
