@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: serve test check install lock
+
+serve: install  ## serve on http://127.0.0.1:8000
+	@exec $(BIN)/python -m app
+
+test: install  ## run the tests
+	$(BIN)/pytest
+
+check: install  ## style, types and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: .venv/installed  ## make .venv and install the pinned requirements
+
+.venv/installed: requirements/uv.txt requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/uv.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	@touch $@
+
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+
+lock: install  ## pin the requirements anew from pyproject.toml; add LOCK_FLAGS=--upgrade for newer versions
+	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra torch -o requirements/serve.txt
+	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra dev -o requirements/dev.txt
+	echo uv | $(LOCK) $(LOCK_FLAGS) - -o requirements/uv.txt
