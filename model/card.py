@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from model.errors import CardError
 
 FORMAT_VERSION: Final = 1
+NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Channels = tuple[float, float, float]
@@ -15,9 +16,9 @@ PositiveChannels = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(g
 
 
 class _Strict(BaseModel):
-    """An unknown or a missing field is an error, never a default."""
+    """An unknown or a missing field is an error, never a default; so is "32" for 32."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Architecture(_Strict):
@@ -120,7 +121,7 @@ class ModelCard(_Strict):
     """All of card.json."""
 
     format_version: Literal[1]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
     architecture: Architecture
     labels: Annotated[list[str], Field(min_length=2)]
     input: InputSpec

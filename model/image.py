@@ -4,6 +4,7 @@ Evaluation and serving both come through here, so they can never differ.
 """
 
 import io
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,13 @@ from model.card import InputSpec
 from model.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 
 Image.init()
-FORMATS = tuple(
-    name for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF") if name in Image.OPEN
-)
-"""The Pillow formats that are accepted; AVIF and HEIF where this Pillow reads them."""
+# The limit is max_pixels, for every format; Pillow's own would warn or raise at another number.
+Image.MAX_IMAGE_PIXELS = None
+# Pillow warns of oddities in a file that it reads all the same. Set once: catch_warnings is not for threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF") if name in Image.OPEN)
+"""The Pillow formats that are accepted, MPO as JPEG; AVIF and HEIF where this Pillow reads them."""
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -77,14 +81,12 @@ def prepare(data: bytes, spec: InputSpec, *, max_pixels: int) -> Picture:
         raise ImageTooLarge(f"the picture has {width} x {height} pixels, more than {max_pixels:,}: send a smaller one")
     if width == 0 or height == 0:
         raise UnreadableImage("the picture has no pixels: send another one")
-    warnings = []
-    if min(width, height) < spec.resize:
-        warnings.append(f"upscaled from {width}x{height}")
+    notes = []
     try:
         if image.format != "MPO" and getattr(image, "is_animated", False):
-            warnings.append("only the first frame counts")
+            notes.append("only the first frame counts")
             image.seek(0)
-        orientation = image.getexif().get(_ORIENTATION_TAG)
+        orientation = _orientation(image)
         if image.format in ("JPEG", "MPO"):
             image.draft(image.mode, (spec.resize * _DRAFT_MARGIN, spec.resize * _DRAFT_MARGIN))
         image.load()
@@ -93,7 +95,9 @@ def prepare(data: bytes, spec: InputSpec, *, max_pixels: int) -> Picture:
             rgb = rgb.transpose(_UPRIGHT[orientation])
             if orientation >= 5:
                 width, height = height, width
-        return Picture(test_transform(rgb, spec), width, height, tuple(warnings))
+        if min(width, height) < spec.resize:
+            notes.append(f"upscaled from {width}x{height}")
+        return Picture(test_transform(rgb, spec), width, height, tuple(notes))
     except Exception as error:  # Pillow's plugins let out whatever a damaged file makes them run into
         raise UnreadableImage("the picture is truncated or damaged: save it anew and send it again") from error
 
@@ -124,20 +128,28 @@ def test_transform(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
     if (width, height) != (spec.crop, spec.crop):
         left, top = round((width - spec.crop) / 2), round((height - spec.crop) / 2)
         image = image.crop((left, top, left + spec.crop, top + spec.crop))
-    return np.asarray(image)
+    return np.array(image)  # a copy, because Pillow lends its pixels read-only
 
 
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooLarge(f"the picture is too large ({error}): send a smaller one") from error
     except Exception as error:
         if any(accept and accept(data[:16]) for accept in (Image.OPEN[name][1] for name in FORMATS)):
             raise UnreadableImage("the picture's header is damaged: save it anew and send it again") from error
         if not isinstance(error, UnidentifiedImageError):
             raise UnreadableImage("the picture cannot be read: save it anew and send it again") from error
         raise UnsupportedImage(f"this is not a picture in an accepted format: send {', '.join(FORMATS)}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the stored picture lies, 1..8, by its EXIF; upright where that is damaged."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns it itself
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -154,7 +166,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_grey(image: Image.Image) -> Image.Image:
     """16-bit, 32-bit and floating-point grey to 8 bits, by the range that the values are in."""
-    values: NDArray[np.float32] = np.nan_to_num(np.asarray(image, dtype=np.float32))
+    values: NDArray[np.float32] = np.nan_to_num(np.asarray(image, dtype=np.float32)).clip(0)
     top = float(values.max())
     if image.mode.startswith("I;16") or top > 255:
         values *= np.float32(1 / 257 if top <= 65535 else 255 / top)

@@ -1,5 +1,6 @@
 """The training command: python -m model.train --recipe NAME."""
 
+import re
 import signal
 import time
 from dataclasses import replace
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from model.card import NAME_PATTERN
 from model.engines.base import DeviceName
 from model.errors import ModelError, SaveError, TrainingError
 from model.nets.resnet import Stem
@@ -144,6 +146,8 @@ def _run(
 ) -> None:
     if bundle.exists():
         raise SaveError(f"{bundle} exists: choose another --out, or move it away")
+    if not re.match(NAME_PATTERN, bundle.name):
+        raise SaveError(f"the name {bundle.name!r} will not do: end --out in letters, digits, dots, _ and - only")
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("there is no CUDA device here: use --device cpu or auto")
     start = None if init is None else read_state_dict(init)
@@ -169,9 +173,15 @@ def _run(
             bar.progress.stop()
     typer.echo(f"testing once, on {len(data.test):,} pictures")
     card, scores = export(result, data, bundle, name=bundle.name, device=device)
-    (folder / "mistakes.png").write_bytes(report.contact_sheet(card.labels, scores, data.test))
     typer.echo(f"test accuracy {card.metrics.top1:.2%}, expected calibration error {card.metrics.ece:.2%}")
-    typer.echo(f"wrote {bundle}; the surest mistakes are pictured in {folder / 'mistakes.png'}")
+    typer.echo(f"wrote {bundle}")
+    mistakes = folder / "mistakes.png"
+    try:
+        mistakes.write_bytes(report.contact_sheet(card.labels, scores, data.test))
+    except OSError as error:
+        mistakes.unlink(missing_ok=True)
+        raise SaveError(f"{bundle} is whole, but {mistakes} cannot be written: {error.strerror}") from error
+    typer.echo(f"the surest mistakes are pictured in {mistakes}")
 
 
 if __name__ == "__main__":

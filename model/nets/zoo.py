@@ -1,5 +1,6 @@
 """Name -> network. To add one: write its builder and give it a line in `BUILDERS`."""
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -46,9 +47,7 @@ def count_multiply_adds(net: nn.Module, side: int) -> int:
     """Multiply-adds of one forward pass over one picture of side x side, convolutions and linear layers only."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    was_training = net.training
-    net.eval()
+    shapes = copy.deepcopy(net).eval().to("meta")  # counts without computing
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        net(torch.zeros(1, 3, side, side))
-    net.train(was_training)
+        shapes(torch.zeros(1, 3, side, side, device="meta"))
     return int(counter.get_total_flops()) // 2

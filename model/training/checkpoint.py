@@ -1,11 +1,13 @@
 """The state of an unfinished run, written so that a kill or a full disk never leaves half a file."""
 
+import contextlib
 import io
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.torch_version import TorchVersion
 
 from model.errors import SaveError, TrainingError
 
@@ -27,7 +29,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise SaveError(
             f"cannot save the run to {path} ({error.strerror}): make room or choose another --run, then --resume"
         ) from error
@@ -40,9 +43,10 @@ def load(path: Path) -> dict[str, Any]:
         TrainingError: there is no checkpoint, or it cannot be read.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([TorchVersion]):  # earlier checkpoints hold one
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise TrainingError(f"there is nothing to resume in {path.parent}: start without --resume") from error
     except Exception as error:
-        raise TrainingError(f"{path} cannot be read ({error}): delete {path.parent} and start again") from error
+        raise TrainingError(f"{path} is damaged or no checkpoint: delete {path.parent} and start again") from error
     return state

@@ -237,7 +237,7 @@ def describe(device: torch.device, seed: int) -> dict[str, Any]:
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{cpu_name()}, {torch.get_num_threads()} threads"
-    return {"seed": seed, "commit": git_commit(), "device": name, "torch": torch.__version__}
+    return {"seed": seed, "commit": git_commit(), "device": name, "torch": str(torch.__version__)}
 
 
 def cpu_name() -> str:
