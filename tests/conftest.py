@@ -1,0 +1,107 @@
+"""Fixtures that the tests of both halves share."""
+
+import io
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+
+import model
+from model.card import InputSpec
+from model.nets.zoo import build
+from model.training import data as datasets
+from model.training.export import export
+from model.training.loop import Run, describe, network_arguments, train
+from model.training.recipes import CIFAR10_MEAN, CIFAR10_STD, Recipe, recipe_named
+
+CPU = torch.device("cpu")
+
+
+class Silent:
+    """An observer of training that says nothing."""
+
+    def begin(self, total_steps: int, done_steps: int) -> None: ...
+
+    def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int) -> None: ...
+
+    def epoch(self, record: dict[str, float]) -> None: ...
+
+
+@pytest.fixture(scope="session")
+def spec() -> InputSpec:
+    """The test transform of the shipped weights."""
+    return InputSpec(resize=32, crop=32, interpolation="bilinear", mean=CIFAR10_MEAN, std=CIFAR10_STD)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole bundle around a narrow ResNet-18 with random weights. Not to be altered."""
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    recipe = replace(recipe_named("smoke"), width=8)
+    data = datasets.load("synthetic", Path(), holdout=recipe.holdout, limit=40)
+    torch.manual_seed(0)
+    net = build(recipe.network, **network_arguments(recipe, len(data.labels)))
+    history = [{"epoch": 1, "side": 32, "lr": 0.1, "train_loss": 2.5, "loss": 2.4, "accuracy": 0.1, "seconds": 1.0}]
+    run = Run(recipe, net, history, seconds=1.0, about=describe(CPU, seed=0))
+    export(run, data, folder, name="tiny", device="cpu")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tiny_bundle: Path) -> model.Classifier:
+    return model.load(tiny_bundle, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def article_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the article's recipe after two steps on synthetic pictures: 256 -> 224 pixels, 27 GMAC a picture."""
+    recipe = replace(recipe_named("article").lasting(1), data="synthetic", batch_size=2)
+    return _trained(recipe, tmp_path_factory.mktemp("article") / "resnet18-article", limit=4)
+
+
+@pytest.fixture(scope="session")
+def bottleneck_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a ResNet-50 with the ImageNet stem after two steps: bottleneck blocks, 256 -> 224 pixels."""
+    recipe = replace(
+        recipe_named("article").lasting(1),
+        data="synthetic", batch_size=2, network="resnet50", stem="imagenet", conv_bias=False,
+    )  # fmt: skip
+    return _trained(recipe, tmp_path_factory.mktemp("bottleneck") / "resnet50-imagenet-stem", limit=4)
+
+
+def _trained(recipe: Recipe, folder: Path, *, limit: int) -> Path:
+    data = datasets.load(recipe.data, Path(), holdout=recipe.holdout, limit=limit)
+    run = train(recipe, data, device=CPU, seed=0, folder=folder.parent / "run", observer=Silent())
+    export(run, data, folder, name=folder.name, device="cpu")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cifar10_root() -> Path:
+    """Folder of the CIFAR-10 files; a test that needs them is skipped where there are none."""
+    root = Path(os.environ.get("CIFAR10_ROOT", "data"))
+    if not (root / "cifar-10-batches-py" / "test_batch").is_file():
+        pytest.skip(f"no CIFAR-10 in {root}: set CIFAR10_ROOT to the folder that holds cifar-10-batches-py")
+    return root
+
+
+@pytest.fixture(scope="session")
+def cat_jpeg() -> bytes:
+    """A photograph of a cat, 451 x 300 pixels."""
+    return _encoded("JPEG")
+
+
+@pytest.fixture(scope="session")
+def cat_png() -> bytes:
+    """The same cat without loss."""
+    return _encoded("PNG")
+
+
+def _encoded(file_format: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(skimage.data.chelsea()).save(buffer, file_format)  # type: ignore[no-untyped-call]
+    return buffer.getvalue()

@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from model.errors import RecipeError
+from model.nets.zoo import BUILDERS, build, count_multiply_adds, count_parameters
+
+
+def test_resnet18_for_cifar_has_the_known_size() -> None:
+    assert count_parameters(build("resnet18")) == 11_173_962
+
+
+def test_the_articles_biases_add_3840_parameters() -> None:
+    assert count_parameters(build("resnet18", conv_bias=True)) == 11_173_962 + 3_840
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "side", "giga"),
+    [
+        ("resnet18", "cifar", 32, 0.56),
+        ("resnet18", "cifar", 224, 27.2),
+        ("resnet18", "imagenet", 224, 1.81),  # torchvision's table
+        ("resnet50", "imagenet", 224, 4.09),
+    ],
+)
+def test_multiply_adds_of_one_picture(name: str, stem: str, side: int, giga: float) -> None:
+    net = build(name, stem=stem, num_classes=10 if stem == "cifar" else 1000)
+    assert count_multiply_adds(net, side) / 1e9 == pytest.approx(giga, abs=0.02)
+
+
+def test_counting_leaves_the_network_as_it_was() -> None:
+    net = build("resnet18", width=8).train()
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    count_multiply_adds(net, 32)
+    assert net.training
+    assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+
+
+def test_an_unknown_network_is_answered_with_the_names() -> None:
+    with pytest.raises(RecipeError, match="vgg16") as caught:
+        build("vgg16")
+    assert all(name in str(caught.value) for name in BUILDERS)
+
+
+@pytest.mark.parametrize("arguments", [{"stem": "mnist"}, {"colour": 3}])
+def test_arguments_that_do_not_fit_are_refused(arguments: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match="cannot be built"):
+        build("resnet18", **arguments)

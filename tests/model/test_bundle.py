@@ -1,0 +1,96 @@
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from model.bundle import open_bundle, write_bundle
+from model.errors import CardError, IntegrityError, SaveError
+from tests.limits import files_limited_to
+
+
+@pytest.fixture
+def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle to tamper with."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+
+
+def test_an_untouched_bundle_opens(copy: Path) -> None:
+    bundle = open_bundle(copy)
+    assert bundle.folder == copy
+    assert bundle.card.name == "tiny"
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_one_flipped_bit_of_the_weights_is_noticed(copy: Path, place: int) -> None:
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[place] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"model\.safetensors does not have the SHA-256 on its card"):
+        open_bundle(copy)
+
+
+def test_missing_weights_are_named(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(IntegrityError, match=r"model\.safetensors is missing"):
+        open_bundle(copy)
+
+
+def test_a_folder_without_a_card_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(CardError, match=r"card\.json cannot be read"):
+        open_bundle(tmp_path)
+
+
+def test_a_written_bundle_holds_the_files_readable_for_all(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "er" / "new"
+    write_bundle(folder, {"a.txt": b"A", "plots/b.txt": b"B"})
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
+        "a.txt",
+        "plots/b.txt",
+    }
+    assert (folder / "plots/b.txt").read_bytes() == b"B"
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert [path.name for path in folder.parent.iterdir()] == ["new"]
+
+
+def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    (folder / "precious").write_bytes(b"mine")
+    with pytest.raises(SaveError, match="old exists: choose another --out"):
+        write_bundle(folder, {"a.txt": b"A"})
+    assert [path.name for path in folder.iterdir()] == ["precious"]
+
+
+def test_a_write_that_fails_halfway_leaves_nothing_behind(tmp_path: Path) -> None:
+    with files_limited_to(10_000), pytest.raises(SaveError, match=r"cannot write .*: make room"):
+        write_bundle(tmp_path / "new", {"small": b"fits", "large": bytes(20_000)})
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    command = [mount or "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs takes root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_leaves_nothing_behind(small_disk: Path) -> None:
+    with pytest.raises(SaveError, match="No space left on device"):
+        write_bundle(small_disk / "new", {"small": b"fits", "large": bytes(200_000)})
+    assert not any(small_disk.iterdir())
+    write_bundle(small_disk / "new", {"small": b"fits"})
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SaveError, match="cannot write"):
+        write_bundle(tmp_path / "file" / "new", {"a.txt": b"A"})

@@ -1,0 +1,378 @@
+import io
+import random
+import struct
+import subprocess
+import sys
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+import skimage.data
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.card import InputSpec
+from model.errors import ImageError, ImageTooLarge, UnreadableImage, UnsupportedImage
+from model.image import FORMATS, prepare
+from model.image import test_transform as transform
+from model.training.recipes import IMAGENET_MEAN, IMAGENET_STD
+
+LIMIT = 50_000_000
+LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "BMP": {}, "TIFF": {}, "WEBP": {"lossless": True}}
+LOSSY: dict[str, dict[str, Any]] = {"JPEG": {"quality": 92}, "MPO": {"quality": 92}, "AVIF": {"quality": 90}, "GIF": {}}
+
+
+def spec_of(resize: int, crop: int, interpolation: str = "bilinear") -> InputSpec:
+    return InputSpec.model_validate(
+        {"resize": resize, "crop": crop, "interpolation": interpolation, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    )
+
+
+def encoded(picture: Image.Image | NDArray[Any], file_format: str, **options: Any) -> bytes:
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def cat() -> Image.Image:
+    return Image.fromarray(skimage.data.chelsea())  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture(scope="module")
+def corners() -> NDArray[np.uint8]:
+    """60 x 40 pixels with another colour in each corner, so that no turn looks like another."""
+    picture = np.zeros((40, 60, 3), np.uint8)
+    picture[:20, :30] = 255, 0, 0
+    picture[:20, 30:] = 0, 255, 0
+    picture[20:, :30] = 0, 0, 255
+    return picture
+
+
+def far_apart(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Mean absolute difference, grey levels."""
+    return float(np.abs(a.astype(int) - b.astype(int)).mean())
+
+
+# The transform
+
+
+@pytest.mark.parametrize(
+    ("resize", "crop", "interpolation"),
+    [(32, 32, "bilinear"), (256, 224, "bilinear"), (256, 224, "bicubic"), (40, 33, "bicubic")],
+)
+def test_the_transform_equals_torchvisions(resize: int, crop: int, interpolation: str) -> None:
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    theirs = Compose([Resize(resize, InterpolationMode(interpolation)), CenterCrop(crop)])
+    random_sizes = np.random.default_rng(0).integers(20, 320, (25, 2)).tolist()
+    for width, height in [[resize, resize], [resize, 300], [1, 1], [3, 48], [451, 300], [511, 512], *random_sizes]:
+        noise = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), np.uint8)
+        image = Image.fromarray(noise)
+        ours = transform(image, spec_of(resize, crop, interpolation))
+        assert np.array_equal(ours, np.asarray(theirs(image))), f"{width} x {height}"
+
+
+def test_the_prepared_pixels_belong_to_the_caller(cat_png: bytes, spec: InputSpec) -> None:
+    pixels = prepare(cat_png, spec, max_pixels=LIMIT).pixels
+    assert pixels.shape == (32, 32, 3)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.writeable  # torch warns of others
+
+
+@pytest.mark.parametrize("shape", [(1, 200_000), (200_000, 1)])
+def test_a_long_strip_is_cut_before_it_is_enlarged(shape: tuple[int, int]) -> None:
+    # Enlarged whole it would take 52 GB.
+    strip = np.full((*shape, 3), (9, 8, 7), np.uint8)
+    picture = prepare(encoded(strip, "PNG"), spec_of(256, 224), max_pixels=LIMIT)
+    assert (picture.height, picture.width) == shape
+    assert (picture.pixels == (9, 8, 7)).all()
+
+
+def test_a_strip_is_cut_to_its_middle(spec: InputSpec) -> None:
+    strip = np.zeros((2, 2000, 3), np.uint8)
+    strip[:, 990:1010] = 255
+    assert prepare(encoded(strip, "PNG"), spec, max_pixels=LIMIT).pixels[:, 8:-8].min() == 255
+
+
+# Formats and modes
+
+
+@pytest.mark.parametrize("file_format", [*LOSSLESS, *LOSSY])
+def test_every_accepted_format_gives_the_same_picture(file_format: str, cat: Image.Image, spec: InputSpec) -> None:
+    options = {**LOSSLESS, **LOSSY}[file_format]
+    if file_format == "MPO":
+        options = {**options, "save_all": True, "append_images": [Image.new("RGB", cat.size)]}
+    picture = prepare(encoded(cat, file_format, **options), spec, max_pixels=LIMIT)
+    assert (picture.width, picture.height, picture.warnings) == (451, 300, ())
+    # The shrunk GIF shows its palette, the shrunk JPEG next to nothing.
+    assert far_apart(picture.pixels, transform(cat, spec)) <= (0 if file_format in LOSSLESS else 4)
+
+
+def test_the_formats_of_the_readme_are_accepted() -> None:
+    assert {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"} <= set(FORMATS)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_counts(file_format: str, spec: InputSpec) -> None:
+    red, blue = (Image.new("RGB", (40, 40), colour) for colour in ("red", "blue"))
+    data = encoded(red, file_format, save_all=True, append_images=[blue])
+    picture = prepare(data, spec, max_pixels=LIMIT)
+    assert picture.warnings == ("only the first frame counts",)
+    assert far_apart(picture.pixels, np.full((32, 32, 3), (255, 0, 0), np.uint8)) < 3
+
+
+def stored_as(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """What a camera stores with this EXIF orientation: which side row 0 and column 0 are, by the standard."""
+    return {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(
+    file_format: str, orientation: int, corners: NDArray[np.uint8], spec: InputSpec
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(np.ascontiguousarray(stored_as(corners, orientation)), file_format, exif=exif)
+    picture = prepare(data, spec, max_pixels=LIMIT)
+    assert (picture.width, picture.height) == (60, 40)
+    # Compression blurs the borders between the colours; a wrong turn is 60 grey levels off.
+    assert far_apart(picture.pixels, transform(Image.fromarray(corners), spec)) < 6
+
+
+def test_a_small_picture_is_named_with_its_upright_size(spec: InputSpec) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert prepare(encoded(np.zeros((8, 8, 3), np.uint8), "PNG"), spec, max_pixels=LIMIT).warnings == (
+        "upscaled from 8x8",
+    )
+    lying = encoded(np.zeros((8, 20, 3), np.uint8), "PNG", exif=exif)
+    assert prepare(lying, spec, max_pixels=LIMIT).warnings == ("upscaled from 8x20",)
+
+
+def test_a_picture_of_exactly_the_side_is_not_called_upscaled(spec: InputSpec) -> None:
+    assert prepare(encoded(np.zeros((32, 32, 3), np.uint8), "PNG"), spec, max_pixels=LIMIT).warnings == ()
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0"])
+def test_damaged_exif_does_not_cost_the_picture(exif: bytes, corners: NDArray[np.uint8], spec: InputSpec) -> None:
+    plain = prepare(encoded(corners, "JPEG"), spec, max_pixels=LIMIT)
+    picture = prepare(encoded(corners, "JPEG", exif=exif), spec, max_pixels=LIMIT)
+    assert np.array_equal(picture.pixels, plain.pixels)
+
+
+def test_what_pillow_warns_of_is_read_even_where_warnings_are_errors(corners: NDArray[np.uint8]) -> None:
+    data = encoded(corners, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0")
+    script = (
+        "import sys, model\n"
+        "from model.card import InputSpec\n"
+        "spec = InputSpec(resize=32, crop=32, interpolation='bilinear', mean=(0., 0., 0.), std=(1., 1., 1.))\n"
+        "print(model.prepare(sys.stdin.buffer.read(), spec, max_pixels=10**6).width)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], input=data, capture_output=True, check=False)
+    assert done.stdout.split() == [b"60"], done.stderr
+
+
+def colour_of(data: bytes) -> tuple[int, ...]:
+    """Of the middle."""
+    pixels = prepare(data, spec_of(8, 8), max_pixels=LIMIT).pixels
+    return tuple(int(value) for value in pixels[4, 4])
+
+
+def test_palette_pictures_keep_their_colours(corners: NDArray[np.uint8], spec: InputSpec) -> None:
+    palette = Image.fromarray(corners).quantize(8)
+    assert palette.mode == "P"
+    picture = prepare(encoded(palette, "PNG"), spec, max_pixels=LIMIT)
+    # Resized after the colours are looked up: mixtures of palette entries would be nonsense.
+    assert np.array_equal(picture.pixels, transform(Image.fromarray(corners), spec))
+
+
+def test_grey_and_bilevel_pictures_become_rgb() -> None:
+    assert colour_of(encoded(Image.new("L", (9, 9), 77), "PNG")) == (77, 77, 77)
+    assert colour_of(encoded(Image.new("1", (9, 9), 1), "PNG")) == (255, 255, 255)
+
+
+def test_transparency_shows_white() -> None:
+    assert colour_of(encoded(Image.new("RGBA", (9, 9), (255, 0, 0, 128)), "PNG")) == (255, 127, 127)
+    assert colour_of(encoded(Image.new("RGBA", (9, 9), (1, 2, 3, 0)), "WEBP", exact=True)) == (255, 255, 255)
+    assert colour_of(encoded(Image.new("LA", (9, 9), (0, 51)), "PNG")) == (204, 204, 204)
+
+
+def test_a_transparent_palette_entry_shows_white() -> None:
+    palette = Image.new("P", (9, 9), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30, 40, 50, 60])
+    assert colour_of(encoded(palette, "PNG", transparency=2)) == (10, 20, 30)
+    assert colour_of(encoded(palette, "PNG", transparency=1)) == (255, 255, 255)
+    assert colour_of(encoded(palette, "GIF", transparency=1)) == (255, 255, 255)
+    assert colour_of(encoded(palette, "PNG", transparency=bytes([255, 51, 255]))) == (206, 208, 210)
+    assert colour_of(encoded(Image.new("RGB", (9, 9), (1, 2, 3)), "PNG", transparency=(1, 2, 3))) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "TIFF"])
+def test_cmyk_becomes_rgb(file_format: str) -> None:
+    red = colour_of(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), file_format))
+    assert red == pytest.approx((255, 0, 0), abs=4)
+
+
+def test_sixteen_bits_are_scaled_to_eight() -> None:
+    ramp = np.repeat(np.arange(256, dtype=np.uint16)[None] * 257, 256, axis=0)
+    pixels = prepare(encoded(ramp, "PNG"), spec_of(256, 256), max_pixels=LIMIT).pixels
+    assert np.array_equal(pixels[0, :, 0], np.arange(256))
+    dark = np.full((9, 9), 257, np.uint16)  # a dark picture stays dark
+    assert colour_of(encoded(dark, "PNG")) == (1, 1, 1)
+    assert colour_of(encoded(Image.fromarray(dark).convert("I"), "TIFF")) == (1, 1, 1)
+
+
+def test_wide_integers_and_floats_are_read_by_their_range() -> None:
+    assert colour_of(encoded(np.full((9, 9), 200, np.int32), "TIFF")) == (200, 200, 200)
+    assert colour_of(encoded(np.full((9, 9), 2**24, np.int32), "TIFF")) == (255, 255, 255)
+    assert colour_of(encoded(np.full((9, 9), 0.2, np.float32), "TIFF")) == (51, 51, 51)
+    assert colour_of(encoded(np.full((9, 9), 51, np.float32), "TIFF")) == (51, 51, 51)
+    assert colour_of(encoded(np.full((9, 9), np.nan, np.float32), "TIFF")) == (0, 0, 0)
+    assert colour_of(encoded(np.full((9, 9), np.finfo(np.float32).min, np.float32), "TIFF")) == (0, 0, 0)
+
+
+def test_a_large_jpeg_is_decoded_small_and_still_looks_the_same(cat: Image.Image, spec: InputSpec) -> None:
+    large = cat.resize((451 * 6, 300 * 6), Image.Resampling.BICUBIC)
+    data = encoded(large, "JPEG", quality=90)
+    picture = prepare(data, spec, max_pixels=LIMIT)
+    full = transform(Image.open(io.BytesIO(data)), spec)
+    assert (picture.width, picture.height) == large.size
+    assert not np.array_equal(picture.pixels, full), "decoded in full, which is slow"
+    assert far_apart(picture.pixels, full) < 1
+    assert np.abs(picture.pixels.astype(int) - full).max() < 12
+
+
+# Refusals
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_announcing(width: int, height: int) -> bytes:
+    """A PNG with next to no data behind its header."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+
+
+def jpeg_announcing(width: int, height: int) -> bytes:
+    data = encoded(np.zeros((16, 16, 3), np.uint8), "JPEG")
+    return data.replace(struct.pack(">HH", 16, 16), struct.pack(">HH", height, width), 1)
+
+
+def bmp_announcing(width: int, height: int) -> bytes:
+    data = encoded(np.zeros((16, 16, 3), np.uint8), "BMP")
+    return data[:18] + struct.pack("<ii", width, height) + data[26:]
+
+
+def gif_with_a_frame_of(width: int, height: int) -> bytes:
+    """Its logical screen is 1 x 1; the frame outgrows it."""
+    return b"GIF89a\x01\0\x01\0\x80\0\0" + b"\0" * 6 + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\0;"
+
+
+@pytest.mark.parametrize("announcing", [png_announcing, jpeg_announcing, bmp_announcing, gif_with_a_frame_of])
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(7_072, 7_072), (10_000, 10_000), (14_000, 14_000), (60_000, 60_000)],
+    ids=["just over", "where Pillow would warn", "where Pillow would raise", "3.6 gigapixels"],
+)
+def test_pixels_over_the_limit_are_refused_by_the_header_alone(
+    announcing: Any, width: int, height: int, spec: InputSpec
+) -> None:
+    with pytest.raises(ImageTooLarge, match=f"{width} x {height} pixels, more than 50,000,000: send a smaller one"):
+        prepare(announcing(width, height), spec, max_pixels=LIMIT)
+
+
+def test_the_limit_itself_is_accepted(spec: InputSpec) -> None:
+    data = encoded(np.zeros((30, 50, 3), np.uint8), "PNG")
+    assert prepare(data, spec, max_pixels=1500).width == 50
+    with pytest.raises(ImageTooLarge):
+        prepare(data, spec, max_pixels=1499)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0",
+        b"hello, this is no picture at all",
+        b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+        b"%PDF-1.7\n",
+        b"P6 2 2 255\n" + bytes(12),
+        encoded(Image.new("RGB", (16, 16)), "ICO"),
+        encoded(Image.new("RGB", (16, 16)), "JPEG2000"),
+    ],
+    ids=["nothing", "a null", "text", "svg", "pdf", "ppm", "ico", "jpeg 2000"],
+)
+def test_what_is_no_accepted_format_is_told_which_are(data: bytes, spec: InputSpec) -> None:
+    with pytest.raises(UnsupportedImage, match="send JPEG, PNG, WEBP, GIF, BMP, TIFF"):
+        prepare(data, spec, max_pixels=LIMIT)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"])
+@pytest.mark.parametrize("kept", [0.05, 0.5, 0.9])
+def test_a_truncated_picture_is_unreadable(file_format: str, kept: float, cat: Image.Image, spec: InputSpec) -> None:
+    data = encoded(cat, file_format)
+    with pytest.raises(UnreadableImage, match=r"send it again$"):
+        prepare(data[: int(len(data) * kept)], spec, max_pixels=LIMIT)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\x89PNG\r\n\x1a\n" + bytes(40), b"\xff\xd8\xff\xe0\0\x10JFIF", b"GIF89a", b"BM", b"II*\0\xff\xff\xff\xff"],
+    ids=["png", "jpeg", "gif", "bmp", "tiff"],
+)
+def test_a_damaged_header_is_unreadable_not_unsupported(data: bytes, spec: InputSpec) -> None:
+    with pytest.raises(UnreadableImage, match="header is damaged"):
+        prepare(data, spec, max_pixels=LIMIT)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_mutated_files_raise_nothing_but_image_errors(file_format: str, spec: InputSpec) -> None:
+    dice = random.Random(file_format)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    small = Image.fromarray(skimage.data.chelsea()[100:124, 100:140])  # type: ignore[no-untyped-call]
+    if file_format in ("GIF", "PNG"):
+        small = small.quantize(16)
+    options: dict[str, Any] = {} if file_format in ("BMP", "GIF") else {"exif": exif}
+    if file_format in ("MPO", "GIF", "WEBP"):
+        options |= {"save_all": True, "append_images": [small.rotate(90)]}
+    original = encoded(small, file_format, **options)
+    outcomes = set[type]()
+    for _ in range(250):
+        data = bytearray(original)
+        for _ in range(dice.choice((1, 1, 2, 8))):
+            where = dice.randrange(min(len(data), dice.choice((64, 10_000))))
+            match dice.randrange(4):
+                case 0:
+                    data[where] = dice.randrange(256)
+                case 1:
+                    data[where] ^= 1 << dice.randrange(8)
+                case 2:
+                    del data[where : where + dice.randrange(1, 9)]
+                case 3:
+                    data[where:where] = dice.randbytes(dice.randrange(1, 9))
+        try:
+            picture = prepare(bytes(data), spec, max_pixels=1_000_000)
+        except ImageError as error:
+            outcomes.add(type(error))
+        else:
+            outcomes.add(type(picture))
+            assert picture.pixels.shape == (32, 32, 3)
+    assert len(outcomes) > 1, "mutations that all end alike are too weak or too strong"

@@ -1,0 +1,140 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from model.training.augment import normalise, training_batch
+from model.training.recipes import Recipe, recipe_named
+
+# With these, "normalised" pixels are the grey levels themselves.
+RAW = replace(recipe_named("quick"), mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255), sizes=(), flip="random")
+
+
+def noise(count: int, side: int = 32) -> Tensor:
+    return torch.randint(0, 256, (count, side, side, 3), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
+
+
+def augmented(pixels: Tensor, recipe: Recipe, *, epoch: int = 0, seed: int = 0) -> Tensor:
+    coin = torch.arange(len(pixels)) % 2 == 0
+    return training_batch(
+        pixels,
+        torch.arange(len(pixels)),
+        recipe,
+        epoch=epoch,
+        coin=coin,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def grey_levels(batch: Tensor) -> NDArray[np.int64]:
+    """N x H x W x 3, of a batch made with RAW."""
+    levels: NDArray[np.int64] = batch.permute(0, 2, 3, 1).round().to(torch.int64).numpy()
+    return levels
+
+
+def views(picture: NDArray[np.uint8], crop: int, pad: int) -> Iterator[tuple[int, int, bool, NDArray[np.uint8]]]:
+    """Every view that one picture may give, the slow way: pad by reflection, cut, flip."""
+    padded = np.pad(picture, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    span = padded.shape[0] - crop + 1
+    for top, left, flip in product(range(span), range(span), (False, True)):
+        view = padded[top : top + crop, left : left + crop]
+        yield top, left, flip, view[:, ::-1] if flip else view
+
+
+def test_every_picture_is_one_of_its_shifted_and_flipped_views() -> None:
+    pixels = noise(120)
+    found = grey_levels(augmented(pixels, RAW))
+    seen = []
+    for before, after in zip(pixels.numpy(), found, strict=True):
+        matches = [(top, left, flip) for top, left, flip, view in views(before, 32, 4) if np.array_equal(view, after)]
+        assert len(matches) == 1
+        seen += matches
+    tops, lefts, flips = zip(*seen, strict=True)
+    assert set(tops) == set(lefts) == set(range(9)), "every shift from -4 to 4 happens"
+    assert 35 < sum(flips) < 85
+    assert tops != lefts
+
+
+def test_the_index_selects_the_pictures() -> None:
+    pixels = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 32, 32, 3).contiguous()
+    index = torch.tensor([7, 1, 7])
+    batch = training_batch(
+        pixels, index, RAW, epoch=0, coin=torch.zeros(10, dtype=torch.bool), generator=torch.Generator().manual_seed(0)
+    )
+    assert batch.amax((1, 2, 3)).tolist() == pytest.approx([7, 1, 7])
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_alternating_flips_turn_every_epoch() -> None:
+    recipe = replace(RAW, flip="alternating", pad=0)
+    pixels = noise(20)
+    upright = pixels.numpy()
+    for epoch in range(3):
+        found = grey_levels(augmented(pixels, recipe, epoch=epoch, seed=epoch))
+        for number, (before, after) in enumerate(zip(upright, found, strict=True)):
+            flipped = (number % 2 == 0) ^ (epoch % 2 == 1)
+            assert np.array_equal(after, before[:, ::-1] if flipped else before), (epoch, number)
+
+
+def test_cutout_blanks_one_square_to_the_mean() -> None:
+    recipe = replace(RAW, cutout=12)
+    white = torch.full((300, 32, 32, 3), 255, dtype=torch.uint8)
+    holes = (augmented(white, recipe) == 0).all(1)
+    shapes = []
+    for hole in holes:
+        rows, columns = hole.any(1), hole.any(0)
+        assert torch.equal(hole, rows[:, None] & columns[None]), "a rectangle"
+        for line in (rows, columns):
+            where = line.nonzero()[:, 0]
+            assert len(where) == where[-1] - where[0] + 1
+        shapes.append((int(rows.sum()), int(columns.sum())))
+    # The centre is anywhere in the picture, so at a border up to half of the hole lies outside.
+    assert max(shapes) == (12, 12)
+    assert min(min(shape) for shape in shapes) in (6, 7)
+    assert holes.any(0).all()
+
+
+def test_no_cutout_leaves_no_hole() -> None:
+    white = torch.full((20, 32, 32, 3), 255, dtype=torch.uint8)
+    assert (augmented(white, RAW) == 255).all()
+
+
+def test_resizing_equals_pillows_to_one_grey_level() -> None:
+    recipe = replace(RAW, resize=40, crop=34, pad=0)
+    pixels = noise(4)
+    found = grey_levels(augmented(pixels, recipe))
+    assert found.shape == (4, 34, 34, 3)
+    for before, after in zip(pixels.numpy(), found, strict=True):
+        larger = np.asarray(Image.fromarray(before).resize((40, 40), Image.Resampling.BILINEAR))
+        gaps = [int(np.abs(after - view.astype(int)).max()) for *_, view in views(larger, 34, 0)]
+        assert min(gaps) <= 1
+
+
+def test_the_side_follows_the_recipe() -> None:
+    recipe = replace(RAW, sizes=((0, 20), (4, 24), (10, 32)))
+    pixels = noise(2)
+    for epoch, side in ((0, 20), (3, 20), (4, 24), (9, 24), (10, 32)):
+        batch = augmented(pixels, recipe, epoch=epoch)
+        assert batch.shape == (2, 3, side, side)
+        assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_shrinking_averages_instead_of_skipping() -> None:
+    stripes = torch.zeros((1, 32, 32, 3), dtype=torch.uint8)
+    stripes[:, :, ::2] = 200
+    batch = augmented(stripes, replace(RAW, pad=0, sizes=((0, 16),)))
+    assert batch[..., 1:-1].sub(100).abs().max() < 15
+
+
+def test_normalising_is_minus_mean_over_std() -> None:
+    recipe = recipe_named("article")
+    batch = normalise(torch.tensor([0, 51, 255], dtype=torch.uint8).expand(1, 1, 1, 3), recipe)
+    expected = [(0 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    assert batch.shape == (1, 3, 1, 1)
+    assert batch.flatten().tolist() == pytest.approx(expected, rel=1e-5)

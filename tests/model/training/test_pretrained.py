@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.errors import RecipeError
+from model.nets.zoo import build
+from model.training.pretrained import read_state_dict, start_from
+
+
+@pytest.fixture(scope="module")
+def imagenet() -> dict[str, Tensor]:
+    """What torchvision's resnet18 for ImageNet would hand out, with random numbers."""
+    torch.manual_seed(1)
+    state: dict[str, Tensor] = torchvision.models.resnet18(weights=None).state_dict()
+    return state
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_the_trunk_is_taken_over_and_the_head_stays_as_drawn(
+    imagenet: dict[str, Tensor], suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"resnet18{suffix}"
+    if suffix == ".pth":
+        torch.save(imagenet, path)
+    else:
+        save_file(imagenet, path)
+    net = build("resnet18", stem="imagenet", num_classes=10)
+    drawn = net.fc.weight.clone()  # type: ignore[operator,union-attr]
+    start_from(net, read_state_dict(path))
+    state = net.state_dict()
+    assert torch.equal(state["fc.weight"], drawn)
+    assert all(torch.equal(state[key], imagenet[key]) for key in state if not key.startswith("fc."))
+
+
+def test_a_head_of_the_same_size_is_taken_over_too(imagenet: dict[str, Tensor]) -> None:
+    net = build("resnet18", stem="imagenet", num_classes=1000)
+    start_from(net, imagenet)
+    assert torch.equal(net.state_dict()["fc.bias"], imagenet["fc.bias"])
+
+
+def test_a_state_dict_without_a_head_or_counters_will_do(imagenet: dict[str, Tensor]) -> None:
+    old = {key: value for key, value in imagenet.items() if "fc." not in key and "num_batches" not in key}
+    net = build("resnet18", stem="imagenet", num_classes=10)
+    start_from(net, old)
+    assert torch.equal(net.state_dict()["conv1.weight"], imagenet["conv1.weight"])
+
+
+@pytest.mark.parametrize(("name", "stem"), [("resnet34", "imagenet"), ("resnet50", "imagenet"), ("resnet18", "cifar")])
+def test_the_weights_of_another_network_are_refused(imagenet: dict[str, Tensor], name: str, stem: str) -> None:
+    net = build(name, stem=stem)
+    before = net.state_dict()["conv1.weight"].clone()
+    with pytest.raises(RecipeError, match=r"--init is of another network .*: choose its --network and --stem"):
+        start_from(net, imagenet)
+    assert torch.equal(net.state_dict()["conv1.weight"], before)
+
+
+def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"there is no file .*none\.pth: give --init a state dict"):
+        read_state_dict(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_is_no_state_dict_is_refused(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"wrong{suffix}"
+    path.write_bytes(b"not at all")
+    with pytest.raises(RecipeError, match="is not a state dict"):
+        read_state_dict(path)
+
+
+def test_a_dict_of_something_else_is_refused(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "net": {}}, tmp_path / "checkpoint.pth")
+    with pytest.raises(RecipeError, match="is not a state dict"):
+        read_state_dict(tmp_path / "checkpoint.pth")
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pth"
+    path.write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    with pytest.raises(RecipeError, match="is not a state dict"):
+        read_state_dict(path)
