@@ -47,8 +47,8 @@ def main() -> int:
         settings = Settings()
     except ValidationError as error:
         for problem in error.errors():
-            name = "TENFOLD_" + "_".join(str(part).upper() for part in problem["loc"])
-            print(f"error: {name}: {problem['msg']}", file=sys.stderr)
+            names = [f"TENFOLD_{str(part).upper()}: " for part in problem["loc"]]  # none where settings disagree
+            print(f"error: {''.join(names)}{problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         return 2
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
 

@@ -67,6 +67,11 @@ class Batcher:
         self._finished: deque[tuple[float, int]] = deque(maxlen=1000)
         self._task = asyncio.create_task(self._run(), name="batcher")
 
+    @property
+    def admitted(self) -> int:
+        """Pictures under way: being decoded, queued or in a batch."""
+        return self._admitted
+
     @contextmanager
     def admit(self, count: int) -> Iterator[None]:
         """Hold room for `count` pictures, from before they are decoded until they are answered.

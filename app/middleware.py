@@ -5,8 +5,10 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.problems import BodyTooLarge, problem_response
@@ -61,7 +63,7 @@ class RequestContext:
 
         try:
             await self.app(scope, receive, send_with_context)
-        except ClientGone:
+        except (ClientGone, ClientDisconnect):
             status = 499  # nginx's number for it; never sent
         except Exception as error:
             logger.exception("request %s failed", request_id)
@@ -70,7 +72,8 @@ class RequestContext:
             await problem_response(error, request_id)(scope, receive, send_with_context)
         finally:
             elapsed = (time.monotonic() - arrived) * 1000
-            access.info("%s %s %d %.1fms id=%s", scope["method"], scope["path"], status, elapsed, request_id)
+            path = quote(scope["path"])  # a line break in it would forge a line
+            access.info("%s %s %d %.1fms id=%s", scope["method"], path, status, elapsed, request_id)
 
 
 class BodyLimit:

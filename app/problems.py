@@ -116,7 +116,11 @@ def problem_response(error: Exception, request_id: str) -> Response:
     if isinstance(error, HTTPException):
         phrase = http.HTTPStatus(error.status_code).phrase
         problem = Problem(
-            type="about:blank", title=phrase, status=error.status_code, detail=error.detail, instance=request_id
+            type="about:blank",
+            title=phrase,
+            status=error.status_code,
+            detail=f"{error.detail}: see /docs for what is served",
+            instance=request_id,
         )
     else:
         problem = problem_of(error, request_id)

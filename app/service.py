@@ -99,17 +99,28 @@ class Service:
             raise NotReady(self._reason)
         return self._classifier
 
+    @property
+    def admitted(self) -> int:
+        """Pictures under way, over all requests."""
+        return self._batcher.admitted if self._batcher else 0
+
     async def classify(self, uploads: Sequence[Upload]) -> list[Answer | ImageError]:
         """Decode and classify pictures; each stands or falls alone.
 
         Raises:
             NotReady: the model is not loaded.
             QueueFull: no room for so many pictures.
+            Exception: what the classifier raised for one of them; the others leave the queue.
         """
         if self._batcher is None:
             raise NotReady(self._reason)
         with self._batcher.admit(len(uploads)):
-            return await asyncio.gather(*(self._classify(self._batcher, upload.data) for upload in uploads))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(self._classify(self._batcher, upload.data)) for upload in uploads]
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            return [task.result() for task in tasks]
 
     async def _classify(self, batcher: Batcher, data: bytes) -> Answer | ImageError:
         began = time.monotonic()

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model import DeviceName, EngineName
@@ -28,12 +28,13 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1, description="Largest request body, bytes.")] = 20_000_000
     max_pixels: Annotated[int, Field(ge=1, description="Largest picture, width x height.")] = 50_000_000
     max_files: Annotated[int, Field(ge=1, description="Most pictures in one request.")] = 32
-    timeout: Annotated[float, Field(gt=0, description="Seconds from a request's arrival to its answer.")] = 10.0
+    timeout: Annotated[FiniteFloat, Field(gt=0, description="Seconds from a request's arrival to its answer.")] = 10.0
     stall_timeout: Annotated[
-        float, Field(gt=0, description="Seconds that one forward pass may take before /livez gives up on it.")
+        FiniteFloat, Field(gt=0, description="Seconds that one forward pass may take before /livez gives up on it.")
     ] = 60.0
     drain_delay: Annotated[
-        float, Field(ge=0, description="Seconds that the service goes on answering after SIGTERM, /readyz being 503.")
+        FiniteFloat,
+        Field(ge=0, description="Seconds that the service goes on answering after SIGTERM, /readyz being 503."),
     ] = 1.0
     drain_timeout: Annotated[int, Field(ge=0, description="Seconds that it then waits for the answers it owes.")] = 30
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
@@ -43,5 +44,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _a_full_request_fits(self) -> Self:
         if self.max_files > self.queue_size:
-            raise ValueError(f"queue_size ({self.queue_size}) is below max_files ({self.max_files})")
+            raise ValueError(
+                f"TENFOLD_QUEUE_SIZE ({self.queue_size}) is below TENFOLD_MAX_FILES ({self.max_files}): "
+                "a full request would never fit"
+            )
         return self

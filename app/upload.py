@@ -1,5 +1,6 @@
 """Request body -> picture files, within limits: multipart/form-data, or one picture as the raw body."""
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from starlette.datastructures import UploadFile
@@ -48,17 +49,32 @@ async def read_uploads(request: Request, *, max_files: int) -> list[Upload]:
     return uploads
 
 
-class _InMemoryParser(MultiPartParser):
-    """Starlette's parser, keeping files in memory: the body limit bounds them."""
+class _Parser(MultiPartParser):
+    """Starlette's parser, but it keeps files in memory, where the body limit bounds them, and wants the last boundary.
+
+    Without that, an upload that was cut off would lose its last picture and nobody would be told.
+    """
 
     spool_max_size = 0  # SpooledTemporaryFile never rolls over to a disk at 0
+
+    def __init__(self, request: Request, *, max_files: int) -> None:
+        super().__init__(request.headers, self._whole(request), max_files=max_files, max_fields=100)
+        self._ended = False
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def _whole(self, request: Request) -> AsyncGenerator[bytes, None]:
+        async for chunk in request.stream():
+            yield chunk
+        if not self._ended:
+            raise MultiPartException("It ends before its last boundary.")
 
 
 async def _from_multipart(request: Request, max_files: int) -> list[Upload]:
     too_many = TooManyFiles(f"more than {max_files} pictures in one request: send them in several")
-    parser = _InMemoryParser(request.headers, request.stream(), max_files=max_files, max_fields=100)
     try:
-        form = await parser.parse()
+        form = await _Parser(request, max_files=max_files).parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             raise too_many from error

@@ -82,11 +82,14 @@ async def predict(
     if not 1 <= top_k <= len(card.labels):
         raise InvalidTopK(f"top_k is {top_k}: choose 1 to {len(card.labels)}")
     limit = service.settings.timeout
+    deadline = asyncio.timeout_at(asyncio.get_running_loop().time() + limit - _elapsed(request))
     try:
-        async with asyncio.timeout_at(asyncio.get_running_loop().time() + limit - _elapsed(request)):
+        async with deadline:
             uploads = await read_uploads(request, max_files=service.settings.max_files)
             outcomes = await _while_connected(request, service.classify(uploads))
     except TimeoutError as error:
+        if not deadline.expired():
+            raise  # the engine's own
         raise DeadlinePassed(f"no answer within {limit:g} s: send fewer or smaller pictures, or try later") from error
     if len(outcomes) == 1 and isinstance(outcomes[0], ImageError):
         raise outcomes[0]
