@@ -1,0 +1,14 @@
+"""Fixtures of the service's tests."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.app.serving import Running, serving
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    """A service with the default limits, shared by the tests of a module: leave nothing changed in it."""
+    with serving() as running:
+        yield running

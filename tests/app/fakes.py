@@ -1,0 +1,127 @@
+"""Stand-ins that the tests hand to the service: an engine that obeys, and pictures made to order."""
+
+import io
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model import Classifier, ModelCard
+
+LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+CARD = ModelCard.model_validate(
+    {
+        "format_version": 1,
+        "name": "fake-net",
+        "architecture": {"name": "resnet18", "arguments": {"num_classes": 10}},
+        "labels": LABELS,
+        "input": {
+            "resize": 32,
+            "crop": 32,
+            "interpolation": "bilinear",
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.25, 0.25, 0.25),
+        },
+        "complexity": {"parameters": 130, "multiply_adds": 120},
+        "training": {
+            "recipe": {},
+            "epochs": 1,
+            "seed": 0,
+            "pictures": 1,
+            "dataset_md5": {},
+            "commit": "unknown",
+            "device": "cpu",
+            "torch": "none",
+            "seconds": 0.0,
+        },
+        "metrics": {"top1": 0.1, "nll": 2.3, "ece": 0.0, "pictures": 1, "measured": "never"},
+        "files": {"model.safetensors": "0123456789abcdef" * 4},
+        "self_test": {"seed": 0, "logits": [[0.0] * 10], "tolerance": 0.1},
+    }
+)
+
+
+class FakeEngine:
+    """A linear layer on twelve numbers of each picture, which can be held up, made to fail, and counts its batches.
+
+    Attributes:
+        batches: how many pictures each call was given.
+        failure: raised by every call while it is set.
+        surplus: rows of logits given beyond those asked for.
+        seconds: that each call takes.
+    """
+
+    name = "fake"
+    device = "cpu"
+    precision = "float32"
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.failure: BaseException | None = None
+        self.surplus = 0
+        self.seconds = 0.0
+        self._open = threading.Event()
+        self._open.set()
+        self._entered = threading.Semaphore(0)
+        self._weights = np.random.RandomState(0).normal(0, 4, (12, 10))
+
+    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.batches.append(len(pixels))
+        self._entered.release()
+        assert self._open.wait(60), "the test never released its engine"
+        if self.seconds:
+            threading.Event().wait(self.seconds)
+        if self.failure:
+            raise self.failure
+        quarters = pixels.reshape(len(pixels), 2, pixels.shape[1] // 2, 2, pixels.shape[2] // 2, 3).mean(axis=(2, 4))
+        logits = quarters.reshape(len(pixels), 12) / 255 @ self._weights
+        return np.concatenate([logits, np.zeros((self.surplus, 10))]).astype(np.float32)
+
+    def block(self) -> None:
+        """Hold up every call from now on."""
+        self._open.clear()
+
+    def release(self) -> None:
+        """Let go what is held up."""
+        self._open.set()
+
+    def wait_entered(self, times: int = 1) -> None:
+        """Wait until `times` more calls have begun."""
+        for _ in range(times):
+            assert self._entered.acquire(timeout=20), "the engine was not called"
+
+    @property
+    def pictures(self) -> int:
+        """Pictures seen so far."""
+        return sum(self.batches)
+
+
+def fake_classifier(engine: FakeEngine) -> Classifier:
+    """The card above with this engine."""
+    return Classifier(CARD, engine)
+
+
+def random_pixels(seed: int, side: int = 32) -> NDArray[np.uint8]:
+    """A picture of four coloured quarters, no two seeds alike, uint8[side, side, 3]."""
+    quarters = np.random.RandomState(seed).randint(0, 256, (2, 2, 3), dtype=np.uint8)
+    return quarters.repeat(side // 2, axis=0).repeat(side // 2, axis=1)
+
+
+def picture(seed: int = 0, *, size: tuple[int, int] | None = None, kind: str = "PNG", **options: Any) -> bytes:
+    """A picture file.
+
+    Args:
+        seed: of `random_pixels`.
+        size: width and height, if not 32 x 32.
+        kind: Pillow's name of the format.
+        options: of Pillow's save.
+    """
+    image = Image.fromarray(random_pixels(seed))
+    if size:
+        image = image.resize(size)
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()

@@ -1,0 +1,329 @@
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from app.batching import Batcher
+from app.problems import NotAlive, QueueFull
+from model import EngineError, Prediction
+from tests.app.fakes import FakeEngine, fake_classifier, random_pixels
+
+
+@asynccontextmanager
+async def batching(
+    engine: FakeEngine, classify: Callable[[NDArray[np.uint8]], Sequence[Prediction]] | None = None, **limits: Any
+) -> AsyncIterator[Batcher]:
+    """A batcher of the fake classifier, stopped afterwards."""
+    with ThreadPoolExecutor(1) as thread:
+        chosen = {"max_batch": 32, "queue_size": 100, "stall_timeout": 60.0, **limits}
+        batcher = Batcher(classify or fake_classifier(engine).classify, thread, **chosen)
+        try:
+            yield batcher
+        finally:
+            engine.release()
+            await batcher.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def held_up(engine: FakeEngine, batcher: Batcher) -> asyncio.Task[Any]:
+    """A picture that keeps the engine busy until it is released."""
+    engine.block()
+    task = asyncio.create_task(batcher.classify(random_pixels(999)))
+    await until(lambda: engine.pictures == 1)
+    return task
+
+
+def queue(batcher: Batcher, seeds: range) -> list[asyncio.Task[Any]]:
+    return [asyncio.create_task(batcher.classify(random_pixels(seed))) for seed in seeds]
+
+
+def test_one_picture_starts_at_once_alone() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        async with batching(engine) as batcher:
+            answer = await batcher.classify(random_pixels(1))
+        (expected,) = fake_classifier(engine).classify(random_pixels(1)[None])
+        np.testing.assert_array_equal(answer.prediction.probabilities, expected.probabilities)
+        assert engine.batches[0] == 1
+
+    asyncio.run(main())
+
+
+def test_what_queued_while_the_engine_was_busy_is_the_next_batch() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        async with batching(engine) as batcher:
+            first = await held_up(engine, batcher)
+            others = queue(batcher, range(7))
+            await asyncio.sleep(0)
+            engine.release()
+            await asyncio.gather(first, *others)
+        assert engine.batches == [1, 7]
+
+    asyncio.run(main())
+
+
+def test_a_batch_is_never_larger_than_max_batch() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        async with batching(engine, max_batch=3) as batcher:
+            first = await held_up(engine, batcher)
+            others = queue(batcher, range(8))
+            await asyncio.sleep(0)
+            engine.release()
+            await asyncio.gather(first, *others)
+        assert engine.batches == [1, 3, 3, 2]
+
+    asyncio.run(main())
+
+
+def test_every_picture_of_a_batch_gets_its_own_answer() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        async with batching(engine, max_batch=8) as batcher:
+            first = await held_up(engine, batcher)
+            others = queue(batcher, range(50))
+            await asyncio.sleep(0)
+            engine.release()
+            answers = await asyncio.gather(*others)
+            await first
+        for seed, answer in enumerate(answers):
+            (expected,) = fake_classifier(FakeEngine()).classify(random_pixels(seed)[None])
+            np.testing.assert_allclose(answer.prediction.probabilities, expected.probabilities, rtol=1e-5, atol=1e-7)
+
+    asyncio.run(main())
+
+
+def test_the_seconds_waited_and_computed_are_told() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        engine.seconds = 0.05
+        async with batching(engine) as batcher:
+            first, second = asyncio.create_task(batcher.classify(random_pixels(1))), None
+            await until(lambda: engine.pictures == 1)
+            second = await batcher.classify(random_pixels(2))
+            assert (await first).queued < 0.04
+            assert 0.05 <= second.inference < 5
+            assert 0.01 <= second.queued < 5
+
+    asyncio.run(main())
+
+
+def test_a_caller_who_left_costs_no_inference() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        async with batching(engine) as batcher:
+            first = await held_up(engine, batcher)
+            others = queue(batcher, range(4))
+            await asyncio.sleep(0)
+            others[1].cancel()
+            others[2].cancel()
+            engine.release()
+            await asyncio.gather(first, others[0], others[3])
+        assert engine.batches == [1, 2]
+
+    asyncio.run(main())
+
+
+def test_a_queue_of_leavers_runs_no_batch_and_the_batcher_goes_on() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        async with batching(engine) as batcher:
+            first = await held_up(engine, batcher)
+            others = queue(batcher, range(4))
+            await asyncio.sleep(0)
+            for task in others:
+                task.cancel()
+            engine.release()
+            await first
+            await batcher.classify(random_pixels(5))
+        assert engine.batches == [1, 1]
+
+    asyncio.run(main())
+
+
+def test_leaving_in_the_middle_of_a_batch_disturbs_nobody_else() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        async with batching(engine) as batcher:
+            first = await held_up(engine, batcher)
+            others = queue(batcher, range(3))
+            await asyncio.sleep(0)
+            first.cancel()
+            await asyncio.sleep(0)
+            engine.release()
+            assert len(await asyncio.gather(*others)) == 3
+            batcher.check()
+
+    asyncio.run(main())
+
+
+def test_admission_is_bounded_in_pictures_over_all_callers() -> None:
+    async def main() -> None:
+        async with batching(FakeEngine(), queue_size=10) as batcher:
+            with batcher.admit(4), batcher.admit(5):
+                assert batcher.admitted == 9
+                with pytest.raises(QueueFull), batcher.admit(2):
+                    pass
+                assert batcher.admitted == 9
+                with batcher.admit(1):
+                    assert batcher.admitted == 10
+            assert batcher.admitted == 0
+
+    asyncio.run(main())
+
+
+def test_room_is_given_back_after_an_error_and_a_cancellation() -> None:
+    async def main() -> None:
+        async with batching(FakeEngine(), queue_size=10) as batcher:
+            with pytest.raises(RuntimeError), batcher.admit(10):
+                raise RuntimeError
+
+            async def hold() -> None:
+                with batcher.admit(10):
+                    await asyncio.sleep(60)
+
+            task = asyncio.create_task(hold())
+            await asyncio.sleep(0)
+            assert batcher.admitted == 10
+            task.cancel()
+            await asyncio.wait([task])
+            assert batcher.admitted == 0
+
+    asyncio.run(main())
+
+
+def test_a_failing_pass_fails_its_own_batch_alone() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        async with batching(engine, max_batch=2) as batcher:
+            engine.failure = RuntimeError("out of memory")
+            first = await held_up(engine, batcher)
+            others = queue(batcher, range(2))
+            await asyncio.sleep(0)
+            engine.release()
+            outcomes = await asyncio.gather(first, *others, return_exceptions=True)
+            assert [str(outcome) for outcome in outcomes] == ["out of memory"] * 3
+            engine.failure = None
+            assert (await batcher.classify(random_pixels(3))).prediction
+            batcher.check()
+        assert engine.batches == [1, 2, 1]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("surplus", [1, 5])
+def test_a_wrong_number_of_logits_is_an_error_of_that_batch(surplus: int) -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        async with batching(engine) as batcher:
+            engine.surplus = surplus
+            with pytest.raises(EngineError, match="for 1 pictures"):
+                await batcher.classify(random_pixels(1))
+            engine.surplus = 0
+            await batcher.classify(random_pixels(1))
+
+    asyncio.run(main())
+
+
+def test_a_wrong_number_of_predictions_is_an_error_of_that_batch() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        right = fake_classifier(engine).classify
+        short = True
+
+        def classify(pixels: NDArray[np.uint8]) -> list[Prediction]:
+            return right(pixels)[: -1 if short else None]
+
+        async with batching(engine, classify) as batcher:
+            with pytest.raises(ValueError, match="shorter"):
+                await batcher.classify(random_pixels(1))
+            short = False
+            await batcher.classify(random_pixels(1))
+
+    asyncio.run(main())
+
+
+def test_retry_after_is_one_second_a_picture_while_no_rate_is_known() -> None:
+    async def main() -> None:
+        async with batching(FakeEngine(), queue_size=7) as batcher:
+            with batcher.admit(7), pytest.raises(QueueFull) as caught, batcher.admit(1):
+                pass
+            assert caught.value.retry_after == 7
+
+    asyncio.run(main())
+
+
+def test_retry_after_follows_the_measured_rate() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        engine.seconds = 0.02
+        async with batching(engine, max_batch=2, queue_size=40) as batcher:
+            await asyncio.gather(*queue(batcher, range(20)))  # at most 100 a second
+            with batcher.admit(40), pytest.raises(QueueFull) as caught, batcher.admit(1):
+                pass
+            assert caught.value.retry_after is not None
+            assert 40 / 100 <= caught.value.retry_after < 10
+
+    asyncio.run(main())
+
+
+def test_a_slow_rate_never_asks_for_more_than_a_second_a_picture() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        engine.seconds = 0.3
+        async with batching(engine, max_batch=1, queue_size=5) as batcher:
+            await asyncio.gather(*queue(batcher, range(2)))
+            await asyncio.sleep(0.9)
+            with batcher.admit(5), pytest.raises(QueueFull) as caught, batcher.admit(1):
+                pass
+            assert caught.value.retry_after == 5
+
+    asyncio.run(main())
+
+
+def test_a_pass_that_stalls_is_not_alive_until_it_ends() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        async with batching(engine, stall_timeout=0.1) as batcher:
+            batcher.check()
+            first = await held_up(engine, batcher)
+            batcher.check()
+            await asyncio.sleep(0.15)
+            with pytest.raises(NotAlive, match=r"more than 0\.1 s"):
+                batcher.check()
+            engine.release()
+            await first
+            batcher.check()
+
+    asyncio.run(main())
+
+
+def test_idling_longer_than_the_stall_timeout_is_no_stall() -> None:
+    async def main() -> None:
+        async with batching(FakeEngine(), stall_timeout=0.05) as batcher:
+            await batcher.classify(random_pixels(1))
+            await asyncio.sleep(0.1)
+            batcher.check()
+
+    asyncio.run(main())
+
+
+def test_a_batching_task_that_ended_is_not_alive() -> None:
+    async def main() -> None:
+        async with batching(FakeEngine()) as batcher:
+            await batcher.stop()
+            with pytest.raises(NotAlive, match="has ended"):
+                batcher.check()
+
+    asyncio.run(main())

@@ -1,0 +1,97 @@
+import re
+from typing import Any
+
+import pytest
+
+from app.problems import MEDIA_TYPE
+from app.schemas import Problem
+from tests.app.serving import Running
+from tests.app.test_problems import CASES
+
+
+@pytest.fixture(scope="module")
+def schema(running: Running) -> dict[str, Any]:
+    found: dict[str, Any] = running.client.get("/openapi.json").json()
+    return found
+
+
+def references(node: Any) -> set[str]:
+    """Every $ref in a part of the schema."""
+    if isinstance(node, dict):
+        own = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
+        return own.union(*(references(value) for value in node.values()))
+    if isinstance(node, list):
+        return set().union(*(references(value) for value in node))
+    return set()
+
+
+def operations(schema: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(method, path): entry for path, entries in schema["paths"].items() for method, entry in entries.items()}
+
+
+def test_predict_documents_exactly_the_statuses_that_can_be_provoked(schema: dict[str, Any]) -> None:
+    provoked = {str(case.status) for case in CASES} | {"200"}
+    assert set(schema["paths"]["/predict"]["post"]["responses"]) == provoked
+
+
+def test_every_failure_is_documented_as_a_problem(schema: dict[str, Any]) -> None:
+    for (method, path), operation in operations(schema).items():
+        for status, response in operation["responses"].items():
+            if status != "200":
+                reference = {"$ref": "#/components/schemas/Problem"}
+                assert response["content"] == {MEDIA_TYPE: {"schema": reference}}, (method, path, status)
+                assert response["description"], (method, path, status)
+
+
+def test_the_problem_has_its_five_members(schema: dict[str, Any]) -> None:
+    component = schema["components"]["schemas"]["Problem"]
+    assert set(component["properties"]) == {"type", "title", "status", "detail", "instance"}
+    assert set(component["required"]) == set(component["properties"])
+    assert all(entry["description"] for entry in component["properties"].values())
+    Problem.model_validate(dict.fromkeys(component["properties"], "x") | {"status": 400})
+
+
+def test_nothing_is_left_of_the_frameworks_own_errors(schema: dict[str, Any]) -> None:
+    assert not [name for name in schema["components"]["schemas"] if "Validation" in name]
+
+
+def test_every_reference_leads_somewhere_and_every_component_is_used(schema: dict[str, Any]) -> None:
+    components = {f"#/components/schemas/{name}" for name in schema["components"]["schemas"]}
+    assert references(schema) == components
+
+
+def test_the_served_paths_are_the_documented_ones(schema: dict[str, Any]) -> None:
+    assert {"/predict", "/livez", "/readyz", "/healthz", "/model"} <= set(schema["paths"])
+    probes = {
+        path: set(schema["paths"][path]["get"]["responses"]) for path in ("/livez", "/readyz", "/healthz", "/model")
+    }
+    assert all(statuses == {"200", "503"} for statuses in probes.values()), probes
+
+
+def test_the_body_of_predict_is_documented(schema: dict[str, Any]) -> None:
+    body = schema["paths"]["/predict"]["post"]["requestBody"]
+    assert body["required"] is True
+    assert set(body["content"]) == {"multipart/form-data", "image/*", "application/octet-stream"}
+    form = body["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["file"]
+    assert form["properties"]["file"]["items"]["format"] == "binary"
+
+
+def test_operations_have_names_of_their_own_and_a_summary(schema: dict[str, Any]) -> None:
+    entries = operations(schema)
+    names = [entry["operationId"] for entry in entries.values()]
+    assert len(set(names)) == len(names)
+    for key, entry in entries.items():
+        assert entry["summary"], key
+        assert entry["description"], key
+        assert entry["tags"], key
+
+
+def test_the_schema_states_its_version(schema: dict[str, Any]) -> None:
+    assert re.fullmatch(r"3\.1\.\d", schema["openapi"])
+    assert schema["info"]["title"] == "Tenfold"
+
+
+def test_the_pages_of_the_documentation_are_served(running: Running) -> None:
+    assert running.client.get("/docs").status_code == 200
+    assert running.client.get("/", follow_redirects=True).status_code == 200

@@ -1,0 +1,117 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings
+from tests.app.serving import ROOT
+
+# Each setting with a value that is not its default.
+VALUES: dict[str, tuple[str, Any]] = {
+    "host": ("0.0.0.0", "0.0.0.0"),
+    "port": ("9000", 9000),
+    "weights": ("weights/mine", Path("weights/mine")),
+    "engine": ("torch", "torch"),
+    "device": ("cuda", "cuda"),
+    "threads": ("3", 3),
+    "decode_threads": ("5", 5),
+    "max_batch": ("7", 7),
+    "queue_size": ("300", 300),
+    "max_body_bytes": ("1000", 1000),
+    "max_pixels": ("2000", 2000),
+    "max_files": ("9", 9),
+    "timeout": ("2.5", 2.5),
+    "stall_timeout": ("30.5", 30.5),
+    "drain_delay": ("0", 0.0),
+    "drain_timeout": ("4", 4),
+    "log_level": ("debug", "debug"),
+}
+
+
+def read_settings(**environment: str) -> dict[str, str]:
+    """The settings as a fresh process reads them from its environment: name to repr."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TENFOLD_")}
+    program = "from app.settings import Settings\nfor name, value in Settings(): print(name, repr(value), sep='=')"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(line.split("=", maxsplit=1) for line in done.stdout.splitlines())
+
+
+def test_every_setting_is_read_from_its_variable() -> None:
+    assert set(VALUES) == set(Settings.model_fields), "a setting without a value here"
+    found = read_settings(**{f"TENFOLD_{name.upper()}": text for name, (text, _) in VALUES.items()})
+    assert found == {name: repr(value) for name, (_, value) in VALUES.items()}
+    defaults = read_settings(PORT="1", TENFOLD_PORTS="2")  # of no setting, so they are ignored
+    assert defaults == {name: repr(field.default) for name, field in Settings.model_fields.items()}
+    assert not [name for name in VALUES if found[name] == defaults[name]], "these values prove nothing"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "abc"),
+        ("port", "-1"),
+        ("port", "65536"),
+        ("engine", "onnx"),
+        ("device", "tpu"),
+        ("threads", "-1"),
+        ("decode_threads", "0"),
+        ("max_batch", "0"),
+        ("queue_size", "0"),
+        ("max_body_bytes", "0"),
+        ("max_pixels", "0"),
+        ("max_files", "0"),
+        ("timeout", "0"),
+        ("timeout", "-1"),
+        ("timeout", "nan"),
+        ("timeout", "inf"),
+        ("stall_timeout", "0"),
+        ("stall_timeout", "nan"),
+        ("drain_delay", "-0.1"),
+        ("drain_delay", "inf"),
+        ("drain_timeout", "-1"),
+        ("log_level", "loud"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_name(name: str, value: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({name: value})
+    assert [problem["loc"] for problem in caught.value.errors()] == [(name,)]
+
+
+def test_a_queue_that_cannot_hold_a_full_request_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"TENFOLD_QUEUE_SIZE \(7\) is below TENFOLD_MAX_FILES \(8\)"):
+        Settings(queue_size=7, max_files=8)
+    assert Settings(queue_size=8, max_files=8).queue_size == 8
+
+
+def test_settings_cannot_be_changed_later() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 1
+
+
+def test_every_setting_is_described() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert re.fullmatch(r"[A-Z`].*\.", field.description), f"{name} is described by a sentence"
+
+
+def test_the_readme_lists_every_setting_as_it_is() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(TENFOLD_\w+)` \| `(.*?)` \| (.*?) \|$", text, re.MULTILINE)
+    code = [
+        (f"TENFOLD_{name.upper()}", str(field.default), field.description)
+        for name, field in Settings.model_fields.items()
+    ]
+    assert rows == code
