@@ -111,7 +111,7 @@ def _result(upload: Upload, outcome: Answer | ImageError, top_k: int, request_id
     if isinstance(outcome, ImageError):
         return Refused(filename=upload.filename, problem=problem_of(outcome, request_id))
     ranking = [
-        Ranked(label=ranked.label, index=ranked.index, probability=ranked.probability)
+        Ranked(label=ranked.label, index=ranked.index, probability=round(ranked.probability, 6))
         for ranked in outcome.prediction.top_k(top_k)
     ]
     picture = outcome.picture

@@ -145,7 +145,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             name="article",
-            summary="the article to the letter: 300 epochs at 224 x 224, weeks on a CPU",
+            summary="the article to the letter: 300 epochs at 224 x 224, months on a CPU",
             holdout=0,
             watch="test",
             conv_bias=True,
