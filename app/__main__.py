@@ -1,7 +1,10 @@
 """python -m app: serve with our settings, signals and drain."""
 
+import asyncio
 import logging
+import os
 import signal
+import socket
 import sys
 import time
 from types import FrameType
@@ -12,6 +15,9 @@ from pydantic import ValidationError
 from app.main import create_app
 from app.service import Service
 from app.settings import Settings
+
+# Seconds for the request to come in on a connection that was accepted just before the service stopped listening.
+_HEARING = 0.25
 
 
 class Server(uvicorn.Server):
@@ -36,12 +42,47 @@ class Server(uvicorn.Server):
             return True
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, then hear out who has connected by then; uvicorn would hang up on them.
+
+        The kernel has shaken hands with more of them than the event loop has accepted: those are taken over too.
+        """
+        loop = asyncio.get_running_loop()
+        spares = [socket.socket(fileno=os.dup(one.fileno())) for server in self.servers for one in server.sockets]
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(0)  # the loop lets go of its own
+        connections = [connection for spare in spares for connection in _accepted(spare)]
+        for connection in connections:
+            await loop.connect_accepted_socket(self._protocol, connection)
+        await asyncio.sleep(_HEARING)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes one for each connection."""
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+
+def _accepted(listening: socket.socket) -> list[socket.socket]:
+    """All connections that wait at a socket, which is then closed."""
+    connections = []
+    with listening:
+        listening.setblocking(False)
+        try:
+            while True:
+                connections.append(listening.accept()[0])
+        except BlockingIOError:
+            return connections
+
 
 def main() -> int:
     """Serve until told to stop.
 
     Returns:
-        The exit code: 0 after a drain, 1 when the model cannot be loaded, 2 when a setting is wrong.
+        The exit code: 0 after a drain, 1 when the model cannot be loaded or nothing can listen there, 2 when a setting
+        is wrong.
     """
     try:
         settings = Settings()
@@ -69,9 +110,16 @@ def main() -> int:
         timeout_graceful_shutdown=settings.drain_timeout,
     )
     server = Server(config, app.state.service, settings.drain_delay)
-    server.run()
+    try:
+        server.run()
+    except SystemExit:  # uvicorn has logged why it cannot listen
+        return 1
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    # Not sys.exit: it would wait for the engine's thread, which may still be loading, or stall for good.
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(code)

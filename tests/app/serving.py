@@ -22,7 +22,7 @@ from app.main import create_app
 from app.service import Service
 from app.settings import Settings
 from model import Classifier
-from tests.app.fakes import FakeEngine, fake_classifier
+from tests.app.fakes import FakeEngine, fake_classifier, picture
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,13 +39,17 @@ class Running:
     """A service that listens.
 
     Attributes:
+        server: of `python -m app`.
+        thread: that it runs in.
+        engine: the fake one that it runs pictures through.
+        service: what its routes are given.
+        port: that it listens at.
         client: speaks to it.
-        engine: the fake one that it runs.
     """
 
-    def __init__(self, app: FastAPI, server: Server, engine: FakeEngine) -> None:
-        self.app = app
+    def __init__(self, app: FastAPI, server: Server, thread: threading.Thread, engine: FakeEngine) -> None:
         self.server = server
+        self.thread = thread
         self.engine = engine
         self.service: Service = app.state.service
         self.port: int = server.servers[0].sockets[0].getsockname()[1]
@@ -92,6 +96,33 @@ class Pending:
         return self._answers[0]
 
 
+class Visitor:
+    """A client that posts a picture again and again on a kept-alive connection, until it is turned away."""
+
+    def __init__(self, port: int) -> None:
+        self.answered: list[tuple[float, int, str]] = []
+        self.ended: Exception | None = None
+        self._port = port
+        self._thread = threading.Thread(target=self._visit)
+        self._thread.start()
+
+    def _visit(self) -> None:
+        data = picture()
+        with httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=30) as client:
+            while self.ended is None:
+                try:
+                    answer = client.post("/predict", content=data)
+                except httpx.HTTPError as error:
+                    self.ended = error
+                else:
+                    connection = answer.headers.get("Connection", "")
+                    self.answered.append((time.monotonic(), answer.status_code, connection))
+
+    def join(self) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
 @contextlib.contextmanager
 def serving(
     engine: FakeEngine | None = None,
@@ -121,7 +152,7 @@ def serving(
     thread.start()
     try:
         eventually(lambda: server.started, "the server listens")
-        running = Running(app, server, engine)
+        running = Running(app, server, thread, engine)
         try:
             if wait_ready:
                 eventually(lambda: running.service.state == "ready", "the service is ready", seconds=120)

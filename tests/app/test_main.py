@@ -1,0 +1,126 @@
+"""The server of `python -m app`, in a thread; test_main_process.py has the whole process."""
+
+import http.client
+import signal
+import socket
+import time
+
+import httpx
+import pytest
+
+from tests.app.fakes import picture
+from tests.app.serving import Running, Visitor, eventually, serving
+
+CLIENTS = 8
+HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(picture())
+
+
+def told_to_end(service: Running, sig: signal.Signals = signal.SIGTERM) -> None:
+    service.server.handle_exit(sig, None)
+
+
+def stopped_listening(service: Running) -> bool:
+    try:
+        service.connect().close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def status_of(connection: socket.socket) -> tuple[int, str | None]:
+    """Status and Connection header of the answer that comes."""
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    answer.read()
+    return answer.status, answer.getheader("Connection")
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_nobody_in_a_crowd_is_lost_when_the_service_ends(attempt: int) -> None:
+    with serving(drain_delay=0.3) as service:
+        visitors = [Visitor(service.port) for _ in range(CLIENTS)]
+        eventually(lambda: all(len(visitor.answered) > 3 for visitor in visitors), "all are served")
+        told_to_end(service)
+        for visitor in visitors:
+            visitor.join()
+    for visitor in visitors:
+        assert isinstance(visitor.ended, httpx.ConnectError), f"a request was lost: {visitor.ended!r}"
+        assert {status for _, status, _ in visitor.answered} == {200}
+
+
+def test_a_request_that_is_under_way_is_finished() -> None:
+    with serving() as service:
+        service.engine.block()
+        pending = service.in_background(lambda: service.post(picture()))
+        service.engine.wait_entered()
+        told_to_end(service)
+        eventually(lambda: stopped_listening(service), "it stops listening")
+        time.sleep(0.4)
+        assert not pending.done
+        service.engine.release()
+        assert pending.result().status_code == 200
+        assert pending.result().headers["Connection"] == "close"
+
+
+def test_an_upload_that_is_under_way_is_finished() -> None:
+    with serving() as service, service.connect() as connection:
+        connection.sendall(HEAD + picture()[:50])
+        eventually(lambda: bool(service.server.server_state.tasks), "the request has begun")
+        told_to_end(service)
+        eventually(lambda: stopped_listening(service), "it stops listening")
+        time.sleep(0.4)
+        connection.sendall(picture()[50:])
+        assert status_of(connection) == (200, "close")
+
+
+def test_who_has_connected_but_not_spoken_yet_is_heard_out() -> None:
+    with serving() as service, service.connect() as connection:
+        told_to_end(service)
+        eventually(lambda: stopped_listening(service), "it stops listening")
+        connection.sendall(HEAD + picture())
+        assert status_of(connection) == (200, "close")
+
+
+def test_it_goes_on_answering_during_the_delay_and_then_ends() -> None:
+    with serving(drain_delay=0.8) as service:
+        began = time.monotonic()
+        told_to_end(service)
+        assert service.client.get("/readyz").status_code == 503
+        assert service.post(picture()).status_code == 200
+        eventually(lambda: stopped_listening(service), "it stops listening")
+        assert time.monotonic() - began > 0.75
+
+
+def test_ctrl_c_does_not_wait_for_the_delay_but_for_who_is_being_served() -> None:
+    with serving(drain_delay=60.0) as service:
+        service.engine.block()
+        pending = service.in_background(lambda: service.post(picture()))
+        service.engine.wait_entered()
+        told_to_end(service, signal.SIGINT)
+        eventually(lambda: stopped_listening(service), "it stops listening")
+        service.engine.release()
+        assert pending.result().status_code == 200
+
+
+def test_a_second_signal_does_not_wait_for_answers() -> None:
+    with serving(drain_delay=60.0, drain_timeout=60) as service:
+        service.engine.block()
+        with service.connect() as connection:
+            connection.sendall(HEAD + picture())
+            service.engine.wait_entered()
+            told_to_end(service)
+            told_to_end(service)
+            eventually(lambda: not service.thread.is_alive(), "it ends, though the engine is still blocked")
+
+
+def test_who_is_not_answered_within_the_drain_timeout_is_given_up() -> None:
+    with serving(drain_timeout=1) as service:
+        service.engine.block()
+        with service.connect() as connection:
+            connection.sendall(HEAD + picture())
+            service.engine.wait_entered()
+            began = time.monotonic()
+            told_to_end(service)
+            connection.settimeout(20)
+            connection.recv(65536)
+            assert 0.9 < time.monotonic() - began < 10
