@@ -74,7 +74,10 @@ def _readme(card: ModelCard, history: Sequence[dict[str, float]], scores: Scores
         for chosen in [int(scores.probabilities[index].argmax())]
     )
     last = history[-1]
-    watched = f"; after the last epoch {last['accuracy']:.2%} on what was watched" if "accuracy" in last else ""
+    part = "held-out" if training.recipe["watch"] == "holdout" else "test"
+    watched = (
+        f"; {last['accuracy']:.2%} of the {part} pictures right after the last epoch" if "accuracy" in last else ""
+    )
     recipe = json.dumps(training.recipe, indent=2)
     return f"""---
 pipeline_tag: image-classification
@@ -168,9 +171,10 @@ def _curves(history: Sequence[dict[str, float]], watched: str) -> Figure:
             f"{last['accuracy']:.1%}",
             (last["epoch"], last["accuracy"] * 100),
             textcoords="offset points",
-            xytext=(-4, -14),
+            xytext=(4, 7),
             ha="right",
         )
+        accuracy.margins(y=0.12)
         accuracy.legend(frameon=False, loc="lower right")
     losses.set(xlabel="epoch", title="cross-entropy, nats")
     accuracy.set(xlabel="epoch", title="top-1, %")
@@ -186,17 +190,17 @@ def _confusion(labels: Sequence[str], scores: Scores) -> Figure:
     figure = Figure(figsize=(7, 6.4), layout="constrained")
     axes = figure.add_subplot()
     share = scores.confusion / np.maximum(scores.confusion.sum(1, keepdims=True), 1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=max(0.15, float((share - np.diag(share.diagonal())).max())))
+    # The scale is that of the errors, which the diagonal would drown.
+    darkest = max(0.15, float((share - np.diag(share.diagonal())).max()))
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=darkest)
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
     axes.set(xlabel="taken for", ylabel="is", title="Pictures of each class (row) taken for each class (column)")
     for row, counts in enumerate(scores.confusion):
         for column, count in enumerate(counts):
             if count:
-                axes.text(
-                    column, row, str(count), ha="center", va="center", fontsize=9,
-                    color="white" if row == column else _INK,
-                )  # fmt: skip
+                colour = "white" if share[row, column] > 0.6 * darkest else _INK
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=9, color=colour)
     return figure
 
 

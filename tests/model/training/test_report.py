@@ -71,7 +71,7 @@ def test_a_run_that_watched_nothing_is_drawn_too(tiny_bundle: Path, tiny_scores:
     card = read_card(tiny_bundle / "card.json")
     drawn = files(card, [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.5}], tiny_scores, watched="test")
     assert drawn["plots/curves.png"].startswith(b"\x89PNG")
-    assert b"what was watched" not in drawn["README.md"]
+    assert b"right after the last epoch" not in drawn["README.md"]
 
 
 @pytest.fixture

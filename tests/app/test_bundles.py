@@ -1,0 +1,79 @@
+"""Real bundles behind the real service: what is shipped, and networks with another test transform."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import model
+from model.training.data import load_cifar10_test
+from tests.app.serving import ROOT, Running, serving
+
+UPLOAD = 32
+CONNECTIONS = 4
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Path:
+    folder = ROOT / "weights" / "resnet18-cifar10"
+    if not (folder / "card.json").is_file():
+        pytest.skip("there are no weights in weights/resnet18-cifar10: train them or fetch them")
+    return folder
+
+
+def test_the_shipped_weights_know_a_photograph_of_a_cat(shipped: Path, cat_jpeg: bytes) -> None:
+    with serving(load=partial(model.load, shipped)) as service:
+        (result,) = service.upload(("chelsea.jpg", cat_jpeg)).json()["results"]
+    assert result["top_k"][0]["label"] == "cat"
+    assert (result["width"], result["height"]) == (451, 300)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_test_set_over_http_scores_what_the_card_says(shipped: Path, cifar10_root: Path) -> None:
+    test = load_cifar10_test(cifar10_root)
+    labels = test.labels.tolist()
+
+    def right_ones(service: Running, start: int) -> int:
+        files = []
+        for pixels in test.pixels[start : start + UPLOAD]:
+            file = io.BytesIO()
+            Image.fromarray(np.asarray(pixels)).save(file, "PNG", compress_level=1)
+            files.append((f"{start}.png", file.getvalue()))
+        results = service.upload(*files, params={"top_k": 1}).json()["results"]
+        found = [result["top_k"][0]["index"] for result in results]
+        return sum(index == label for index, label in zip(found, labels[start : start + UPLOAD], strict=True))
+
+    with (
+        serving(load=partial(model.load, shipped), timeout=120.0) as service,
+        ThreadPoolExecutor(CONNECTIONS) as threads,
+    ):
+        said = service.client.get("/model").json()["metrics"]
+        right = sum(threads.map(partial(right_ones, service), range(0, len(labels), UPLOAD)))
+    assert said["pictures"] == len(labels) == 10_000
+    assert right / len(labels) == pytest.approx(said["top1"], abs=0.001)
+
+
+@pytest.mark.parametrize("bundle", ["article_bundle", "bottleneck_bundle"])
+def test_a_network_of_larger_pictures_is_served_with_its_own_transform(
+    bundle: str, cat_jpeg: bytes, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(bundle)
+    classifier = model.load(folder)
+    with serving(load=lambda: classifier, timeout=60.0) as service:
+        card = service.client.get("/model").json()
+        answer = service.upload(("chelsea.jpg", cat_jpeg), params={"top_k": 10})
+    assert (card["input"]["resize"], card["input"]["crop"]) == (256, 224)
+    assert answer.status_code == 200, answer.text
+    (result,) = answer.json()["results"]
+    pixels = model.prepare(cat_jpeg, classifier.card.input, max_pixels=10**9).pixels
+    assert pixels.shape == (224, 224, 3)
+    (expected,) = classifier.classify(pixels[None])
+    assert result["warnings"] == []
+    assert {one["label"]: one["probability"] for one in result["top_k"]} == pytest.approx(
+        dict(zip(expected.labels, expected.probabilities.tolist(), strict=True)), rel=1e-3, abs=1e-6
+    )

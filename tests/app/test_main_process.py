@@ -1,0 +1,212 @@
+"""`python -m app` and `uvicorn app.main:app` as real processes with a real bundle."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.app.fakes import picture
+from tests.app.serving import ROOT, Process, eventually, process
+
+CLIENTS = 8
+
+
+def environment(weights: Path, **more: str) -> dict[str, str]:
+    return {
+        "TENFOLD_PORT": "0",
+        "TENFOLD_WEIGHTS": str(weights),
+        "TENFOLD_DEVICE": "cpu",
+        "TENFOLD_THREADS": "1",
+        "TENFOLD_DRAIN_DELAY": "0",
+        **more,
+    }
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+class Visitor:
+    """A client that posts a picture again and again on a kept-alive connection, until it is turned away."""
+
+    def __init__(self, port: int) -> None:
+        self.answered: list[tuple[float, int, str]] = []
+        self.ended: Exception | None = None
+        self._port = port
+        self._thread = threading.Thread(target=self._visit)
+        self._thread.start()
+
+    def _visit(self) -> None:
+        data = picture()
+        with httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=30) as client:
+            while self.ended is None:
+                try:
+                    answer = client.post("/predict", content=data)
+                except httpx.HTTPError as error:
+                    self.ended = error
+                else:
+                    connection = answer.headers.get("Connection", "")
+                    self.answered.append((time.monotonic(), answer.status_code, connection))
+
+    def join(self) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+def test_a_process_becomes_ready_predicts_and_ends_well_on_ctrl_c(tiny_bundle: Path, log: Path) -> None:
+    with process(environment(tiny_bundle, TENFOLD_DRAIN_DELAY="60"), log) as running:
+        running.wait_ready()
+        with running.client() as client:
+            answer = client.post("/predict", content=picture(), headers={"X-Request-ID": "mine"})
+            assert answer.status_code == 200
+            assert answer.json()["model"]["name"] == "tiny"
+            assert len(answer.json()["results"][0]["top_k"]) == 5
+            assert "Server" not in answer.headers
+        began = time.monotonic()
+        running.popen.send_signal(signal.SIGINT)
+        assert running.exit_code() == 0
+        assert time.monotonic() - began < 30, "Ctrl-C does not wait for the drain delay"
+        assert "POST /predict 200" in running.log
+        assert "id=mine" in running.log
+        assert "Traceback" not in running.log
+        assert "Warning" not in running.log
+
+
+def test_sigterm_under_load_loses_nothing(tiny_bundle: Path, log: Path) -> None:
+    delay = 1.5
+    with process(environment(tiny_bundle, TENFOLD_DRAIN_DELAY=str(delay)), log) as running:
+        running.wait_ready()
+        visitors = [Visitor(running.port) for _ in range(CLIENTS)]
+        eventually(lambda: all(len(visitor.answered) > 3 for visitor in visitors), "all are served", seconds=120)
+        with running.client() as probe:
+            told = time.monotonic()
+            running.popen.send_signal(signal.SIGTERM)
+            eventually(lambda: probe.get("/readyz").status_code == 503, "/readyz turns", seconds=5)
+            turned = time.monotonic()
+        assert running.exit_code() == 0
+        for visitor in visitors:
+            visitor.join()
+
+        assert turned - told < 0.3
+        for visitor in visitors:
+            assert isinstance(visitor.ended, httpx.ConnectError), f"a request was lost: {visitor.ended!r}"
+            assert {status for _, status, _ in visitor.answered} == {200}
+            late = [connection for when, _, connection in visitor.answered if turned < when < told + delay]
+            assert len(late) > 1, "it goes on answering during the delay"
+            assert set(late) == {"close"}
+        assert "Traceback" not in running.log
+
+
+def test_answers_that_are_owed_when_sigterm_comes_are_given(tiny_bundle: Path, log: Path) -> None:
+    data = picture()
+    with process(environment(tiny_bundle), log) as running:
+        running.wait_ready()
+        with socket.create_connection(("127.0.0.1", running.port), timeout=30) as connection:
+            head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n"
+            connection.sendall(head.encode() + data[:50])
+            time.sleep(0.2)
+            running.popen.send_signal(signal.SIGTERM)
+            eventually(lambda: "Shutting down" in running.log, "it stops listening")
+            connection.sendall(data[50:])
+            answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"connection: close" in answer.lower()
+        assert running.exit_code() == 0
+
+
+def test_sigterm_while_it_loads_ends_it_well(tiny_bundle: Path, log: Path) -> None:
+    with process(environment(tiny_bundle), log) as running:
+        assert running.port
+        running.popen.send_signal(signal.SIGTERM)
+        assert running.exit_code() == 0
+        assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"TENFOLD_PORT": "abc"}, "error: TENFOLD_PORT: Input should be a valid integer"),
+        (
+            {"TENFOLD_MAX_FILES": "9", "TENFOLD_QUEUE_SIZE": "8"},
+            "error: TENFOLD_QUEUE_SIZE (8) is below TENFOLD_MAX_FILES (9)",
+        ),
+    ],
+    ids=["not a number", "settings that disagree"],
+)
+def test_a_wrong_setting_ends_it_with_one_sentence(settings: dict[str, str], says: str, log: Path) -> None:
+    with process(settings, log) as running:
+        assert running.exit_code() == 2
+    assert says in running.log
+    assert running.log.startswith("error: ")
+    assert len(running.log.splitlines()) == 1
+
+
+def told_to_do(running: Process) -> str:
+    """The one line of the log that says why the model cannot be loaded."""
+    (line,) = (line for line in running.log.splitlines() if "cannot be loaded" in line)
+    assert "Traceback" not in running.log
+    return line
+
+
+def test_a_missing_weights_folder_ends_it_and_says_what_to_do(tmp_path: Path, log: Path) -> None:
+    with process(environment(tmp_path / "none"), log) as running:
+        assert running.exit_code() == 1
+    assert "name a weights folder" in told_to_do(running)
+    assert "GET /readyz 200" not in running.log
+
+
+def test_damaged_weights_end_it_and_say_what_to_do(tiny_bundle: Path, tmp_path: Path, log: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny_bundle, damaged)
+    weights = damaged / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    with process(environment(damaged), log) as running:
+        assert running.exit_code() == 1
+    assert "fetch the bundle again" in told_to_do(running)
+
+
+def test_a_device_that_is_not_there_ends_it_and_says_what_to_do(tiny_bundle: Path, log: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    with process(environment(tiny_bundle, TENFOLD_DEVICE="cuda"), log) as running:
+        assert running.exit_code() == 1
+    assert "no CUDA device" in told_to_do(running)
+
+
+def test_a_port_that_is_taken_ends_it(tiny_bundle: Path, log: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with process(environment(tiny_bundle, TENFOLD_PORT=port), log) as running:
+            assert running.exit_code() != 0
+    assert "address already in use" in running.log
+
+
+def test_uvicorn_can_serve_the_application_by_its_name(tiny_bundle: Path, log: Path) -> None:
+    arguments = ["-m", "uvicorn", "app.main:app", "--port", "0"]
+    with process(environment(tiny_bundle), log, arguments=arguments) as running:
+        running.wait_ready()
+        with running.client() as client:
+            assert client.post("/predict", content=picture()).status_code == 200
+        running.popen.send_signal(signal.SIGINT)
+        running.exit_code()
+    assert "Traceback" not in running.log
+
+
+def test_the_service_never_imports_torch_itself() -> None:
+    program = (
+        "import app.__main__, app.main, sys\n"
+        "app.main.create_app()\n"
+        "assert not {'torch', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
