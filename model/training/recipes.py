@@ -84,7 +84,7 @@ class Recipe:
             self,
             epochs=epochs,
             sizes=tuple((round(first * scale), side) for first, side in self.sizes),
-            milestones=tuple(round(milestone * scale) for milestone in self.milestones),
+            milestones=tuple(max(1, round(milestone * scale)) for milestone in self.milestones),
         )
 
     def input_spec(self) -> InputSpec:
@@ -94,7 +94,7 @@ class Recipe:
 
 STANDARD = Recipe(
     name="standard",
-    summary="80 epochs at 32 x 32 with cutout: minutes on a GPU",
+    summary="80 epochs at 32 x 32 with cutout: for a GPU",
     epochs=80,
     batch_size=500,
     lr=1.0,
@@ -137,7 +137,7 @@ RECIPES: Mapping[str, Recipe] = {
         replace(
             STANDARD,
             name="best",
-            summary="200 epochs at 32 x 32 with cutout, cosine rate: half an hour on a large GPU",
+            summary="200 epochs at 32 x 32 with cutout, cosine rate: for a GPU",
             epochs=200,
             schedule="cosine",
             warmup=0.05,

@@ -23,6 +23,7 @@ def test_the_article_is_followed_to_the_letter() -> None:
 
 def test_the_turning_points_move_with_the_number_of_epochs() -> None:
     assert recipe_named("article").lasting(30).milestones == (15, 22)
+    assert recipe_named("article").lasting(1).milestones == (1, 1), "a trial runs at the first rate"
     shorter = recipe_named("smoke").lasting(4)
     assert (shorter.epochs, shorter.sizes) == (4, ((0, 16), (2, 32)))
 
