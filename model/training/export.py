@@ -1,6 +1,7 @@
 """From a finished run to a bundle."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -61,7 +62,7 @@ def export(
         input=spec,
         complexity=complexity,
         training=Training(
-            recipe=asdict(recipe),
+            recipe=json.loads(json.dumps(asdict(recipe))),  # as it will be read
             epochs=len(run.history),
             pictures=len(data.train),
             dataset_md5=dict(data.md5),
