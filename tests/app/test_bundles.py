@@ -58,6 +58,7 @@ def test_the_test_set_over_http_scores_what_the_card_says(shipped: Path, cifar10
     assert right / len(labels) == pytest.approx(said["top1"], abs=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["article_bundle", "bottleneck_bundle"])
 def test_a_network_of_larger_pictures_is_served_with_its_own_transform(
     bundle: str, cat_jpeg: bytes, request: pytest.FixtureRequest
