@@ -29,11 +29,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise SaveError(
             f"cannot save the run to {path} ({error.strerror}): make room or choose another --run, then --resume"
         ) from error
+    finally:  # Ctrl-C while it is written included
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def load(path: Path) -> dict[str, Any]:

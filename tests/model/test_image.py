@@ -166,10 +166,15 @@ def test_a_picture_of_exactly_the_side_is_not_called_upscaled(spec: InputSpec) -
     assert prepare(encoded(np.zeros((32, 32, 3), np.uint8), "PNG"), spec, max_pixels=LIMIT).warnings == ()
 
 
-@pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0"])
-def test_damaged_exif_does_not_cost_the_picture(exif: bytes, corners: NDArray[np.uint8], spec: InputSpec) -> None:
-    plain = prepare(encoded(corners, "JPEG"), spec, max_pixels=LIMIT)
-    picture = prepare(encoded(corners, "JPEG", exif=exif), spec, max_pixels=LIMIT)
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0nonsense", b"Exif\0\0MM\0*", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0"]
+)
+def test_damaged_exif_does_not_cost_the_picture(
+    file_format: str, exif: bytes, corners: NDArray[np.uint8], spec: InputSpec
+) -> None:
+    plain = prepare(encoded(corners, file_format), spec, max_pixels=LIMIT)
+    picture = prepare(encoded(corners, file_format, exif=exif), spec, max_pixels=LIMIT)
     assert np.array_equal(picture.pixels, plain.pixels)
 
 
