@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from model.card import NAME_PATTERN
 from model.engines.base import DeviceName
@@ -33,20 +33,19 @@ class Lines:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def begin(self, total_steps: int, done_steps: int) -> None:
-        self.total, self.done, self.first = total_steps, done_steps, done_steps
+    def begin(self, done: float) -> None:
+        self.first = done
         self.pictures = 0
         self.began = self.spoke = time.monotonic()
 
-    def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int) -> None:
-        self.done += 1
+    def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int, done: float) -> None:
         self.pictures += pictures
         now = time.monotonic()
         if now - self.spoke >= _LINE_EVERY:
             self.spoke = now
-            left = (now - self.began) / (self.done - self.first) * (self.total - self.done)
+            left = (now - self.began) / (done - self.first) * (1 - done)
             typer.echo(
-                f"step {self.done}/{self.total}, epoch {epoch}, lr {lr:.4f}, loss {loss:.4f}, "
+                f"{done:.1%}, epoch {epoch}/{self.recipe.epochs}, lr {lr:.4f}, loss {loss:.4f}, "
                 f"{self.pictures / (now - self.began):.0f} pictures/s, {left / 60:.0f} min left"
             )
 
@@ -62,23 +61,22 @@ class Bar:
         self.progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/" + str(recipe.epochs)),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TextColumn("lr {task.fields[lr]:.4f}  loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} pictures/s"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
         )
 
-    def begin(self, total_steps: int, done_steps: int) -> None:
-        self.task = self.progress.add_task(
-            "", total=total_steps, completed=done_steps, epoch=1, lr=0.0, loss=float("nan"), rate=0.0
-        )
+    def begin(self, done: float) -> None:
+        self.task = self.progress.add_task("", total=1.0, epoch=1, lr=0.0, loss=float("nan"), rate=0.0)
+        self.progress.update(self.task, completed=done)
         self.pictures, self.began = 0, time.monotonic()
 
-    def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int) -> None:
+    def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int, done: float) -> None:
         self.pictures += pictures
         rate = self.pictures / (time.monotonic() - self.began)
-        self.progress.update(self.task, advance=1, epoch=epoch, lr=lr, loss=loss, rate=rate)
+        self.progress.update(self.task, completed=done, epoch=epoch, lr=lr, loss=loss, rate=rate)
 
     def epoch(self, record: dict[str, float]) -> None:
         self.progress.console.print(epoch_line(record, self.recipe), highlight=False)

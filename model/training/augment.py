@@ -1,5 +1,7 @@
 """Augmentation of whole batches on the device: no per-picture Python."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,6 +49,8 @@ def training_batch(
     cropped = source[picture.to(device)[:, None, None], rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
 
     batch = normalise(cropped, recipe)
+    if recipe.zoom > 1:
+        batch = _zoomed(batch, recipe.zoom, generator)
     if recipe.cutout:
         batch = batch * ~_square(count, crop, recipe.cutout, generator).to(device)
     if (target := recipe.side_at(epoch)) != crop:
@@ -59,6 +63,16 @@ def _resized(pixels: Tensor, side: int) -> Tensor:
     planes = pixels.permute(0, 3, 1, 2).float()
     larger = F.interpolate(planes, (side, side), mode="bilinear", antialias=True)
     return larger.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _zoomed(batch: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Each picture enlarged about its centre by a factor between 1/most and most; mirrored at the border."""
+    count = len(batch)
+    factor = torch.exp((2 * torch.rand(count, generator=generator) - 1) * math.log(most)).to(batch.device)
+    affine = torch.zeros(count, 2, 3, device=batch.device)
+    affine[:, 0, 0] = affine[:, 1, 1] = 1 / factor
+    grid = F.affine_grid(affine, list(batch.shape), align_corners=False)
+    return F.grid_sample(batch, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def _reflect(position: Tensor, side: int) -> Tensor:

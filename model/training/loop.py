@@ -24,6 +24,7 @@ from model.training import checkpoint
 from model.training.augment import normalise, training_batch
 from model.training.data import DataSet, Pictures
 from model.training.matmul_conv import use_matmul_convolutions
+from model.training.muon import Muon
 from model.training.pretrained import start_from
 from model.training.recipes import Recipe
 
@@ -31,9 +32,10 @@ from model.training.recipes import Recipe
 class Observer(Protocol):
     """What is told of a run's progress."""
 
-    def begin(self, total_steps: int, done_steps: int) -> None: ...
+    def begin(self, done: float) -> None:
+        """`done` is the share 0..1 of the run that lies behind it."""
 
-    def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int) -> None: ...
+    def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int, done: float) -> None: ...
 
     def epoch(self, record: dict[str, float]) -> None: ...
 
@@ -59,7 +61,7 @@ class Run:
 
 
 def learning_rate(recipe: Recipe, epoch: int, fraction: float) -> float:
-    """The rate of a step in the given epoch (from 0) when `fraction` (0..1) of all steps lie behind it."""
+    """The rate of a step in the given epoch (from 0) when `fraction` (0..1) of the run lies behind it."""
     if recipe.schedule == "multistep":
         return recipe.lr * recipe.gamma ** sum(epoch >= milestone for milestone in recipe.milestones)
     if fraction < recipe.warmup:
@@ -120,14 +122,8 @@ def train(
     ema = None
     if recipe.ema_decay:
         ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)  # type: ignore[no-untyped-call]
-    optimizer = torch.optim.SGD(
-        net.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
+    optimizers = optimizers_for(net, recipe)
+    scores = torch.full((len(data.train),), math.inf, device=device)
     identity = {"recipe": asdict(recipe), "seed": seed, "pictures": len(data.train)}
     run = Run(recipe, ema.module if ema else net, about=describe(device, seed))
 
@@ -141,7 +137,9 @@ def train(
                 "resume it with the options that began it, or choose another --run"
             )
         net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        scores.copy_(state["scores"])
         if ema:
             ema.load_state_dict(state["ema"])
         run.history, run.seconds, run.about = state["history"], state["seconds"], state["about"]
@@ -150,37 +148,49 @@ def train(
     train_part = data.train.to(device)
     watched = data.holdout if recipe.watch == "holdout" else data.test
     coin = torch.rand(len(train_part), generator=torch.Generator().manual_seed(seed)) < 0.5
-    steps = math.ceil(len(train_part) / recipe.batch_size)
-    observer.begin(steps * recipe.epochs, steps * len(run.history))
+    observer.begin(len(run.history) / recipe.epochs)
 
     for epoch in range(len(run.history), recipe.epochs):
         began = time.monotonic()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(len(train_part), generator=generator)
+        order, weights = selection(scores, recipe, epoch=epoch, generator=generator)
         net.train()
-        total, recent = torch.zeros((), device=device), None
+        recent = None
         lr = 0.0
-        for step, index in enumerate(torch.split(order, recipe.batch_size)):
-            lr = learning_rate(recipe, epoch, (epoch * steps + step) / (steps * recipe.epochs))
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+        batches = torch.split(order, recipe.batch_size)
+        for step, index in enumerate(batches):
+            lr = learning_rate(recipe, epoch, (epoch + step / len(batches)) / recipe.epochs)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * group["scale"]
             batch = training_batch(train_part.pixels, index, recipe, epoch=epoch, coin=coin, generator=generator)
             with autocast(recipe, device):
                 logits = model(batch)
-            loss = F.cross_entropy(
-                logits.float(), train_part.labels[index.to(device)], label_smoothing=recipe.label_smoothing
+            here = index.to(device)
+            losses = F.cross_entropy(
+                logits.float(), train_part.labels[here], label_smoothing=recipe.label_smoothing, reduction="none"
             )
-            optimizer.zero_grad(set_to_none=True)
+            loss = (losses * weights[here]).mean()
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             if ema:
                 ema.update_parameters(net)
-            total += loss.detach() * len(index)
+            scores[here] = losses.detach()
             if device.type == "cpu" or step % 20 == 0:  # reading the loss waits for a GPU
                 recent = loss.item()
-            observer.step(epoch=epoch + 1, loss=recent, lr=lr, pictures=len(index))
+            observer.step(
+                epoch=epoch + 1,
+                loss=recent,
+                lr=lr,
+                pictures=len(index),
+                done=(epoch + (step + 1) / len(batches)) / recipe.epochs,
+            )
 
-        train_loss = total.item() / len(train_part)
+        trained = order.to(device)
+        train_loss = (scores[trained] * weights[trained]).sum().item() / weights[trained].sum().item()
         if not math.isfinite(train_loss):
             raise TrainingError(f"the loss is no longer finite in epoch {epoch + 1}: lower the recipe's rate")
         record = {"epoch": epoch + 1, "side": recipe.side_at(epoch), "lr": lr, "train_loss": train_loss}
@@ -197,7 +207,8 @@ def train(
                 "identity": identity,
                 "net": net.state_dict(),
                 "ema": ema.state_dict() if ema else None,
-                "optimizer": optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "scores": scores,
                 "history": run.history,
                 "seconds": run.seconds,
                 "about": run.about,
@@ -207,6 +218,52 @@ def train(
 
     run.net.eval()
     return run
+
+
+def optimizers_for(net: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """What trains `net`: SGD, and Muon for the filters where the recipe has it.
+
+    Each parameter group has a `scale`, by which the run's rate is multiplied.
+    """
+    filters = [weight for weight in net.parameters() if weight.ndim == 4] if recipe.muon_lr else []
+    rest = [weight for weight in net.parameters() if weight.ndim != 4] if filters else list(net.parameters())
+    sgd = torch.optim.SGD(
+        [{"params": rest, "scale": 1.0}],
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    if not filters:
+        return [sgd]
+    muon = Muon(
+        [{"params": filters, "scale": recipe.muon_lr / recipe.lr}], lr=recipe.muon_lr, momentum=recipe.muon_momentum
+    )
+    return [sgd, muon]
+
+
+def selection(scores: Tensor, recipe: Recipe, *, epoch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The pictures of an epoch, in random order, and what each counts.
+
+    Args:
+        scores: the last loss of each picture, float32[N]; infinite before its first.
+        recipe: leaves out a share of the easy pictures.
+        epoch: counted from 0.
+        generator: a CPU generator.
+
+    Returns:
+        int64[M] on the CPU, and float32[N] on the device of `scores`: the weights of those left in make up for those
+        left out, so that the expected gradient is that of all pictures.
+    """
+    order = torch.randperm(len(scores), generator=generator)
+    weights = torch.ones_like(scores)
+    if not recipe.prune or not epoch or epoch >= recipe.epochs * 7 / 8:
+        return order, weights
+    easy = scores < scores.mean()
+    dropped = easy & (torch.rand(len(scores), generator=generator) < recipe.prune).to(scores.device)
+    weights[easy] = 1 / (1 - recipe.prune)
+    return order[~dropped.cpu()[order]], weights
 
 
 @contextmanager

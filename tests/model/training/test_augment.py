@@ -13,7 +13,9 @@ from model.training.augment import normalise, training_batch
 from model.training.recipes import Recipe, recipe_named
 
 # With these, "normalised" pixels are the grey levels themselves.
-RAW = replace(recipe_named("quick"), mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255), sizes=(), flip="random")
+RAW = replace(
+    recipe_named("quick"), mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255), sizes=(), flip="random", zoom=1.0
+)
 
 
 def noise(count: int, side: int = 32) -> Tensor:
