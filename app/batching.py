@@ -40,16 +40,16 @@ class Batcher:
     has queued meanwhile, so nobody waits for a timer.
 
     Args:
-        classify: uint8[N, H, W, 3] to N predictions; called in `engine_thread` only.
+        classify: N pictures, each uint8[V, H, W, 3], to N predictions; called in `engine_thread` only.
         engine_thread: an executor of one thread.
-        max_batch: most pictures in one call of `classify`.
+        max_batch: most views in one call of `classify`; a picture with more has a call to itself.
         queue_size: most pictures admitted at a time.
         stall_timeout: seconds that one call may take before `check` gives up on it.
     """
 
     def __init__(
         self,
-        classify: Callable[[NDArray[np.uint8]], Sequence[Prediction]],
+        classify: Callable[[Sequence[NDArray[np.uint8]]], Sequence[Prediction]],
         engine_thread: ThreadPoolExecutor,
         *,
         max_batch: int,
@@ -61,7 +61,8 @@ class Batcher:
         self._max_batch = max_batch
         self._queue_size = queue_size
         self._stall_timeout = stall_timeout
-        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._queue: deque[_Waiting] = deque()
+        self._queued = asyncio.Event()
         self._admitted = 0
         self._batch_began: float | None = None
         self._finished: deque[tuple[float, int]] = deque(maxlen=1000)
@@ -92,13 +93,14 @@ class Batcher:
             self._admitted -= count
 
     async def classify(self, pixels: NDArray[np.uint8]) -> Batched:
-        """Queue one picture, uint8[H, W, 3]. A caller that is cancelled while it waits costs no inference.
+        """Queue one picture, uint8[V, H, W, 3]. A caller that is cancelled while it waits costs no inference.
 
         Raises:
             Exception: whatever the classifier raised for the batch.
         """
         waiting = _Waiting(pixels, asyncio.get_running_loop().create_future(), time.monotonic())
-        self._queue.put_nowait(waiting)
+        self._queue.append(waiting)
+        self._queued.set()
         return await waiting.future
 
     def check(self) -> None:
@@ -120,16 +122,14 @@ class Batcher:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            batch = [await self._queue.get()]
-            while len(batch) < self._max_batch and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
-            batch = [waiting for waiting in batch if not waiting.future.done()]  # skip who has left
+            await self._queued.wait()
+            batch = self._next_batch()
             if not batch:
                 continue
             began = self._batch_began = time.monotonic()
             try:
-                pixels = np.stack([waiting.pixels for waiting in batch])
-                predictions = await loop.run_in_executor(self._engine_thread, self._classify, pixels)
+                pictures = [waiting.pixels for waiting in batch]
+                predictions = await loop.run_in_executor(self._engine_thread, self._classify, pictures)
                 answers = [
                     Batched(prediction, began - waiting.since, time.monotonic() - began)
                     for waiting, prediction in zip(batch, predictions, strict=True)
@@ -145,6 +145,22 @@ class Batcher:
             finally:
                 self._batch_began = None
                 self._finished.append((time.monotonic(), len(batch)))
+
+    def _next_batch(self) -> list[_Waiting]:
+        """What has queued, oldest first, up to the largest batch; without those who have left."""
+        batch: list[_Waiting] = []
+        views = 0
+        while self._queue:
+            if self._queue[0].future.done():
+                self._queue.popleft()
+                continue
+            views += len(self._queue[0].pixels)
+            if batch and views > self._max_batch:
+                break
+            batch.append(self._queue.popleft())
+        if not self._queue:
+            self._queued.clear()
+        return batch
 
     def _rate(self) -> float:
         """Pictures finished per second, lately; one per second while nothing is known."""

@@ -30,6 +30,12 @@ class Answered(BaseModel):
     width: Annotated[int, Field(description="Pixels, as seen (after EXIF orientation).")]
     height: Annotated[int, Field(description="Pixels, as seen.")]
     top_k: Annotated[list[Ranked], Field(description="The likeliest classes, likeliest first.")]
+    in_distribution: Annotated[
+        float,
+        Field(ge=0, le=1, description="Share of known pictures of the classes that look no more like them than this."),
+    ]
+    accepted: Annotated[bool, Field(description="False: the picture is probably of none of the classes.")]
+    views: Annotated[int, Field(ge=1, description="How many views of the picture were averaged.")]
     warnings: Annotated[list[str], Field(examples=[["upscaled from 8x8"]])]
 
 

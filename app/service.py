@@ -104,8 +104,8 @@ class Service:
         """Pictures under way, over all requests."""
         return self._batcher.admitted if self._batcher else 0
 
-    async def classify(self, uploads: Sequence[Upload]) -> list[Answer | ImageError]:
-        """Decode and classify pictures; each stands or falls alone.
+    async def classify(self, uploads: Sequence[Upload], views: int) -> list[Answer | ImageError]:
+        """Decode and classify pictures, large ones by so many views; each stands or falls alone.
 
         Raises:
             NotReady: the model is not loaded.
@@ -117,17 +117,19 @@ class Service:
         with self._batcher.admit(len(uploads)):
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._classify(self._batcher, upload.data)) for upload in uploads]
+                    tasks = [group.create_task(self._classify(self._batcher, upload.data, views)) for upload in uploads]
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             return [task.result() for task in tasks]
 
-    async def _classify(self, batcher: Batcher, data: bytes) -> Answer | ImageError:
+    async def _classify(self, batcher: Batcher, data: bytes, views: int) -> Answer | ImageError:
         began = time.monotonic()
         loop = asyncio.get_running_loop()
         spec, limit = self.classifier.card.input, self.settings.max_pixels
         try:
-            picture = await loop.run_in_executor(self._decoders, lambda: prepare(data, spec, max_pixels=limit))
+            picture = await loop.run_in_executor(
+                self._decoders, lambda: prepare(data, spec, max_pixels=limit, views=views)
+            )
         except ImageError as error:
             return error
         decode = time.monotonic() - began

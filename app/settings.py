@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, FiniteFloat, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from model import DeviceName, EngineName
+from model import MAX_VIEWS, DeviceName, EngineName
 
 
 class Settings(BaseSettings):
@@ -21,7 +21,13 @@ class Settings(BaseSettings):
     device: Annotated[DeviceName, Field(description="`auto` takes CUDA where there is one.")] = "auto"
     threads: Annotated[int, Field(ge=0, description="Threads of the network on a CPU; 0 leaves it to the runtime.")] = 0
     decode_threads: Annotated[int, Field(ge=1, description="Threads that decode pictures.")] = 2
-    max_batch: Annotated[int, Field(ge=1, description="Most pictures in one forward pass.")] = 32
+    max_batch: Annotated[int, Field(ge=1, description="Most views in one forward pass.")] = 32
+    views: Annotated[
+        int, Field(ge=1, le=MAX_VIEWS, description="Views of a large picture that are averaged, unless a request says.")
+    ] = 1
+    min_confidence: Annotated[
+        FiniteFloat, Field(ge=0, le=1, description="Least probability of an accepted answer, unless a request says.")
+    ] = 0.0
     queue_size: Annotated[
         int, Field(ge=1, description="Most pictures under way, over all requests; beyond it 503.")
     ] = 256

@@ -2,8 +2,8 @@
 
     classifier = model.load("weights/resnet18-cifar10")
     picture = model.prepare(data, classifier.card.input, max_pixels=50_000_000)
-    prediction, = classifier.classify(picture.pixels[None])
-    prediction.top_k(3)
+    prediction, = classifier.classify([picture.pixels])
+    prediction.top_k(3), prediction.accepted()
 
 What is listed in `__all__` is the public API; `app` uses nothing else.
 """
@@ -26,10 +26,11 @@ from model.errors import (
     UnreadableImage,
     UnsupportedImage,
 )
-from model.image import FORMATS, Picture, prepare
+from model.image import FORMATS, MAX_VIEWS, Picture, prepare
 
 __all__ = [
     "FORMATS",
+    "MAX_VIEWS",
     "BundleError",
     "CardError",
     "Classifier",

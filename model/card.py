@@ -1,5 +1,6 @@
 """What a bundle says of itself: card.json, plain JSON, strict."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -7,10 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from model.errors import CardError
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
 Channels = tuple[float, float, float]
 PositiveChannels = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
@@ -90,37 +92,94 @@ class Metrics(_Strict):
 
     Attributes:
         top1: share of test pictures whose first class is right, 0..1.
-        nll: mean negative log-likelihood, nats.
-        ece: expected calibration error, 15 bins of equal width, 0..1.
+        nll: mean negative log-likelihood of the calibrated probabilities, nats.
+        ece: expected calibration error of the calibrated probabilities, 15 bins of equal width, 0..1.
+        ece_uncalibrated: the same at temperature 1.
+        auroc: chance that a test picture looks more like the classes than one of another kind does, 0..1, by kind.
+        accepted: share accepted of the test pictures ("test") and of each other kind, 0..1.
         pictures: how many were tested.
         measured: how, in a sentence.
     """
 
-    top1: Annotated[float, Field(ge=0, le=1)]
+    top1: Share
     nll: Annotated[float, Field(ge=0)]
-    ece: Annotated[float, Field(ge=0, le=1)]
+    ece: Share
+    ece_uncalibrated: Share
+    auroc: dict[str, Share]
+    accepted: dict[str, Share]
     pictures: Annotated[int, Field(ge=1)]
     measured: str
 
 
+class Calibration(_Strict):
+    """What turns logits into probabilities that can be trusted.
+
+    Attributes:
+        temperature: by which logits are divided before the softmax.
+        pictures: how many held-out pictures it was fitted to, by their likelihood; 0 where none were held out, and
+            the temperature is then 1.
+    """
+
+    temperature: Annotated[float, Field(gt=0)]
+    pictures: Annotated[int, Field(ge=0)]
+
+
+class OutOfDistribution(_Strict):
+    """What tells pictures of the classes from pictures of anything else, by `model.calibration.fdbd`.
+
+    Attributes:
+        method: the score's name.
+        feature_mean: mean penultimate feature, float[D].
+        boundary_norms: Euclidean distance between each two rows of the head's weights, float[C][C].
+        quantiles: scores of pictures of the classes at evenly spaced shares from 0 to 1, ascending.
+        threshold: the share at and above which a picture is accepted, 0..1.
+        pictures: how many the mean and the quantiles are of; held out, or learnt from where none were.
+    """
+
+    method: Literal["fdbd"]
+    feature_mean: Annotated[list[float], Field(min_length=1)]
+    boundary_norms: Annotated[list[list[Annotated[float, Field(ge=0)]]], Field(min_length=2)]
+    quantiles: Annotated[list[float], Field(min_length=2)]
+    threshold: Share
+    pictures: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _well_formed(self) -> Self:
+        if any(low > high for low, high in pairwise(self.quantiles)):
+            raise ValueError("quantiles do not ascend")
+        norms = self.boundary_norms
+        if any(len(row) != len(norms) for row in norms):
+            raise ValueError("boundary_norms is not square")
+        if any((norm == 0) != (i == j) for i, row in enumerate(norms) for j, norm in enumerate(row)):
+            raise ValueError("boundary_norms is to be zero on its diagonal and nowhere else")
+        return self
+
+
 class SelfTest(_Strict):
-    """Synthetic inputs, by the seed that draws them, and the float32 logits they must give.
+    """Synthetic inputs, by the seed that draws them, and what they must give in float32.
 
     Attributes:
         seed: of `model.classifier.self_test_pixels`.
         logits: float[N][C].
-        tolerance: largest absolute difference allowed, as a share of the largest expected logit's magnitude.
+        scores: of `model.calibration.fdbd`, float[N].
+        probabilities: calibrated, float[N][C].
+        in_distribution: 0..1, float[N].
+        tolerance: largest difference allowed: of logits and scores as a share of the largest expected magnitude,
+            of the others as it is.
     """
 
     seed: Annotated[int, Field(ge=0)]
     logits: Annotated[list[list[float]], Field(min_length=1)]
+    scores: list[float]
+    probabilities: list[list[float]]
+    in_distribution: list[float]
     tolerance: Annotated[float, Field(gt=0, lt=1)]
 
 
 class ModelCard(_Strict):
     """All of card.json."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     architecture: Architecture
     labels: Annotated[list[str], Field(min_length=2)]
@@ -128,6 +187,8 @@ class ModelCard(_Strict):
     complexity: Complexity
     training: Training
     metrics: Metrics
+    calibration: Calibration
+    out_of_distribution: OutOfDistribution
     files: dict[str, Sha256]
     self_test: SelfTest
 
@@ -137,8 +198,13 @@ class ModelCard(_Strict):
             raise ValueError("labels are not unique")
         if self.architecture.arguments.get("num_classes") != len(self.labels):
             raise ValueError("architecture.arguments.num_classes is not the number of labels")
-        if any(len(row) != len(self.labels) for row in self.self_test.logits):
-            raise ValueError("self_test.logits has not one number for each label")
+        test = self.self_test
+        if any(len(row) != len(self.labels) for row in (*test.logits, *test.probabilities)):
+            raise ValueError("self_test.logits or probabilities has not one number for each label")
+        if not len(test.logits) == len(test.probabilities) == len(test.scores) == len(test.in_distribution):
+            raise ValueError("self_test has not as many rows of each kind")
+        if len(self.out_of_distribution.boundary_norms) != len(self.labels):
+            raise ValueError("out_of_distribution.boundary_norms has not one row for each label")
         if "model.safetensors" not in self.files:
             raise ValueError("files lacks model.safetensors")
         return self

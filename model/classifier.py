@@ -1,5 +1,6 @@
 """A card and an engine together: pixels to predictions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.bundle import open_bundle
+from model.calibration import fdbd, in_distribution, softmax
 from model.card import ModelCard
-from model.engines.base import DeviceName, Engine, EngineName, choose
+from model.engines.base import DeviceName, Engine, EngineName, Outputs, choose
 from model.errors import EngineError, IntegrityError
 
 SELF_TEST_PICTURES = 4
@@ -29,11 +31,19 @@ class Prediction:
 
     Attributes:
         labels: all C class names.
-        probabilities: float32[C], summing to 1.
+        probabilities: float32[C], calibrated, summing to 1; the mean over the picture's views.
+        in_distribution: the share, 0..1, of held-out pictures of the classes that look no more like them.
+        threshold: the card's; a picture below it is probably of none of the classes.
     """
 
     labels: tuple[str, ...]
     probabilities: NDArray[np.float32]
+    in_distribution: float
+    threshold: float
+
+    def accepted(self, min_confidence: float = 0.0) -> bool:
+        """Whether the picture looks like one of the classes and the first one's probability is high enough."""
+        return self.in_distribution >= self.threshold and float(self.probabilities.max()) >= min_confidence
 
     def top_k(self, k: int) -> list[Ranked]:
         """The k likeliest classes, likeliest first; equal ones in the order of the labels."""
@@ -54,11 +64,11 @@ class Classifier:
         self.engine = engine
         self._labels = tuple(card.labels)
 
-    def classify(self, pixels: NDArray[np.uint8]) -> list[Prediction]:
-        """Classify a batch.
+    def classify(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        """Classify a batch, in one forward pass.
 
         Args:
-            pixels: uint8[N, crop, crop, 3], N >= 1, after the test transform.
+            pictures: N >= 1 of them, each uint8[V, crop, crop, 3]: one or more views after the test transform.
 
         Returns:
             N predictions, in order.
@@ -66,28 +76,63 @@ class Classifier:
         Raises:
             EngineError: the engine gave another number of rows than asked for, or numbers that are not finite.
         """
-        logits = self.engine.logits(pixels)
-        if logits.shape != (len(pixels), len(self._labels)):
-            raise EngineError(f"the engine gave logits of shape {logits.shape} for {len(pixels)} pictures")
-        if not np.isfinite(logits).all():
-            raise EngineError("the engine gave logits that are not finite")
-        return [Prediction(self._labels, row) for row in softmax(logits)]
+        views = np.concatenate(pictures)
+        out = self.engine.run(views)
+        logits, features = out
+        if logits.shape != (len(views), len(self._labels)) or features.shape[:1] != logits.shape[:1]:
+            raise EngineError(
+                f"the engine gave logits of shape {logits.shape} and features of shape {features.shape} "
+                f"for {len(views)} pictures"
+            )
+        if not (np.isfinite(logits).all() and np.isfinite(features).all()):
+            raise EngineError("the engine gave logits or features that are not finite")
+        by_view, scores = self._interpreted(out)
+        first = np.cumsum([0, *(len(picture) for picture in pictures[:-1])])
+        counts = np.array([len(picture) for picture in pictures])
+        probabilities = (np.add.reduceat(by_view, first) / counts[:, None]).astype(np.float32)
+        shares = in_distribution(np.add.reduceat(scores, first) / counts, self.card.out_of_distribution)
+        threshold = self.card.out_of_distribution.threshold
+        return [
+            Prediction(self._labels, row, float(share), threshold)
+            for row, share in zip(probabilities, shares, strict=True)
+        ]
+
+    def _interpreted(self, out: Outputs) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Calibrated probabilities float32[N, C] and out-of-distribution scores float64[N]."""
+        return (
+            softmax(out.logits, self.card.calibration.temperature),
+            fdbd(out.features, out.logits, self.card.out_of_distribution),
+        )
 
     def self_test(self) -> None:
-        """Run the card's synthetic inputs through the engine.
+        """Run the card's synthetic inputs through the engine and through the card's constants.
 
         Raises:
-            IntegrityError: the logits are not those of the card.
+            IntegrityError: what comes out is not what the card says.
         """
         test = self.card.self_test
-        expected = np.asarray(test.logits, np.float32)
-        found = self.engine.logits(self_test_pixels(test.seed, len(expected), self.card.input.crop))
-        allowed = test.tolerance * float(np.abs(expected).max())
-        if found.shape != expected.shape or not np.abs(found - expected).max() <= allowed:
-            raise IntegrityError(
-                f"the self-test of {self.card.name} failed on {self.engine.name} ({self.engine.device}, "
-                f"{self.engine.precision}): fetch the bundle again or choose another engine"
-            )
+        out = self.engine.run(self_test_pixels(test.seed, len(test.logits), self.card.input.crop))
+        if out.logits.shape != np.shape(test.logits) or out.features.shape != (
+            len(test.logits),
+            len(self.card.out_of_distribution.feature_mean),
+        ):
+            raise self._failed("shapes")
+        probabilities, scores = self._interpreted(out)
+        shares = in_distribution(scores, self.card.out_of_distribution)
+        for name, found, expected, scale in (
+            ("logits", out.logits, test.logits, np.abs(test.logits).max()),
+            ("scores", scores, test.scores, np.abs(test.scores).max()),
+            ("probabilities", probabilities, test.probabilities, 1.0),
+            ("in_distribution", shares, test.in_distribution, 1.0),
+        ):
+            if not np.abs(found - np.asarray(expected)).max() <= test.tolerance * scale:
+                raise self._failed(name)
+
+    def _failed(self, what: str) -> IntegrityError:
+        return IntegrityError(
+            f"the self-test of {self.card.name} failed in its {what} on {self.engine.name} ({self.engine.device}, "
+            f"{self.engine.precision}): fetch the bundle again or choose another engine"
+        )
 
 
 def load(
@@ -104,13 +149,6 @@ def load(
     classifier = Classifier(bundle.card, choose(bundle, engine=engine, device=device, threads=threads))
     classifier.self_test()
     return classifier
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities of each row, float32[N, C]."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    probabilities: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return probabilities.astype(np.float32)
 
 
 def self_test_pixels(seed: int, count: int, side: int) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from model.classifier import load
 from model.engines.base import DeviceName, EngineName
 from model.errors import ModelError
 from model.training.data import CIFAR10_LABELS, load_cifar10_test
-from model.training.evaluate import Scores, measure
+from model.training.evaluate import Assessment, assess, assessed
 
 
 def main(
@@ -32,10 +32,13 @@ def main(
         pictures = load_cifar10_test(data)[:limit]
         console = Console(stderr=True)
         with Progress(console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task("pictures", total=len(pictures))
-            scores = measure(
+            task = bar.add_task("pictures", total=assessed(pictures))
+            card = classifier.card
+            assessment = assess(
                 classifier.engine,
-                classifier.card.input,
+                card.input,
+                card.calibration,
+                card.out_of_distribution,
                 pictures,
                 progress=lambda count: bar.update(task, advance=count),
             )
@@ -44,8 +47,10 @@ def main(
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error
-    runtime = classifier.engine
-    Console().print(table(scores, f"{classifier.card.name} on {runtime.name}, {runtime.device}, {runtime.precision}"))
+    runtime, scores = classifier.engine, assessment.scores
+    Console().print(
+        table(assessment, f"{classifier.card.name} on {runtime.name}, {runtime.device}, {runtime.precision}")
+    )
     summary = {
         "model": classifier.card.name,
         "version": classifier.card.version,
@@ -56,6 +61,9 @@ def main(
         "top1": scores.top1,
         "nll": scores.nll,
         "ece": scores.ece,
+        "ece_uncalibrated": assessment.uncalibrated.ece,
+        "auroc": assessment.auroc,
+        "accepted": assessment.accepted,
         "per_class": {
             label: None if math.isnan(accuracy) else float(accuracy)
             for label, accuracy in zip(CIFAR10_LABELS, scores.per_class, strict=True)
@@ -64,15 +72,22 @@ def main(
     typer.echo(json.dumps(summary, allow_nan=False))
 
 
-def table(scores: Scores, title: str) -> Table:
+def table(assessment: Assessment, title: str) -> Table:
     """The scores for people."""
+    scores = assessment.scores
     out = Table(title=title, title_justify="left")
     out.add_column("measure")
     out.add_column("value", justify="right")
     out.add_row("pictures", f"{scores.pictures:,}")
     out.add_row("top-1", f"{scores.top1:.2%}")
     out.add_row("negative log-likelihood", f"{scores.nll:.4f} nats")
-    out.add_row("expected calibration error", f"{scores.ece:.2%}", end_section=True)
+    out.add_row("expected calibration error", f"{scores.ece:.2%}")
+    out.add_row("... before calibration", f"{assessment.uncalibrated.ece:.2%}")
+    out.add_row("test pictures accepted", f"{assessment.accepted['test']:.1%}", end_section=True)
+    for name, area in assessment.auroc.items():
+        out.add_row(f"AUROC against {name}", f"{area:.3f}")
+        out.add_row(f"{name} accepted", f"{assessment.accepted[name]:.1%}")
+    out.add_section()
     for label, accuracy in zip(CIFAR10_LABELS, scores.per_class, strict=True):
         out.add_row(label, f"{accuracy:.1%}")
     return out

@@ -170,12 +170,12 @@ def _run(
         if bar:
             bar.progress.stop()
     typer.echo(f"testing once, on {len(data.test):,} pictures")
-    card, scores = export(result, data, bundle, name=bundle.name, device=device)
+    card, assessment = export(result, data, bundle, name=bundle.name, device=device)
     typer.echo(f"test accuracy {card.metrics.top1:.2%}, expected calibration error {card.metrics.ece:.2%}")
     typer.echo(f"wrote {bundle}")
     mistakes = folder / "mistakes.png"
     try:
-        mistakes.write_bytes(report.contact_sheet(card.labels, scores, data.test))
+        mistakes.write_bytes(report.contact_sheet(card.labels, assessment.scores, data.test))
     except OSError as error:
         mistakes.unlink(missing_ok=True)
         raise SaveError(f"{bundle} is whole, but {mistakes} cannot be written: {error.strerror}") from error

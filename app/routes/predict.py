@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import FiniteFloat
 
 from app.middleware import ClientGone
 from app.problems import (
@@ -24,7 +25,7 @@ from app.problems import (
 from app.schemas import Answered, ModelName, Predictions, Ranked, Refused
 from app.service import Answer, Service, service_of
 from app.upload import FIELD, Upload, read_uploads
-from model import ImageError, ImageTooLarge, UnreadableImage, UnsupportedImage
+from model import MAX_VIEWS, ImageError, ImageTooLarge, UnreadableImage, UnsupportedImage
 
 router = APIRouter(tags=["predict"])
 
@@ -72,6 +73,18 @@ async def predict(
     request: Request,
     service: Annotated[Service, Depends(service_of)],
     top_k: Annotated[int, Query(description="How many classes to return, likeliest first.")] = 5,
+    views: Annotated[
+        int | None,
+        Query(
+            ge=1,
+            le=MAX_VIEWS,
+            description="Views of a large picture to average; 1 is the test transform alone. Else the setting counts.",
+        ),
+    ] = None,
+    min_confidence: Annotated[
+        FiniteFloat | None,
+        Query(ge=0, le=1, description="Least probability of an accepted answer. Else the setting counts."),
+    ] = None,
 ) -> Predictions:
     """Classify one picture or several.
 
@@ -81,12 +94,15 @@ async def predict(
     card = service.classifier.card
     if not 1 <= top_k <= len(card.labels):
         raise InvalidTopK(f"top_k is {top_k}: choose 1 to {len(card.labels)}")
-    limit = service.settings.timeout
+    settings = service.settings
+    limit = settings.timeout
+    if min_confidence is None:
+        min_confidence = settings.min_confidence
     deadline = asyncio.timeout_at(asyncio.get_running_loop().time() + limit - _elapsed(request))
     try:
         async with deadline:
-            uploads = await read_uploads(request, max_files=service.settings.max_files)
-            outcomes = await _while_connected(request, service.classify(uploads))
+            uploads = await read_uploads(request, max_files=settings.max_files)
+            outcomes = await _while_connected(request, service.classify(uploads, views or settings.views))
     except TimeoutError as error:
         if not deadline.expired():
             raise  # the engine's own
@@ -102,24 +118,30 @@ async def predict(
     return Predictions(
         model=ModelName(name=card.name, version=card.version),
         results=[
-            _result(upload, outcome, top_k, request_id) for upload, outcome in zip(uploads, outcomes, strict=True)
+            _result(upload, outcome, top_k, min_confidence, request_id)
+            for upload, outcome in zip(uploads, outcomes, strict=True)
         ],
     )
 
 
-def _result(upload: Upload, outcome: Answer | ImageError, top_k: int, request_id: str) -> Answered | Refused:
+def _result(
+    upload: Upload, outcome: Answer | ImageError, top_k: int, min_confidence: float, request_id: str
+) -> Answered | Refused:
     if isinstance(outcome, ImageError):
         return Refused(filename=upload.filename, problem=problem_of(outcome, request_id))
     ranking = [
         Ranked(label=ranked.label, index=ranked.index, probability=round(ranked.probability, 6))
         for ranked in outcome.prediction.top_k(top_k)
     ]
-    picture = outcome.picture
+    picture, prediction = outcome.picture, outcome.prediction
     return Answered(
         filename=upload.filename,
         width=picture.width,
         height=picture.height,
         top_k=ranking,
+        in_distribution=round(prediction.in_distribution, 6),
+        accepted=prediction.accepted(min_confidence),
+        views=len(picture.pixels),
         warnings=list(picture.warnings),
     )
 

@@ -1,1 +1,1 @@
-"""Runtimes that turn pixels into logits, behind one protocol."""
+"""Runtimes that turn pixels into logits and features, behind one protocol."""

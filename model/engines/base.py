@@ -1,6 +1,6 @@
 """The engine protocol, and the choice of one. Imports no runtime: an engine does that when it is constructed."""
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,13 @@ from model.errors import EngineError
 
 EngineName = Literal["auto", "torch"]
 DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+class Outputs(NamedTuple):
+    """What one forward pass gives: logits float32[N, C], and the penultimate features float32[N, D]."""
+
+    logits: NDArray[np.float32]
+    features: NDArray[np.float32]
 
 
 @runtime_checkable
@@ -26,8 +33,8 @@ class Engine(Protocol):
     device: str
     precision: str
 
-    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Pictures after the test transform, uint8[N, H, W, 3], N >= 1, to float32[N, C]. Normalises inside."""
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+        """One forward pass over pictures after the test transform, uint8[N, H, W, 3], N >= 1. Normalises inside."""
         ...
 
 

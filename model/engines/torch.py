@@ -11,8 +11,9 @@ from torch import nn
 
 from model.bundle import WEIGHTS_FILE, Bundle
 from model.card import InputSpec
-from model.engines.base import DeviceName
+from model.engines.base import DeviceName, Outputs
 from model.errors import CardError, EngineError, IntegrityError, RecipeError
+from model.nets.resnet import ResNet
 from model.nets.zoo import build
 
 Precision = Literal["auto", "bfloat16", "float32"]
@@ -27,7 +28,8 @@ class TorchEngine:
     """A network in evaluation mode.
 
     Args:
-        net: takes float[N, 3, H, W], gives logits float[N, C]. The engine keeps and converts it.
+        net: its `features` takes float[N, 3, H, W] and gives float[N, D], its `fc` makes logits float[N, C] of them.
+            The engine keeps and converts it.
         spec: mean, std and crop of the card.
         device: "auto" takes CUDA where there is one.
         precision: "auto" takes bfloat16 on CUDA, and on a CPU what a short trial finds faster.
@@ -41,7 +43,7 @@ class TorchEngine:
     precision: str
 
     def __init__(
-        self, net: nn.Module, spec: InputSpec, *, device: DeviceName = "auto", precision: Precision = "auto"
+        self, net: ResNet, spec: InputSpec, *, device: DeviceName = "auto", precision: Precision = "auto"
     ) -> None:
         self._device = torch.device(_available(device))
         self._mean = torch.tensor(spec.mean, device=self._device) * 255
@@ -54,7 +56,7 @@ class TorchEngine:
         self.precision = precision
         on_gpu = self._device.type == "cuda"
         self.device = torch.cuda.get_device_name(self._device) if on_gpu else "cpu"
-        self.logits(self._trial)  # warmed up before the first request
+        self.run(self._trial)  # warmed up before the first request
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, device: DeviceName = "auto", threads: int = 0) -> Self:
@@ -81,20 +83,22 @@ class TorchEngine:
             ) from error
         return cls(net, bundle.card.input, device=device)
 
-    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         with torch.inference_mode():
             batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float()
             batch = (batch - self._mean[:, None, None]) / self._std[:, None, None]
             batch = batch.to(self._dtype, memory_format=torch.channels_last)
-            out: NDArray[np.float32] = self._net(batch).float().cpu().numpy()
-        return out
+            features = self._net.features(batch).float()
+            logits = self._net.fc(features)
+            return Outputs(logits.cpu().numpy(), features.cpu().numpy())
 
     def _use(self, precision: str) -> None:
         self._dtype = _DTYPES[precision]
         self._net.to(self._dtype)
         for module in self._net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.float()  # running statistics lose too much in bfloat16
+            # Running statistics lose too much in bfloat16, and the head is too small to be worth a loss.
+            if isinstance(module, nn.BatchNorm2d | nn.Linear):
+                module.float()
 
     def _faster(self) -> Precision:
         if self._device.type == "cuda":
@@ -105,7 +109,7 @@ class TorchEngine:
         seconds: dict[Precision, float] = {}
         for precision in ("bfloat16", "float32"):
             self._use(precision)
-            self.logits(self._trial)
+            self.run(self._trial)
             seconds[precision] = min(self._timed() for _ in range(_TRIALS))
             self._use("float32")
             self._net.load_state_dict(exact)  # bfloat16 rounded them
@@ -113,7 +117,7 @@ class TorchEngine:
 
     def _timed(self) -> float:
         began = time.perf_counter()
-        self.logits(self._trial)
+        self.run(self._trial)
         return time.perf_counter() - began
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from model.errors import RecipeError
 from model.nets.resnet import BasicBlock, Bottleneck, ResNet
 
-BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
+BUILDERS: Mapping[str, Callable[..., ResNet]] = {
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
     "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
@@ -20,7 +20,7 @@ BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
 }
 
 
-def build(name: str, **arguments: Any) -> nn.Module:
+def build(name: str, **arguments: Any) -> ResNet:
     """Build the network `name` with freshly drawn weights.
 
     Args:

@@ -1,4 +1,4 @@
-"""Scores of a set of logits, and how to get the logits of a data set from an engine."""
+"""Scores of a set of logits, and how to get the outputs for a data set from an engine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,13 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.card import InputSpec
-from model.classifier import softmax
-from model.engines.base import Engine
+from model.calibration import fdbd, in_distribution, softmax
+from model.card import Calibration, InputSpec, OutOfDistribution
+from model.engines.base import Engine, Outputs
 from model.image import test_transform
 from model.training.data import Pictures
+from model.training.others import KINDS, others
 
 ECE_BINS = 15
+_OTHERS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +45,14 @@ class Scores:
     truth: NDArray[np.int64]
 
 
-def score(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Scores:
-    """Score float32[N, C] logits against int64[N] class numbers.
+def score(logits: NDArray[np.float32], truth: NDArray[np.int64], temperature: float = 1.0) -> Scores:
+    """Score float32[N, C] logits, divided by the temperature, against int64[N] class numbers.
 
     The expected calibration error is that of Guo et al. 2017 (arXiv:1706.04599): 15 bins of equal width over the
     likeliest class's probability, the gap between confidence and accuracy weighted by the bin's share of pictures.
     """
     count, classes = logits.shape
+    logits = logits / np.float32(temperature)
     probabilities = softmax(logits)
     chosen = probabilities.argmax(1)
     right = chosen == truth
@@ -80,27 +83,98 @@ def score(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Scores:
     )
 
 
-def measure(
+def auroc(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
+    """Chance that a random member of `inside` scores higher than one of `outside`, ties counting half; 0..1."""
+    scores = np.concatenate([inside, outside])
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    above = ranks[: len(inside)].sum() - len(inside) * (len(inside) + 1) / 2
+    return float(above / (len(inside) * len(outside)))
+
+
+def outputs(
     engine: Engine,
     spec: InputSpec,
-    pictures: Pictures,
+    pixels: NDArray[np.uint8],
     *,
     batch_size: int = 100,
     progress: Callable[[int], None] | None = None,
-) -> Scores:
-    """Score an engine on labelled pictures, each through the serving path's own test transform, one view.
+) -> Outputs:
+    """An engine's outputs for pictures, each through the serving path's own test transform, one view.
 
     Args:
-        engine: to score.
+        engine: to run.
         spec: of the card.
-        pictures: uint8[N, H, W, 3] and their labels.
+        pixels: uint8[N, H, W, 3].
         batch_size: pictures in one call of the engine.
         progress: is told after each batch how many pictures it held.
     """
-    logits = []
-    for start in range(0, len(pictures), batch_size):
-        part = pictures.pixels[start : start + batch_size].numpy()
-        logits.append(engine.logits(np.stack([test_transform(Image.fromarray(pixels), spec) for pixels in part])))
+    parts = []
+    for start in range(0, len(pixels), batch_size):
+        part = pixels[start : start + batch_size]
+        parts.append(engine.run(np.stack([test_transform(Image.fromarray(picture), spec) for picture in part])))
         if progress:
             progress(len(part))
-    return score(np.concatenate(logits), pictures.labels.numpy())
+    return Outputs(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What a bundle's numbers are worth on a test set.
+
+    Attributes:
+        scores: with its calibrated probabilities.
+        uncalibrated: at temperature 1.
+        auroc: of the out-of-distribution score, test pictures against each other kind, 0..1.
+        accepted: share accepted of the test pictures ("test") and of each other kind, 0..1.
+    """
+
+    scores: Scores
+    uncalibrated: Scores
+    auroc: dict[str, float]
+    accepted: dict[str, float]
+
+
+def assess(
+    engine: Engine,
+    spec: InputSpec,
+    calibration: Calibration,
+    out_of_distribution: OutOfDistribution,
+    test: Pictures,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Assessment:
+    """Run the test pictures, and at most 2,000 of each kind in `model.training.others`, and score what comes out.
+
+    Args:
+        engine: to run.
+        spec: of the card.
+        calibration: of the card.
+        out_of_distribution: of the card.
+        test: pictures and their labels.
+        progress: is told after each batch how many pictures it held; `assessed` says how many there will be.
+    """
+    pixels, truth = test.pixels.numpy(), test.labels.numpy()
+
+    def looked_at(part: NDArray[np.uint8]) -> tuple[Outputs, NDArray[np.float64]]:
+        out = outputs(engine, spec, part, progress=progress)
+        return out, fdbd(out.features, out.logits, out_of_distribution)
+
+    out, inside = looked_at(pixels)
+    found = {"test": inside}
+    for name, made in others(pixels[:_OTHERS]).items():
+        found[name] = looked_at(made)[1]
+    return Assessment(
+        scores=score(out.logits, truth, calibration.temperature),
+        uncalibrated=score(out.logits, truth),
+        auroc={name: auroc(inside, values) for name, values in found.items() if name != "test"},
+        accepted={
+            name: float((in_distribution(values, out_of_distribution) >= out_of_distribution.threshold).mean())
+            for name, values in found.items()
+        },
+    )
+
+
+def assessed(test: Pictures) -> int:
+    """How many pictures `assess` runs."""
+    return len(test) + len(KINDS) * min(len(test), _OTHERS)

@@ -11,19 +11,23 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from model.bundle import CARD_FILE, WEIGHTS_FILE, write_bundle
+from model.calibration import fdbd, in_distribution, softmax
 from model.card import FORMAT_VERSION, Architecture, Complexity, Metrics, ModelCard, SelfTest, Training
 from model.classifier import SELF_TEST_PICTURES, self_test_pixels
 from model.engines.base import DeviceName
 from model.engines.torch import TorchEngine
 from model.nets.zoo import build, count_multiply_adds, count_parameters
 from model.training import report
+from model.training.calibrate import UNCALIBRATED, fit_out_of_distribution, fit_temperature
 from model.training.data import DataSet
-from model.training.evaluate import Scores, measure
+from model.training.evaluate import Assessment, assess, outputs
 from model.training.loop import Run, network_arguments
 
 _SELF_TEST_SEED = 10
 # bfloat16 engines stay within a tenth of this, other weights do not.
 _SELF_TEST_TOLERANCE = 0.1
+# Training pictures that stand for the classes where none are held out.
+_TYPICAL = 5000
 
 
 def export(
@@ -34,7 +38,7 @@ def export(
     name: str,
     device: DeviceName = "auto",
     progress: Callable[[int], None] | None = None,
-) -> tuple[ModelCard, Scores]:
+) -> tuple[ModelCard, Assessment]:
     """Test the run once and write its bundle to `folder`, which must not exist.
 
     What is tested is what ships: the weights after rounding for storage, in float32 arithmetic.
@@ -50,9 +54,16 @@ def export(
     net.load_state_dict(state)
     complexity = Complexity(parameters=count_parameters(net), multiply_adds=count_multiply_adds(net, recipe.crop))
     spec = recipe.input_spec()
+    head = net.fc.weight.detach().numpy().copy()
     engine = TorchEngine(net, spec, device=device, precision="float32")
-    scores = measure(engine, spec, data.test, progress=progress)
-    expected = engine.logits(self_test_pixels(_SELF_TEST_SEED, SELF_TEST_PICTURES, spec.crop))
+    held = outputs(engine, spec, data.holdout.pixels.numpy()) if len(data.holdout) else None
+    calibration = fit_temperature(held.logits, data.holdout.labels.numpy()) if held else UNCALIBRATED
+    typical = held or outputs(engine, spec, data.train.pixels[:_TYPICAL].numpy())
+    out_of_distribution = fit_out_of_distribution(typical, head)
+    assessment = assess(engine, spec, calibration, out_of_distribution, data.test, progress=progress)
+    scores = assessment.scores
+    expected = engine.run(self_test_pixels(_SELF_TEST_SEED, SELF_TEST_PICTURES, spec.crop))
+    expected_scores = fdbd(expected.features, expected.logits, out_of_distribution)
 
     card = ModelCard(
         format_version=FORMAT_VERSION,
@@ -73,21 +84,31 @@ def export(
             top1=scores.top1,
             nll=scores.nll,
             ece=scores.ece,
+            ece_uncalibrated=assessment.uncalibrated.ece,
+            auroc=assessment.auroc,
+            accepted=assessment.accepted,
             pictures=scores.pictures,
             measured=f"once, after the last epoch, one view, float32 on {engine.device}",
         ),
+        calibration=calibration,
+        out_of_distribution=out_of_distribution,
         files={WEIGHTS_FILE: hashlib.sha256(weights).hexdigest()},
         self_test=SelfTest(
-            seed=_SELF_TEST_SEED, logits=[row.tolist() for row in expected], tolerance=_SELF_TEST_TOLERANCE
+            seed=_SELF_TEST_SEED,
+            logits=expected.logits.tolist(),
+            scores=expected_scores.tolist(),
+            probabilities=softmax(expected.logits, calibration.temperature).tolist(),
+            in_distribution=in_distribution(expected_scores, out_of_distribution).tolist(),
+            tolerance=_SELF_TEST_TOLERANCE,
         ),
     )
     files = {
         CARD_FILE: card.model_dump_json(indent=2).encode() + b"\n",
         WEIGHTS_FILE: weights,
-        **report.files(card, run.history, scores, watched=recipe.watch),
+        **report.files(card, run.history, assessment, watched=recipe.watch),
     }
     write_bundle(folder, files)
-    return card, scores
+    return card, assessment
 
 
 def at_rest(state: dict[str, Tensor]) -> dict[str, Tensor]:

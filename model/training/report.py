@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from model.card import ModelCard
 from model.training.data import Pictures
-from model.training.evaluate import ECE_BINS, Scores
+from model.training.evaluate import ECE_BINS, Assessment, Scores
 
 matplotlib.use("agg")
 
@@ -18,23 +18,26 @@ _INK, _BLUE, _ORANGE, _GRID = "#222222", "#2563a8", "#d9730d", "#dddddd"
 _MISTAKES = 12
 
 
-def files(card: ModelCard, history: Sequence[dict[str, float]], scores: Scores, *, watched: str) -> dict[str, bytes]:
+def files(
+    card: ModelCard, history: Sequence[dict[str, float]], assessment: Assessment, *, watched: str
+) -> dict[str, bytes]:
     """README.md and plots/*.png of a bundle.
 
     Args:
         card: of the bundle.
         history: one record an epoch, as `loop.Run` keeps it.
-        scores: on the test set.
+        assessment: on the test set.
         watched: what was evaluated after each epoch, "holdout" or "test".
 
     Returns:
         Relative path to contents.
     """
+    scores = assessment.scores
     return {
         "README.md": _readme(card, history, scores).encode(),
         "plots/curves.png": _png(_curves(history, watched)),
         "plots/confusion.png": _png(_confusion(card.labels, scores)),
-        "plots/reliability.png": _png(_reliability(scores)),
+        "plots/reliability.png": _png(_reliability(assessment)),
     }
 
 
@@ -79,6 +82,17 @@ def _readme(card: ModelCard, history: Sequence[dict[str, float]], scores: Scores
         f"; {last['accuracy']:.2%} of the {part} pictures right after the last epoch" if "accuracy" in last else ""
     )
     recipe = json.dumps(training.recipe, indent=2)
+    fitted = card.calibration.pictures
+    typical = "held-out" if fitted else "training"
+    calibration = (
+        f"Logits are divided by a temperature of {card.calibration.temperature}, fitted to the likelihood of the "
+        f"{fitted:,} held-out pictures."
+        if fitted
+        else "No pictures were held out to fit a temperature to: the probabilities are uncalibrated."
+    )
+    others = "\n".join(
+        f"| {name} | {area:.3f} | {metrics.accepted[name]:.1%} |" for name, area in metrics.auroc.items()
+    )
     return f"""---
 pipeline_tag: image-classification
 datasets: [{"cifar10" if training.dataset_md5 else "synthetic"}]
@@ -104,7 +118,7 @@ picture of {spec.crop} x {spec.crop} pixels. This page was written by `python -m
 |---|---|
 | test top-1 | **{metrics.top1:.2%}** of {metrics.pictures:,} pictures |
 | negative log-likelihood | {metrics.nll:.4f} nats |
-| expected calibration error, {ECE_BINS} bins | {metrics.ece:.2%} |
+| expected calibration error, {ECE_BINS} bins | {metrics.ece:.2%}; before calibration {metrics.ece_uncalibrated:.2%} |
 | measured | {metrics.measured} |
 | recipe | `{training.recipe["name"]}`, {training.epochs} epochs over {training.pictures:,} pictures, seed {
         training.seed
@@ -141,6 +155,20 @@ The surest mistakes, by number in the test set:
 ## How far its probabilities can be trusted
 
 ![reliability diagram](plots/reliability.png)
+
+{calibration}
+
+## Pictures of none of the classes
+
+The score is fDBD (arXiv:2312.11536), from the penultimate features and the logits of the same forward pass. A picture
+is accepted when at least {card.out_of_distribution.threshold:.0%} of {card.out_of_distribution.pictures:,} {
+        typical
+    } pictures score no higher.
+
+| pictures | AUROC against test pictures | accepted |
+|---|---|---|
+| test | | {metrics.accepted["test"]:.1%} |
+{others}
 
 ## The recipe in full
 
@@ -204,21 +232,26 @@ def _confusion(labels: Sequence[str], scores: Scores) -> Figure:
     return figure
 
 
-def _reliability(scores: Scores) -> Figure:
-    figure = Figure(figsize=(5.4, 5.6), layout="constrained")
-    axes, sizes = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+def _reliability(assessment: Assessment) -> Figure:
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[4, 1])
     width = 1 / ECE_BINS
     centres = (np.arange(ECE_BINS) + 0.5) * width
-    count, confidence, right = scores.bins.T
-    filled = count > 0
-    axes.plot([0, 1], [0, 1], color=_INK, linestyle=":", label="perfect")
-    axes.bar(centres[filled], right[filled], width * 0.9, color=_BLUE, alpha=0.8, label="right")
-    axes.plot(confidence[filled], right[filled], color=_ORANGE, marker=".", label="at the bin's mean confidence")
-    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="share right", title=f"Expected calibration error {scores.ece:.2%}")
-    axes.legend(frameon=False, loc="upper left")
-    sizes.bar(centres, count, width * 0.9, color=_INK)
-    sizes.set_yscale("log")
-    sizes.set(xlabel="confidence of the first class", ylabel="pictures")
-    for part in (axes, sizes):
-        part.spines[["top", "right"]].set_visible(False)
+    for name, scores, (axes, sizes) in zip(
+        ("before", "after calibration"), (assessment.uncalibrated, assessment.scores), grid.T, strict=True
+    ):
+        count, confidence, right = scores.bins.T
+        filled = count > 0
+        axes.plot([0, 1], [0, 1], color=_INK, linestyle=":", label="perfect")
+        axes.bar(centres[filled], right[filled], width * 0.9, color=_BLUE, alpha=0.8, label="right")
+        axes.plot(confidence[filled], right[filled], color=_ORANGE, marker=".", label="at the bin's mean confidence")
+        axes.set(xlim=(0, 1), ylim=(0, 1), title=f"{name}: expected calibration error {scores.ece:.2%}")
+        sizes.bar(centres, count, width * 0.9, color=_INK)
+        sizes.set_yscale("log")
+        sizes.set(xlabel="confidence of the first class")
+        for part in (axes, sizes):
+            part.spines[["top", "right"]].set_visible(False)
+    grid[0, 0].set(ylabel="share right")
+    grid[0, 0].legend(frameon=False, loc="upper left")
+    grid[1, 0].set(ylabel="pictures")
     return figure
