@@ -34,7 +34,7 @@ class Answered(BaseModel):
         float,
         Field(ge=0, le=1, description="Share of known pictures of the classes that look no more like them than this."),
     ]
-    accepted: Annotated[bool, Field(description="False: the picture is probably of none of the classes.")]
+    accepted: Annotated[bool, Field(description="Whether it looks like one of the classes, and surely enough.")]
     views: Annotated[int, Field(ge=1, description="How many views of the picture were averaged.")]
     warnings: Annotated[list[str], Field(examples=[["upscaled from 8x8"]])]
 

@@ -23,8 +23,9 @@ class Settings(BaseSettings):
     decode_threads: Annotated[int, Field(ge=1, description="Threads that decode pictures.")] = 2
     max_batch: Annotated[int, Field(ge=1, description="Most views in one forward pass.")] = 32
     views: Annotated[
-        int, Field(ge=1, le=MAX_VIEWS, description="Views of a large picture that are averaged, unless a request says.")
-    ] = 1
+        int,
+        Field(ge=1, le=MAX_VIEWS, description="Views averaged of a large, oblong picture, unless a request says."),
+    ] = 2
     min_confidence: Annotated[
         FiniteFloat, Field(ge=0, le=1, description="Least probability of an accepted answer, unless a request says.")
     ] = 0.0

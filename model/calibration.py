@@ -14,28 +14,22 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np
     return probabilities.astype(np.float32)
 
 
-def fdbd(features: NDArray[np.float32], logits: NDArray[np.float32], spec: OutOfDistribution) -> NDArray[np.float64]:
-    """The score of Liu & Qin 2024, "Fast Decision Boundary based Out-of-Distribution Detector" (arXiv:2312.11536).
+def class_mean_cosine(features: NDArray[np.float32], spec: OutOfDistribution) -> NDArray[np.float64]:
+    """The cosine between a picture's features and the nearest class mean, both seen from the mean of all classes.
 
-    The mean distance of a picture's features from the boundaries between its likeliest class and each other one,
-    divided by their distance from the mean feature. It is high for pictures like those learnt from.
+    In a trained network the features of each class gather along one direction (Papyan et al. 2020, "Prevalence of
+    neural collapse"); those of other pictures lie between.
 
     Args:
         features: penultimate, float[N, D].
-        logits: uncalibrated, float[N, C].
-        spec: the mean feature, and the boundaries' scale.
+        spec: the mean of all classes, and the classes' directions.
 
     Returns:
-        float64[N], at least 0.
+        float64[N], -1..1; high for pictures like those learnt from.
     """
-    wide = logits.astype(np.float64)
-    top = wide.argmax(axis=1)
-    gaps = wide[np.arange(len(wide)), top][:, None] - wide
-    scale = np.asarray(spec.boundary_norms)[top]
-    np.put_along_axis(scale, top[:, None], 1.0, axis=1)  # no boundary with itself; its gap is 0
-    to_boundaries = (gaps / scale).sum(axis=1) / (wide.shape[1] - 1)
-    from_mean = np.linalg.norm(features - np.asarray(spec.feature_mean), axis=1)
-    scores: NDArray[np.float64] = to_boundaries / np.maximum(from_mean, 1e-12)
+    centred = features - np.asarray(spec.feature_mean)
+    directions = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    scores: NDArray[np.float64] = (directions @ np.asarray(spec.class_directions).T).max(axis=1)
     return scores
 
 

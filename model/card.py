@@ -1,5 +1,6 @@
 """What a bundle says of itself: card.json, plain JSON, strict."""
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -125,20 +126,21 @@ class Calibration(_Strict):
 
 
 class OutOfDistribution(_Strict):
-    """What tells pictures of the classes from pictures of anything else, by `model.calibration.fdbd`.
+    """What tells pictures of the classes from pictures of anything else, by `model.calibration.class_mean_cosine`.
 
     Attributes:
         method: the score's name.
         feature_mean: mean penultimate feature, float[D].
-        boundary_norms: Euclidean distance between each two rows of the head's weights, float[C][C].
+        class_directions: each class's mean feature less that mean, of length 1, float[C][D]; zeros for a class that
+            none of the pictures were of.
         quantiles: scores of pictures of the classes at evenly spaced shares from 0 to 1, ascending.
         threshold: the share at and above which a picture is accepted, 0..1.
-        pictures: how many the mean and the quantiles are of; held out, or learnt from where none were.
+        pictures: how many all of these are of; held out, or learnt from where none were.
     """
 
-    method: Literal["fdbd"]
+    method: Literal["class-mean-cosine"]
     feature_mean: Annotated[list[float], Field(min_length=1)]
-    boundary_norms: Annotated[list[list[Annotated[float, Field(ge=0)]]], Field(min_length=2)]
+    class_directions: Annotated[list[list[float]], Field(min_length=2)]
     quantiles: Annotated[list[float], Field(min_length=2)]
     threshold: Share
     pictures: Annotated[int, Field(ge=1)]
@@ -147,11 +149,10 @@ class OutOfDistribution(_Strict):
     def _well_formed(self) -> Self:
         if any(low > high for low, high in pairwise(self.quantiles)):
             raise ValueError("quantiles do not ascend")
-        norms = self.boundary_norms
-        if any(len(row) != len(norms) for row in norms):
-            raise ValueError("boundary_norms is not square")
-        if any((norm == 0) != (i == j) for i, row in enumerate(norms) for j, norm in enumerate(row)):
-            raise ValueError("boundary_norms is to be zero on its diagonal and nowhere else")
+        if any(len(row) != len(self.feature_mean) for row in self.class_directions):
+            raise ValueError("class_directions has not as many numbers a class as feature_mean has")
+        if any(any(row) and abs(math.hypot(*row) - 1) > 1e-3 for row in self.class_directions):
+            raise ValueError("class_directions are not of length 1")
         return self
 
 
@@ -161,7 +162,7 @@ class SelfTest(_Strict):
     Attributes:
         seed: of `model.classifier.self_test_pixels`.
         logits: float[N][C].
-        scores: of `model.calibration.fdbd`, float[N].
+        scores: of `model.calibration.class_mean_cosine`, float[N].
         probabilities: calibrated, float[N][C].
         in_distribution: 0..1, float[N].
         tolerance: largest difference allowed: of logits and scores as a share of the largest expected magnitude,
@@ -203,8 +204,8 @@ class ModelCard(_Strict):
             raise ValueError("self_test.logits or probabilities has not one number for each label")
         if not len(test.logits) == len(test.probabilities) == len(test.scores) == len(test.in_distribution):
             raise ValueError("self_test has not as many rows of each kind")
-        if len(self.out_of_distribution.boundary_norms) != len(self.labels):
-            raise ValueError("out_of_distribution.boundary_norms has not one row for each label")
+        if len(self.out_of_distribution.class_directions) != len(self.labels):
+            raise ValueError("out_of_distribution.class_directions has not one row for each label")
         if "model.safetensors" not in self.files:
             raise ValueError("files lacks model.safetensors")
         return self

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.bundle import open_bundle
-from model.calibration import fdbd, in_distribution, softmax
+from model.calibration import class_mean_cosine, in_distribution, softmax
 from model.card import ModelCard
 from model.engines.base import DeviceName, Engine, EngineName, Outputs, choose
 from model.errors import EngineError, IntegrityError
@@ -82,7 +82,7 @@ class Classifier:
         if logits.shape != (len(views), len(self._labels)) or features.shape[:1] != logits.shape[:1]:
             raise EngineError(
                 f"the engine gave logits of shape {logits.shape} and features of shape {features.shape} "
-                f"for {len(views)} pictures"
+                f"for {len(views)} views"
             )
         if not (np.isfinite(logits).all() and np.isfinite(features).all()):
             raise EngineError("the engine gave logits or features that are not finite")
@@ -101,7 +101,7 @@ class Classifier:
         """Calibrated probabilities float32[N, C] and out-of-distribution scores float64[N]."""
         return (
             softmax(out.logits, self.card.calibration.temperature),
-            fdbd(out.features, out.logits, self.card.out_of_distribution),
+            class_mean_cosine(out.features, self.card.out_of_distribution),
         )
 
     def self_test(self) -> None:

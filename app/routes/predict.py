@@ -78,7 +78,7 @@ async def predict(
         Query(
             ge=1,
             le=MAX_VIEWS,
-            description="Views of a large picture to average; 1 is the test transform alone. Else the setting counts.",
+            description="Views of a large, oblong picture to average; 1 is the test transform alone.",
         ),
     ] = None,
     min_confidence: Annotated[

@@ -94,11 +94,10 @@ class TorchEngine:
 
     def _use(self, precision: str) -> None:
         self._dtype = _DTYPES[precision]
-        self._net.to(self._dtype)
         for module in self._net.modules():
-            # Running statistics lose too much in bfloat16, and the head is too small to be worth a loss.
-            if isinstance(module, nn.BatchNorm2d | nn.Linear):
-                module.float()
+            # Only these: running statistics lose too much in bfloat16, and the head is too small to be worth a loss.
+            if isinstance(module, nn.Conv2d):
+                module.to(self._dtype)
 
     def _faster(self) -> Precision:
         if self._device.type == "cuda":

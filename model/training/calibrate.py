@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from model.calibration import fdbd
+from model.calibration import class_mean_cosine
 from model.card import Calibration, OutOfDistribution
-from model.engines.base import Outputs
 
 ACCEPTED = 0.95
 """Share of pictures of the classes that the threshold accepts."""
@@ -41,23 +40,29 @@ def fit_temperature(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Ca
     return Calibration(temperature=round(float(torch.exp(-inverse.detach()).clamp(0.05, 20)), 4), pictures=len(truth))
 
 
-def fit_out_of_distribution(out: Outputs, head: NDArray[np.float32]) -> OutOfDistribution:
-    """Mean feature, boundaries and quantiles of the score.
+def fit_out_of_distribution(
+    features: NDArray[np.float32], truth: NDArray[np.int64], num_classes: int
+) -> OutOfDistribution:
+    """Means and quantiles of the score.
 
     Args:
-        out: of N pictures of the classes, N >= 1.
-        head: weights of the last layer, float32[C, D].
+        features: of N >= 1 pictures, float32[N, D].
+        truth: their class numbers, int64[N].
+        num_classes: C.
     """
-    wide = head.astype(np.float64)
-    norms = np.linalg.norm(wide[:, None] - wide[None], axis=2)
+    known = np.unique(truth)
+    means = np.stack([features[truth == label].mean(axis=0, dtype=np.float64) for label in known])
+    centre = means.mean(axis=0)
+    directions = np.zeros((num_classes, features.shape[1]))
+    directions[known] = means - centre
+    directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
     spec = OutOfDistribution(
-        method="fdbd",
-        feature_mean=[round(float(value), 6) for value in out.features.mean(axis=0, dtype=np.float64)],
-        boundary_norms=[[round(float(norm), 6) for norm in row] for row in norms],
-        quantiles=[0.0, 1.0],
+        method="class-mean-cosine",
+        feature_mean=np.round(centre, 6).tolist(),
+        class_directions=np.round(directions, 6).tolist(),
+        quantiles=[-1.0, 1.0],
         threshold=round(1 - ACCEPTED, 6),
-        pictures=len(out.logits),
+        pictures=len(features),
     )
-    scores = fdbd(out.features, out.logits, spec)
-    quantiles = np.quantile(scores, np.linspace(0, 1, _QUANTILES))
-    return spec.model_copy(update={"quantiles": [float(value) for value in quantiles]})
+    quantiles = np.quantile(class_mean_cosine(features, spec), np.linspace(0, 1, _QUANTILES))
+    return spec.model_copy(update={"quantiles": np.round(quantiles, 6).tolist()})

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.calibration import fdbd, in_distribution, softmax
+from model.calibration import class_mean_cosine, in_distribution, softmax
 from model.card import Calibration, InputSpec, OutOfDistribution
 from model.engines.base import Engine, Outputs
 from model.image import test_transform
@@ -158,7 +158,7 @@ def assess(
 
     def looked_at(part: NDArray[np.uint8]) -> tuple[Outputs, NDArray[np.float64]]:
         out = outputs(engine, spec, part, progress=progress)
-        return out, fdbd(out.features, out.logits, out_of_distribution)
+        return out, class_mean_cosine(out.features, out_of_distribution)
 
     out, inside = looked_at(pixels)
     found = {"test": inside}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from model.bundle import CARD_FILE, WEIGHTS_FILE, write_bundle
-from model.calibration import fdbd, in_distribution, softmax
+from model.calibration import class_mean_cosine, in_distribution, softmax
 from model.card import FORMAT_VERSION, Architecture, Complexity, Metrics, ModelCard, SelfTest, Training
 from model.classifier import SELF_TEST_PICTURES, self_test_pixels
 from model.engines.base import DeviceName
@@ -54,16 +55,16 @@ def export(
     net.load_state_dict(state)
     complexity = Complexity(parameters=count_parameters(net), multiply_adds=count_multiply_adds(net, recipe.crop))
     spec = recipe.input_spec()
-    head = net.fc.weight.detach().numpy().copy()
     engine = TorchEngine(net, spec, device=device, precision="float32")
-    held = outputs(engine, spec, data.holdout.pixels.numpy()) if len(data.holdout) else None
-    calibration = fit_temperature(held.logits, data.holdout.labels.numpy()) if held else UNCALIBRATED
-    typical = held or outputs(engine, spec, data.train.pixels[:_TYPICAL].numpy())
-    out_of_distribution = fit_out_of_distribution(typical, head)
+    fitted = data.holdout if len(data.holdout) else data.train[:_TYPICAL]
+    out = outputs(engine, spec, fitted.pixels.numpy())
+    truth = fitted.labels.numpy()
+    calibration = fit_temperature(out.logits, truth) if len(data.holdout) else UNCALIBRATED
+    out_of_distribution = fit_out_of_distribution(out.features, truth, len(data.labels))
     assessment = assess(engine, spec, calibration, out_of_distribution, data.test, progress=progress)
     scores = assessment.scores
     expected = engine.run(self_test_pixels(_SELF_TEST_SEED, SELF_TEST_PICTURES, spec.crop))
-    expected_scores = fdbd(expected.features, expected.logits, out_of_distribution)
+    expected_scores = class_mean_cosine(expected.features, out_of_distribution)
 
     card = ModelCard(
         format_version=FORMAT_VERSION,
@@ -103,12 +104,18 @@ def export(
         ),
     )
     files = {
-        CARD_FILE: card.model_dump_json(indent=2).encode() + b"\n",
+        CARD_FILE: _readable(card).encode(),
         WEIGHTS_FILE: weights,
         **report.files(card, run.history, assessment, watched=recipe.watch),
     }
     write_bundle(folder, files)
     return card, assessment
+
+
+def _readable(card: ModelCard) -> str:
+    """The card as indented JSON, each row of numbers on one line."""
+    rows = re.compile(r"\[([-+.\de,\s]+)\]")
+    return rows.sub(lambda row: "[" + " ".join(row[1].split()) + "]", card.model_dump_json(indent=2)) + "\n"
 
 
 def at_rest(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -64,6 +64,9 @@ def learning_rate(recipe: Recipe, epoch: int, fraction: float) -> float:
     """The rate of a step in the given epoch (from 0) when `fraction` (0..1) of the run lies behind it."""
     if recipe.schedule == "multistep":
         return recipe.lr * recipe.gamma ** sum(epoch >= milestone for milestone in recipe.milestones)
+    if recipe.schedule == "piecewise":
+        shares, heights = zip(*recipe.points, strict=True)
+        return recipe.lr * float(np.interp(fraction, shares, heights))
     if fraction < recipe.warmup:
         return recipe.lr * (recipe.warmup_start + (1 - recipe.warmup_start) * fraction / recipe.warmup)
     left = (1 - fraction) / (1 - recipe.warmup)
@@ -258,7 +261,7 @@ def selection(scores: Tensor, recipe: Recipe, *, epoch: int, generator: torch.Ge
     """
     order = torch.randperm(len(scores), generator=generator)
     weights = torch.ones_like(scores)
-    if not recipe.prune or not epoch or epoch >= recipe.epochs * 7 / 8:
+    if not recipe.prune or not epoch or epoch + 1 > recipe.epochs * 7 / 8:
         return order, weights
     easy = scores < scores.mean()
     dropped = easy & (torch.rand(len(scores), generator=generator) < recipe.prune).to(scores.device)

@@ -54,9 +54,12 @@ class Recipe:
     batch_size: int
     lr: float
     """The highest learning rate of the run."""
-    schedule: Literal["triangular", "cosine", "multistep"] = "triangular"
+    schedule: Literal["triangular", "cosine", "piecewise", "multistep"] = "triangular"
     """triangular and cosine: linear from `warmup_start` x lr up to lr at `warmup` of the run, then linearly or along
-    a half cosine to 0, set anew for every step. multistep: lr x `gamma` at each of the `milestones`, in epochs."""
+    a half cosine to 0. piecewise: linear between the `points`. These are set anew for every step.
+    multistep: lr x `gamma` at each of the `milestones`, in epochs."""
+    points: tuple[tuple[float, float], ...] = ()
+    """(share of the run, share of lr) pairs, from (0, ...) to (1, ...)."""
     warmup: float = 0.2
     warmup_start: float = 0.2
     milestones: tuple[int, ...] = ()
@@ -138,7 +141,8 @@ RECIPES: Mapping[str, Recipe] = {
             epochs=16,
             batch_size=250,
             lr=0.25,
-            warmup=0.1,
+            schedule="piecewise",
+            points=((0.0, 0.2), (0.1, 1.0), (0.5, 0.55556), (0.501, 0.36), (1.0, 0.0)),
             muon_lr=0.07,
             prune=0.5,
             label_smoothing=0.05,

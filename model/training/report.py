@@ -83,7 +83,11 @@ def _readme(card: ModelCard, history: Sequence[dict[str, float]], scores: Scores
     )
     recipe = json.dumps(training.recipe, indent=2)
     fitted = card.calibration.pictures
-    typical = "held-out" if fitted else "training"
+    known = card.out_of_distribution
+    accepted = (
+        f"A picture is accepted when at least {known.threshold:.0%} of {known.pictures:,} "
+        f"{'held-out' if fitted else 'training'} pictures score no higher."
+    )
     calibration = (
         f"Logits are divided by a temperature of {card.calibration.temperature}, fitted to the likelihood of the "
         f"{fitted:,} held-out pictures."
@@ -160,10 +164,8 @@ The surest mistakes, by number in the test set:
 
 ## Pictures of none of the classes
 
-The score is fDBD (arXiv:2312.11536), from the penultimate features and the logits of the same forward pass. A picture
-is accepted when at least {card.out_of_distribution.threshold:.0%} of {card.out_of_distribution.pictures:,} {
-        typical
-    } pictures score no higher.
+The score is the cosine between the penultimate features and the nearest class mean, both seen from the mean of all
+classes: no second forward pass. {accepted}
 
 | pictures | AUROC against test pictures | accepted |
 |---|---|---|

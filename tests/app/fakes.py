@@ -9,12 +9,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model import Classifier, ModelCard
+from model.engines.base import Outputs
 
 LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
+# Of the engine below: twelve numbers of a picture to ten logits.
+HEAD = np.random.RandomState(0).normal(0, 4, (12, 10))
+
 CARD = ModelCard.model_validate(
     {
-        "format_version": 1,
+        "format_version": 2,
         "name": "fake-net",
         "architecture": {"name": "resnet18", "arguments": {"num_classes": 10}},
         "labels": LABELS,
@@ -37,20 +41,45 @@ CARD = ModelCard.model_validate(
             "torch": "none",
             "seconds": 0.0,
         },
-        "metrics": {"top1": 0.1, "nll": 2.3, "ece": 0.0, "pictures": 1, "measured": "never"},
+        "metrics": {
+            "top1": 0.1,
+            "nll": 2.3,
+            "ece": 0.0,
+            "ece_uncalibrated": 0.1,
+            "auroc": {"drawn shapes": 0.5},
+            "accepted": {"test": 0.5, "drawn shapes": 0.5},
+            "pictures": 1,
+            "measured": "never",
+        },
+        "calibration": {"temperature": 2.0, "pictures": 1},
+        "out_of_distribution": {
+            "method": "class-mean-cosine",
+            "feature_mean": [0.5] * 12,
+            "class_directions": (HEAD / np.linalg.norm(HEAD, axis=0)).T.tolist(),
+            "quantiles": [0.2, 0.4, 0.5, 0.6, 0.8],
+            "threshold": 0.25,
+            "pictures": 1,
+        },
         "files": {"model.safetensors": "0123456789abcdef" * 4},
-        "self_test": {"seed": 0, "logits": [[0.0] * 10], "tolerance": 0.1},
+        "self_test": {
+            "seed": 0,
+            "logits": [[0.0] * 10],
+            "scores": [0.0],
+            "probabilities": [[0.1] * 10],
+            "in_distribution": [0.0],
+            "tolerance": 0.1,
+        },
     }
 )
 
 
 class FakeEngine:
-    """A linear layer on twelve numbers of each picture, which can be held up, made to fail, and counts its batches.
+    """A linear layer on twelve numbers of each view, which can be held up, made to fail, and counts its batches.
 
     Attributes:
-        batches: how many pictures each call was given.
+        batches: how many views each call was given.
         failure: raised by every call while it is set.
-        surplus: rows of logits given beyond those asked for.
+        surplus: rows given beyond those asked for.
         seconds: that each call takes.
     """
 
@@ -66,9 +95,8 @@ class FakeEngine:
         self._open = threading.Event()
         self._open.set()
         self._entered = threading.Semaphore(0)
-        self._weights = np.random.RandomState(0).normal(0, 4, (12, 10))
 
-    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         self.batches.append(len(pixels))
         self._entered.release()
         assert self._open.wait(60), "the test never released its engine"
@@ -77,8 +105,8 @@ class FakeEngine:
         if self.failure:
             raise self.failure
         quarters = pixels.reshape(len(pixels), 2, pixels.shape[1] // 2, 2, pixels.shape[2] // 2, 3).mean(axis=(2, 4))
-        logits = quarters.reshape(len(pixels), 12) / 255 @ self._weights
-        return np.concatenate([logits, np.zeros((self.surplus, 10))]).astype(np.float32)
+        features = np.concatenate([quarters.reshape(len(pixels), 12) / 255, np.zeros((self.surplus, 12))])
+        return Outputs((features @ HEAD).astype(np.float32), features.astype(np.float32))
 
     def block(self) -> None:
         """Hold up every call from now on."""
@@ -94,8 +122,8 @@ class FakeEngine:
             assert self._entered.acquire(timeout=20), "the engine was not called"
 
     @property
-    def pictures(self) -> int:
-        """Pictures seen so far."""
+    def views(self) -> int:
+        """Views seen so far."""
         return sum(self.batches)
 
 
@@ -120,8 +148,16 @@ def picture(seed: int = 0, *, size: tuple[int, int] | None = None, kind: str = "
         options: of Pillow's save.
     """
     image = Image.fromarray(random_pixels(seed))
-    if size:
-        image = image.resize(size)
+    return _saved(image.resize(size) if size else image, kind, **options)
+
+
+def photo(seed: int = 0, *, size: tuple[int, int] = (200, 150)) -> bytes:
+    """A PNG of 8 x 6 coloured tiles, large enough for several views, no two of which are alike."""
+    tiles = np.random.RandomState(seed).randint(0, 256, (6, 8, 3), dtype=np.uint8)
+    return _saved(Image.fromarray(tiles).resize(size, Image.Resampling.NEAREST), "PNG")
+
+
+def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()

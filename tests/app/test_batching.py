@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from app.batching import Batcher
 from app.problems import NotAlive, QueueFull
 from model import EngineError, Prediction
-from tests.app.fakes import FakeEngine, fake_classifier, random_pixels
+from model.calibration import class_mean_cosine, in_distribution
+from tests.app.fakes import CARD, FakeEngine, fake_classifier, random_pixels
 
 
 @asynccontextmanager
 async def batching(
-    engine: FakeEngine, classify: Callable[[NDArray[np.uint8]], Sequence[Prediction]] | None = None, **limits: Any
+    engine: FakeEngine,
+    classify: Callable[[Sequence[NDArray[np.uint8]]], Sequence[Prediction]] | None = None,
+    **limits: Any,
 ) -> AsyncIterator[Batcher]:
     """A batcher of the fake classifier, stopped afterwards."""
     with ThreadPoolExecutor(1) as thread:
@@ -39,21 +42,31 @@ async def until(condition: Callable[[], bool]) -> None:
 async def held_up(engine: FakeEngine, batcher: Batcher) -> asyncio.Task[Any]:
     """A picture that keeps the engine busy until it is released."""
     engine.block()
-    task = asyncio.create_task(batcher.classify(random_pixels(999)))
-    await until(lambda: engine.pictures == 1)
+    task = asyncio.create_task(batcher.classify(random_pixels(999)[None]))
+    await until(lambda: engine.views == 1)
     return task
 
 
 def queue(batcher: Batcher, seeds: range) -> list[asyncio.Task[Any]]:
-    return [asyncio.create_task(batcher.classify(random_pixels(seed))) for seed in seeds]
+    return [asyncio.create_task(batcher.classify(random_pixels(seed)[None])) for seed in seeds]
+
+
+def views_of(seed: int, count: int) -> NDArray[np.uint8]:
+    """A picture of so many views, no two alike, uint8[count, 32, 32, 3]."""
+    return np.stack([random_pixels(1000 * seed + view) for view in range(count)])
+
+
+def queue_views(batcher: Batcher, *counts: int) -> list[asyncio.Task[Any]]:
+    """Pictures of so many views; the first has seed 1."""
+    return [asyncio.create_task(batcher.classify(views_of(seed, count))) for seed, count in enumerate(counts, start=1)]
 
 
 def test_one_picture_starts_at_once_alone() -> None:
     async def main() -> None:
         engine = FakeEngine()
         async with batching(engine) as batcher:
-            answer = await batcher.classify(random_pixels(1))
-        (expected,) = fake_classifier(engine).classify(random_pixels(1)[None])
+            answer = await batcher.classify(random_pixels(1)[None])
+        (expected,) = fake_classifier(engine).classify([random_pixels(1)[None]])
         np.testing.assert_array_equal(answer.prediction.probabilities, expected.probabilities)
         assert engine.batches[0] == 1
 
@@ -99,8 +112,83 @@ def test_every_picture_of_a_batch_gets_its_own_answer() -> None:
             answers = await asyncio.gather(*others)
             await first
         for seed, answer in enumerate(answers):
-            (expected,) = fake_classifier(FakeEngine()).classify(random_pixels(seed)[None])
+            (expected,) = fake_classifier(FakeEngine()).classify([random_pixels(seed)[None]])
             np.testing.assert_allclose(answer.prediction.probabilities, expected.probabilities, rtol=1e-5, atol=1e-7)
+
+    asyncio.run(main())
+
+
+def test_pictures_of_different_numbers_of_views_share_a_batch_and_get_their_own_answers() -> None:
+    counts = (3, 1, 9, 1, 2)
+
+    async def main() -> None:
+        engine = FakeEngine()
+        async with batching(engine) as batcher:
+            first = await held_up(engine, batcher)
+            others = queue_views(batcher, *counts)
+            await asyncio.sleep(0)
+            engine.release()
+            answers = await asyncio.gather(*others)
+            await first
+        assert engine.batches == [1, sum(counts)]
+        alone = fake_classifier(FakeEngine())
+        for seed, (count, answer) in enumerate(zip(counts, answers, strict=True), start=1):
+            by_view = alone.classify([view[None] for view in views_of(seed, count)])
+            expected = np.mean([prediction.probabilities for prediction in by_view], axis=0)
+            np.testing.assert_allclose(answer.prediction.probabilities, expected, rtol=1e-5, atol=1e-7)
+            out = FakeEngine().run(views_of(seed, count))
+            score = class_mean_cosine(out.features, CARD.out_of_distribution).mean(keepdims=True)
+            (share,) = in_distribution(score, CARD.out_of_distribution)
+            assert answer.prediction.in_distribution == pytest.approx(share, rel=1e-5)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("counts", "batches"),
+    [
+        ((2, 2, 1), [4, 1]),
+        ((3, 2, 2), [3, 4]),
+        ((6, 1, 1), [6, 2]),
+        ((1, 6, 1), [1, 6, 1]),
+        ((6, 9, 4), [6, 9, 4]),
+    ],
+    ids=["filled up", "what does not fit is next", "more than a batch", "more than a batch between", "each alone"],
+)
+def test_max_batch_counts_views_and_a_picture_of_more_runs_alone(counts: tuple[int, ...], batches: list[int]) -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        async with batching(engine, max_batch=4) as batcher:
+            first = await held_up(engine, batcher)
+            others = queue_views(batcher, *counts)
+            await asyncio.sleep(0)
+            engine.release()
+            await asyncio.gather(first, *others)
+        assert engine.batches == [1, *batches]
+
+    asyncio.run(main())
+
+
+def test_pictures_run_in_the_order_in_which_they_queued() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        right = fake_classifier(engine).classify
+        ran: list[NDArray[np.uint8]] = []
+
+        def classify(pictures: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+            ran.extend(pictures)
+            return right(pictures)
+
+        counts = (3, 2, 5, 1, 1, 4, 1)
+        async with batching(engine, classify, max_batch=4) as batcher:
+            first = await held_up(engine, batcher)
+            others = queue_views(batcher, *counts)
+            await asyncio.sleep(0)
+            engine.release()
+            await asyncio.gather(first, *others)
+        assert len(ran) == 1 + len(counts)
+        for seed, (count, picture) in enumerate(zip(counts, ran[1:], strict=True), start=1):
+            np.testing.assert_array_equal(picture, views_of(seed, count))
 
     asyncio.run(main())
 
@@ -151,8 +239,27 @@ def test_a_queue_of_leavers_runs_no_batch_and_the_batcher_goes_on() -> None:
                 task.cancel()
             engine.release()
             await first
-            await batcher.classify(random_pixels(5))
+            await batcher.classify(random_pixels(5)[None])
         assert engine.batches == [1, 1]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("leavers", [{0}, {1}, {3}, {0, 2}, {1, 2, 3}], ids=str)
+def test_who_has_left_takes_no_room_in_a_batch(leavers: set[int]) -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        async with batching(engine, max_batch=4) as batcher:
+            first = await held_up(engine, batcher)
+            others = queue_views(batcher, *(4 if number in leavers else 1 for number in range(4)))
+            await asyncio.sleep(0)
+            for number in leavers:
+                others[number].cancel()
+            await asyncio.sleep(0)
+            engine.release()
+            await asyncio.gather(first, *(task for number, task in enumerate(others) if number not in leavers))
+            await batcher.classify(random_pixels(5)[None])
+        assert engine.batches == [1, 4 - len(leavers), 1]
 
     asyncio.run(main())
 
@@ -220,7 +327,7 @@ def test_a_failing_pass_fails_its_own_batch_alone() -> None:
             outcomes = await asyncio.gather(first, *others, return_exceptions=True)
             assert [str(outcome) for outcome in outcomes] == ["out of memory"] * 3
             engine.failure = None
-            assert (await batcher.classify(random_pixels(3))).prediction
+            assert (await batcher.classify(random_pixels(3)[None])).prediction
             batcher.check()
         assert engine.batches == [1, 2, 1]
 
@@ -233,10 +340,10 @@ def test_a_wrong_number_of_logits_is_an_error_of_that_batch(surplus: int) -> Non
         engine = FakeEngine()
         async with batching(engine) as batcher:
             engine.surplus = surplus
-            with pytest.raises(EngineError, match="for 1 pictures"):
-                await batcher.classify(random_pixels(1))
+            with pytest.raises(EngineError, match="for 1 views"):
+                await batcher.classify(random_pixels(1)[None])
             engine.surplus = 0
-            await batcher.classify(random_pixels(1))
+            await batcher.classify(random_pixels(1)[None])
 
     asyncio.run(main())
 
@@ -247,14 +354,14 @@ def test_a_wrong_number_of_predictions_is_an_error_of_that_batch() -> None:
         right = fake_classifier(engine).classify
         short = True
 
-        def classify(pixels: NDArray[np.uint8]) -> list[Prediction]:
-            return right(pixels)[: -1 if short else None]
+        def classify(pictures: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+            return right(pictures)[: -1 if short else None]
 
         async with batching(engine, classify) as batcher:
             with pytest.raises(ValueError, match="shorter"):
-                await batcher.classify(random_pixels(1))
+                await batcher.classify(random_pixels(1)[None])
             short = False
-            await batcher.classify(random_pixels(1))
+            await batcher.classify(random_pixels(1)[None])
 
     asyncio.run(main())
 
@@ -317,7 +424,7 @@ def test_a_pass_that_stalls_is_not_alive_until_it_ends() -> None:
 def test_idling_longer_than_the_stall_timeout_is_no_stall() -> None:
     async def main() -> None:
         async with batching(FakeEngine(), stall_timeout=0.05) as batcher:
-            await batcher.classify(random_pixels(1))
+            await batcher.classify(random_pixels(1)[None])
             await asyncio.sleep(0.1)
             batcher.check()
 

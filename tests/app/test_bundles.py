@@ -30,6 +30,14 @@ def test_the_shipped_weights_know_a_photograph_of_a_cat(shipped: Path, cat_jpeg:
         (result,) = service.upload(("chelsea.jpg", cat_jpeg)).json()["results"]
     assert result["top_k"][0]["label"] == "cat"
     assert (result["width"], result["height"]) == (451, 300)
+    assert 0 <= result["in_distribution"] <= 1
+
+
+def test_the_shipped_weights_know_the_cat_in_several_views(shipped: Path, cat_jpeg: bytes) -> None:
+    with serving(load=partial(model.load, shipped), views=model.MAX_VIEWS) as service:
+        (result,) = service.upload(("chelsea.jpg", cat_jpeg)).json()["results"]
+    assert result["views"] == model.MAX_VIEWS
+    assert result["top_k"][0]["label"] == "cat"
 
 
 @pytest.mark.slow
@@ -38,7 +46,7 @@ def test_the_test_set_over_http_scores_what_the_card_says(shipped: Path, cifar10
     test = load_cifar10_test(cifar10_root)
     labels = test.labels.tolist()
 
-    def right_ones(service: Running, start: int) -> int:
+    def right_and_accepted(service: Running, start: int) -> tuple[int, int]:
         files = []
         for pixels in test.pixels[start : start + UPLOAD]:
             file = io.BytesIO()
@@ -46,16 +54,19 @@ def test_the_test_set_over_http_scores_what_the_card_says(shipped: Path, cifar10
             files.append((f"{start}.png", file.getvalue()))
         results = service.upload(*files, params={"top_k": 1}).json()["results"]
         found = [result["top_k"][0]["index"] for result in results]
-        return sum(index == label for index, label in zip(found, labels[start : start + UPLOAD], strict=True))
+        right = sum(index == label for index, label in zip(found, labels[start : start + UPLOAD], strict=True))
+        return right, sum(result["accepted"] for result in results)
 
     with (
         serving(load=partial(model.load, shipped), timeout=120.0) as service,
         ThreadPoolExecutor(CONNECTIONS) as threads,
     ):
         said = service.client.get("/model").json()["metrics"]
-        right = sum(threads.map(partial(right_ones, service), range(0, len(labels), UPLOAD)))
+        counted = list(threads.map(partial(right_and_accepted, service), range(0, len(labels), UPLOAD)))
+    right, accepted = (sum(part) for part in zip(*counted, strict=True))
     assert said["pictures"] == len(labels) == 10_000
     assert right / len(labels) == pytest.approx(said["top1"], abs=0.001)
+    assert accepted / len(labels) == pytest.approx(said["accepted"]["test"], abs=0.005)
 
 
 @pytest.mark.slow
@@ -72,9 +83,10 @@ def test_a_network_of_larger_pictures_is_served_with_its_own_transform(
     assert answer.status_code == 200, answer.text
     (result,) = answer.json()["results"]
     pixels = model.prepare(cat_jpeg, classifier.card.input, max_pixels=10**9).pixels
-    assert pixels.shape == (224, 224, 3)
-    (expected,) = classifier.classify(pixels[None])
-    assert result["warnings"] == []
+    assert pixels.shape == (1, 224, 224, 3)
+    (expected,) = classifier.classify([pixels])
+    assert (result["warnings"], result["views"]) == ([], 1)
+    assert result["in_distribution"] == pytest.approx(expected.in_distribution, abs=1e-3)
     assert {one["label"]: one["probability"] for one in result["top_k"]} == pytest.approx(
         dict(zip(expected.labels, expected.probabilities.tolist(), strict=True)), rel=1e-3, abs=1e-6
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from model import MAX_VIEWS
 from tests.app.fakes import picture
 from tests.app.serving import ROOT, Process, Visitor, eventually, process
 
@@ -89,12 +90,23 @@ def test_sigterm_while_it_loads_ends_it_well(tiny_bundle: Path, log: Path) -> No
     ("settings", "says"),
     [
         ({"TENFOLD_PORT": "abc"}, "error: TENFOLD_PORT: Input should be a valid integer"),
+        ({"TENFOLD_VIEWS": "0"}, "error: TENFOLD_VIEWS: Input should be greater than or equal to 1"),
+        ({"TENFOLD_VIEWS": "99"}, f"error: TENFOLD_VIEWS: Input should be less than or equal to {MAX_VIEWS}"),
+        ({"TENFOLD_MIN_CONFIDENCE": "2"}, "error: TENFOLD_MIN_CONFIDENCE: Input should be less than or equal to 1"),
+        ({"TENFOLD_MIN_CONFIDENCE": "nan"}, "error: TENFOLD_MIN_CONFIDENCE: Input should be a finite number"),
         (
             {"TENFOLD_MAX_FILES": "9", "TENFOLD_QUEUE_SIZE": "8"},
             "error: TENFOLD_QUEUE_SIZE (8) is below TENFOLD_MAX_FILES (9)",
         ),
     ],
-    ids=["not a number", "settings that disagree"],
+    ids=[
+        "not a number",
+        "no view",
+        "too many views",
+        "more than certain",
+        "a confidence that is no number",
+        "settings that disagree",
+    ],
 )
 def test_a_wrong_setting_ends_it_with_one_sentence(settings: dict[str, str], says: str, log: Path) -> None:
     with process(settings, log) as running:

@@ -5,6 +5,7 @@ import pytest
 
 from app.problems import MEDIA_TYPE
 from app.schemas import Problem
+from model import MAX_VIEWS
 from tests.app.serving import Running
 from tests.app.test_problems import CASES
 
@@ -75,6 +76,33 @@ def test_the_body_of_predict_is_documented(schema: dict[str, Any]) -> None:
     form = body["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["file"]
     assert form["properties"]["file"]["items"]["format"] == "binary"
+
+
+def test_the_parameters_of_predict_are_documented_with_their_ranges(schema: dict[str, Any]) -> None:
+    parameters = {entry["name"]: entry for entry in schema["paths"]["/predict"]["post"]["parameters"]}
+    assert set(parameters) == {"top_k", "views", "min_confidence"}
+    for name, entry in parameters.items():
+        assert entry["in"] == "query", name
+        assert entry["required"] is False, name
+        assert entry["description"].endswith("."), name
+    null = {"type": "null"}
+    assert parameters["views"]["schema"]["anyOf"] == [{"type": "integer", "minimum": 1, "maximum": MAX_VIEWS}, null]
+    assert parameters["min_confidence"]["schema"]["anyOf"] == [{"type": "number", "minimum": 0, "maximum": 1}, null]
+
+
+def test_the_fields_of_a_result_are_documented(schema: dict[str, Any]) -> None:
+    component = schema["components"]["schemas"]["Answered"]
+    fields = {"filename", "width", "height", "top_k", "in_distribution", "accepted", "views", "warnings"}
+    assert set(component["properties"]) == set(component["required"]) == fields
+    for name, (kind, limits) in {
+        "in_distribution": ("number", {"minimum": 0, "maximum": 1}),
+        "accepted": ("boolean", {}),
+        "views": ("integer", {"minimum": 1}),
+    }.items():
+        entry = component["properties"][name]
+        assert entry["type"] == kind, name
+        assert entry.items() >= limits.items(), name
+        assert entry["description"].endswith("."), name
 
 
 def test_operations_have_names_of_their_own_and_a_summary(schema: dict[str, Any]) -> None:

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from app.problems import TABLE, NotAlive, NotReady, QueueFull, problem_of, problem_response
-from model import Classifier, ImageError, UnreadableImage
-from tests.app.fakes import FakeEngine, fake_classifier, picture
+from model import MAX_VIEWS, Classifier, ImageError, UnreadableImage
+from tests.app.fakes import FakeEngine, fake_classifier, photo, picture
 from tests.app.serving import Running, serving
 
 SECRET = "the-secret-of-/srv/weights"
@@ -46,8 +46,8 @@ def multipart(body: bytes) -> Callable[[Running], httpx.Response]:
     return lambda service: service.post(body, headers=MULTIPART)
 
 
-def top_k(value: str) -> Callable[[Running], httpx.Response]:
-    return lambda service: service.post(picture(), params={"top_k": value})
+def parameter(name: str, value: str) -> Callable[[Running], httpx.Response]:
+    return lambda service: service.post(picture(), params={name: value})
 
 
 def files(count: int) -> Callable[[Running], httpx.Response]:
@@ -205,11 +205,13 @@ CASES = [
     Case("a PNG cut off", 422, "unreadable-picture", raw(PNG[:-40])),
     Case("a JPEG cut off", 422, "unreadable-picture", raw(JPEG[: len(JPEG) // 2], "image/jpeg")),
     Case("a damaged header", 422, "unreadable-picture", raw(PNG[:8] + bytes(60))),
-    Case("top_k of 0", 422, "invalid-top-k", top_k("0")),
-    Case("top_k below 0", 422, "invalid-top-k", top_k("-3")),
-    Case("top_k of 11 classes out of 10", 422, "invalid-top-k", top_k("11")),
-    Case("top_k in letters", 422, "invalid-parameter", top_k("abc")),
-    Case("an empty top_k", 422, "invalid-parameter", top_k("")),
+    Case("top_k of 0", 422, "invalid-top-k", parameter("top_k", "0")),
+    Case("top_k below 0", 422, "invalid-top-k", parameter("top_k", "-3")),
+    Case("top_k of 11 classes out of 10", 422, "invalid-top-k", parameter("top_k", "11")),
+    Case("top_k in letters", 422, "invalid-parameter", parameter("top_k", "abc")),
+    Case("an empty top_k", 422, "invalid-parameter", parameter("top_k", "")),
+    Case("no view", 422, "invalid-parameter", parameter("views", "0")),
+    Case("a confidence above 1", 422, "invalid-parameter", parameter("min_confidence", "1.1")),
     Case("an engine that raises", 500, "internal-error", a_failing_engine),
     Case("an engine that raises TimeoutError", 500, "internal-error", an_engine_that_times_out),
     Case("an engine that gives a row too many", 500, "internal-error", an_engine_of_two_minds),
@@ -281,12 +283,27 @@ def test_a_method_that_is_not_served_is_a_problem(running: Running, method: str,
     assert answer.headers["Allow"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("views", value) for value in ("0", "-1", str(MAX_VIEWS + 1), "x", "1.5", "")),
+        *(("min_confidence", value) for value in ("-0.1", "1.1", "nan", "inf", "-inf", "x", "")),
+    ],
+)
+def test_a_parameter_out_of_range_or_malformed_is_refused_by_its_name(running: Running, name: str, value: str) -> None:
+    seen = running.engine.views
+    problem = is_a_problem(running.post(photo(), params={name: value}), 422)
+    assert problem["type"] == "urn:tenfold:invalid-parameter"
+    assert problem["detail"].startswith(f"query.{name}: Input should be ")
+    assert running.engine.views == seen, "nothing was computed"
+
+
 def test_details_say_what_to_do(running: Running) -> None:
     for send, says in (
         (raw(b""), "send a picture"),
         (raw(b"cat", "text/plain"), "send multipart/form-data"),
         (raw(b"cat"), "send JPEG"),
-        (top_k("11"), "choose 1 to 10"),
+        (parameter("top_k", "11"), "choose 1 to 10"),
     ):
         assert says in send(running).json()["detail"]
 

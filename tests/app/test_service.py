@@ -10,7 +10,7 @@ from app.service import Answer, Service
 from app.settings import Settings
 from app.upload import Upload
 from model import Classifier, IntegrityError, UnreadableImage, UnsupportedImage
-from tests.app.fakes import FakeEngine, fake_classifier, picture
+from tests.app.fakes import FakeEngine, fake_classifier, photo, picture
 
 
 async def until_not_loading(service: Service) -> None:
@@ -59,7 +59,7 @@ def test_nothing_is_served_before_it_has_loaded() -> None:
         with pytest.raises(NotReady, match="loading"):
             _ = service.classifier
         with pytest.raises(NotReady, match="loading"):
-            await service.classify([Upload(None, picture())])
+            await service.classify([Upload(None, picture())], 1)
         assert service.admitted == 0
         service.check_alive()
         await service.start()
@@ -95,7 +95,7 @@ def test_each_picture_stands_or_falls_alone() -> None:
     async def main() -> None:
         service = await started(FakeEngine())
         uploads = [Upload("a", picture(1)), Upload("b", b"cat"), Upload("c", picture(2)[:-40]), Upload("d", picture(3))]
-        good, text, torn, other = await service.classify(uploads)
+        good, text, torn, other = await service.classify(uploads, 1)
         assert isinstance(good, Answer)
         assert isinstance(text, UnsupportedImage)
         assert isinstance(torn, UnreadableImage)
@@ -109,17 +109,32 @@ def test_each_picture_stands_or_falls_alone() -> None:
     run(main())
 
 
+def test_a_large_picture_is_classified_by_the_views_asked_for() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        service = await started(engine)
+        large, small = await service.classify([Upload("a", photo()), Upload("b", picture())], 4)
+        assert isinstance(large, Answer)
+        assert isinstance(small, Answer)
+        assert large.picture.pixels.shape == (4, 32, 32, 3)
+        assert small.picture.pixels.shape == (1, 32, 32, 3)
+        assert engine.views == 5
+        await service.stop()
+
+    run(main())
+
+
 def test_admission_counts_pictures_and_is_given_back_in_every_way_out() -> None:
     async def main() -> None:
         engine = FakeEngine()
         service = await started(engine, queue_size=6, max_files=6)
         engine.block()
-        first = asyncio.create_task(service.classify([Upload(None, picture(1))] * 4))
+        first = asyncio.create_task(service.classify([Upload(None, picture(1))] * 4, 1))
         await asyncio.sleep(0)
         assert service.admitted == 4
         with pytest.raises(QueueFull):
-            await service.classify([Upload(None, picture(1))] * 3)
-        second = asyncio.create_task(service.classify([Upload(None, picture(1))] * 2))
+            await service.classify([Upload(None, picture(1))] * 3, 1)
+        second = asyncio.create_task(service.classify([Upload(None, picture(1))] * 2, 1))
         await asyncio.sleep(0)
         assert service.admitted == 6
         second.cancel()

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.settings import Settings
+from model import MAX_VIEWS
 from tests.app.serving import ROOT
 
 # Each setting with a value that is not its default.
@@ -21,6 +22,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "threads": ("3", 3),
     "decode_threads": ("5", 5),
     "max_batch": ("7", 7),
+    "views": ("3", 3),
+    "min_confidence": ("0.5", 0.5),
     "queue_size": ("300", 300),
     "max_body_bytes": ("1000", 1000),
     "max_pixels": ("2000", 2000),
@@ -68,6 +71,15 @@ def test_every_setting_is_read_from_its_variable() -> None:
         ("threads", "-1"),
         ("decode_threads", "0"),
         ("max_batch", "0"),
+        ("views", "0"),
+        ("views", str(MAX_VIEWS + 1)),
+        ("views", "1.5"),
+        ("views", "x"),
+        ("min_confidence", "-0.1"),
+        ("min_confidence", "1.1"),
+        ("min_confidence", "nan"),
+        ("min_confidence", "inf"),
+        ("min_confidence", "x"),
         ("queue_size", "0"),
         ("max_body_bytes", "0"),
         ("max_pixels", "0"),
@@ -94,6 +106,13 @@ def test_a_queue_that_cannot_hold_a_full_request_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"TENFOLD_QUEUE_SIZE \(7\) is below TENFOLD_MAX_FILES \(8\)"):
         Settings(queue_size=7, max_files=8)
     assert Settings(queue_size=8, max_files=8).queue_size == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("views", 1), ("views", MAX_VIEWS), ("min_confidence", 0.0), ("min_confidence", 1.0)]
+)
+def test_the_ends_of_a_range_belong_to_it(name: str, value: float) -> None:
+    assert getattr(Settings.model_validate({name: str(value)}), name) == value
 
 
 def test_settings_cannot_be_changed_later() -> None:

@@ -8,6 +8,14 @@ from model.card import ModelCard, read_card
 from model.errors import CardError
 
 DELETED = object()
+NAN = float("nan")
+
+
+def directions(classes: int, row: int = 0, column: int = 0, value: float = 1.0, *, size: int = 64) -> list[list[float]]:
+    """Well-formed class_directions, but for one number."""
+    found = [[float(i == j) for j in range(size)] for i in range(classes)]
+    found[row][column] = value
+    return found
 
 
 @pytest.fixture
@@ -52,19 +60,69 @@ def test_a_card_survives_the_trip_through_json(card: dict[str, Any], tmp_path: P
         ("input.interpolation", "nearest", "input.interpolation: "),
         ("input.mean", [0.5, 0.5], "input.mean"),
         ("input.std", [0.2, 0.0, 0.2], "input.std.1: "),
-        ("input.mean", [0.5, float("nan"), 0.5], "input.mean.1: "),
-        ("metrics.top1", float("nan"), "metrics.top1: "),
+        ("input.mean", [0.5, NAN, 0.5], "input.mean.1: "),
+        ("metrics.top1", NAN, "metrics.top1: "),
         ("metrics.top1", 1.01, "metrics.top1: "),
         ("training.seconds", float("inf"), "training.seconds: "),
-        ("format_version", 2, "format_version: Input should be 1"),
+        ("format_version", 1, "format_version: Input should be 2"),
         ("name", "../elsewhere", "name: "),
         ("input.crop", 33, r"input: .*crop \(33\) is larger than resize \(32\)"),
         ("labels", ["cat"] * 10, "labels are not unique"),
         ("labels", ["cat", "dog"], "num_classes is not the number of labels"),
         ("architecture.arguments.num_classes", 9, "num_classes is not the number of labels"),
-        ("self_test.logits", [[0.0] * 9], "self_test.logits has not one number for each label"),
+        ("self_test.logits", [[0.0] * 9], "self_test.logits or probabilities has not one number for each label"),
+        ("self_test.probabilities", [[0.1] * 9], "self_test.logits or probabilities has not one number for each label"),
         ("self_test.logits", [], "self_test.logits: "),
         ("self_test.tolerance", 1.0, "self_test.tolerance: "),
+        ("self_test.scores", DELETED, "self_test.scores: Field required"),
+        ("self_test.scores", [1.0], "self_test has not as many rows of each kind"),
+        ("self_test.probabilities", [], "self_test has not as many rows of each kind"),
+        ("self_test.in_distribution", [0.5] * 5, "self_test has not as many rows of each kind"),
+        ("metrics.ece_uncalibrated", DELETED, "metrics.ece_uncalibrated: Field required"),
+        ("metrics.auroc", {"noise": 1.01}, "metrics.auroc.noise: "),
+        ("metrics.accepted", {"test": -0.01}, "metrics.accepted.test: "),
+        ("calibration", DELETED, "calibration: Field required"),
+        ("calibration.colour", "red", "calibration.colour: Extra inputs"),
+        ("calibration.temperature", DELETED, "calibration.temperature: Field required"),
+        ("calibration.temperature", "1.5", "calibration.temperature: Input should be a valid number"),
+        ("calibration.temperature", NAN, "calibration.temperature: Input should be a finite number"),
+        ("calibration.temperature", 0.0, "calibration.temperature: Input should be greater than 0"),
+        ("calibration.temperature", -1.0, "calibration.temperature: Input should be greater than 0"),
+        ("calibration.pictures", DELETED, "calibration.pictures: Field required"),
+        ("calibration.pictures", 0.5, "calibration.pictures: Input should be a valid integer"),
+        ("calibration.pictures", -1, "calibration.pictures: Input should be greater than or equal to 0"),
+        ("out_of_distribution", DELETED, "out_of_distribution: Field required"),
+        ("out_of_distribution.colour", "red", "out_of_distribution.colour: Extra inputs"),
+        ("out_of_distribution.method", DELETED, "out_of_distribution.method: Field required"),
+        ("out_of_distribution.method", "energy", "out_of_distribution.method: Input should be 'class-mean-cosine'"),
+        ("out_of_distribution.feature_mean", DELETED, "out_of_distribution.feature_mean: Field required"),
+        ("out_of_distribution.feature_mean", [], "out_of_distribution.feature_mean: List should have at least 1"),
+        ("out_of_distribution.feature_mean", 0.5, "out_of_distribution.feature_mean: Input should be a valid array"),
+        ("out_of_distribution.feature_mean", [0.5, "0.5"], r"out_of_distribution.feature_mean.1: .* valid number"),
+        ("out_of_distribution.feature_mean", [0.5, NAN], r"out_of_distribution.feature_mean.1: .* finite number"),
+        ("out_of_distribution.feature_mean", [0.5] * 63, "out_of_distribution: .*numbers a class as feature_mean"),
+        ("out_of_distribution.class_directions", DELETED, "out_of_distribution.class_directions: Field required"),
+        ("out_of_distribution.class_directions", [1.0, 1.0], r"class_directions.0: .* valid array"),
+        ("out_of_distribution.class_directions", directions(10, 2, 3, NAN), r"class_directions.2.3: .* finite number"),
+        ("out_of_distribution.class_directions", directions(10, 2, 3, 0.1), "out_of_distribution: .*not of length 1"),
+        (
+            "out_of_distribution.class_directions",
+            directions(10, size=63),
+            "out_of_distribution: .*numbers a class",
+        ),
+        ("out_of_distribution.class_directions", directions(9), "class_directions has not one row for each label"),
+        ("out_of_distribution.quantiles", DELETED, "out_of_distribution.quantiles: Field required"),
+        ("out_of_distribution.quantiles", [0.5], "out_of_distribution.quantiles: List should have at least 2"),
+        ("out_of_distribution.quantiles", [0.5, "1"], r"out_of_distribution.quantiles.1: .* valid number"),
+        ("out_of_distribution.quantiles", [NAN, 0.5], r"out_of_distribution.quantiles.0: .* finite number"),
+        ("out_of_distribution.quantiles", [0.1, 0.3, 0.2], "out_of_distribution: .*quantiles do not ascend"),
+        ("out_of_distribution.threshold", DELETED, "out_of_distribution.threshold: Field required"),
+        ("out_of_distribution.threshold", "0.05", "out_of_distribution.threshold: Input should be a valid number"),
+        ("out_of_distribution.threshold", NAN, "out_of_distribution.threshold: "),
+        ("out_of_distribution.threshold", -0.01, "out_of_distribution.threshold: "),
+        ("out_of_distribution.threshold", 1.01, "out_of_distribution.threshold: "),
+        ("out_of_distribution.pictures", DELETED, "out_of_distribution.pictures: Field required"),
+        ("out_of_distribution.pictures", 0, "out_of_distribution.pictures: "),
         ("files", {}, r"files lacks model\.safetensors"),
         ("files", {"model.safetensors": "ABC"}, "files.model.safetensors: "),
     ],

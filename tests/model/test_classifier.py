@@ -3,7 +3,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,75 +14,152 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 import model
-from model.classifier import Classifier, Prediction, self_test_pixels, softmax
+from model.calibration import class_mean_cosine, in_distribution, softmax
+from model.classifier import Classifier, Prediction, self_test_pixels
+from model.engines.base import Outputs
 from model.errors import CardError, EngineError, IntegrityError
 
 
 class Fixed:
-    """An engine that always gives the same logits."""
+    """An engine that always gives the same outputs, and keeps what it saw."""
 
     name, device, precision = "fixed", "cpu", "float32"
 
-    def __init__(self, logits: NDArray[np.float32]) -> None:
-        self.answer = logits
+    def __init__(self, answer: Outputs) -> None:
+        self.answer = answer
+        self.seen: list[NDArray[np.uint8]] = []
 
-    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+        self.seen.append(pixels)
         return self.answer
 
 
-def classifier_with(tiny_classifier: Classifier, logits: object) -> Classifier:
-    return Classifier(tiny_classifier.card, Fixed(np.asarray(logits, np.float32)))
+def classifier_with(tiny_classifier: Classifier, logits: object, features: object = None) -> Classifier:
+    answer = np.asarray(logits, np.float32)
+    zeros = np.zeros((len(answer), 64))
+    return Classifier(
+        tiny_classifier.card, Fixed(Outputs(answer, np.asarray(zeros if features is None else features, np.float32)))
+    )
 
 
-PIXELS = np.zeros((1, 32, 32, 3), np.uint8)
+ONE = [np.zeros((1, 32, 32, 3), np.uint8)]
 
 
 def test_the_ranking_is_by_probability_and_ties_keep_the_order_of_the_labels() -> None:
-    prediction = Prediction(("a", "b", "c", "d"), np.array([0.2, 0.3, 0.2, 0.3], np.float32))
+    prediction = Prediction(("a", "b", "c", "d"), np.array([0.2, 0.3, 0.2, 0.3], np.float32), 0.5, 0.05)
     assert [(one.label, one.index) for one in prediction.top_k(4)] == [("b", 1), ("d", 3), ("a", 0), ("c", 2)]
     assert [one.label for one in prediction.top_k(2)] == ["b", "d"]
     assert prediction.top_k(1)[0].probability == pytest.approx(0.3)
     assert type(prediction.top_k(1)[0].probability) is float  # plain JSON
 
 
-def test_softmax_by_hand_and_at_the_extremes() -> None:
-    found = softmax(np.array([[np.log(1), np.log(2), np.log(5)], [3e38, 0, -3e38]], np.float32))
-    np.testing.assert_allclose(found, np.array([[1 / 8, 2 / 8, 5 / 8], [1, 0, 0]]), rtol=1e-6)
-    assert found.dtype == np.float32
+@pytest.mark.parametrize(
+    ("in_distribution", "min_confidence", "accepted"),
+    [
+        (0.5, 0.0, True),
+        (0.05, 0.0, True),  # the threshold itself
+        (0.049, 0.0, False),
+        (0.0, 0.0, False),
+        (0.5, 0.75, True),  # the likeliest class's probability itself
+        (0.5, 0.76, False),
+        (0.049, 0.5, False),
+        (0.05, 0.76, False),
+    ],
+)
+def test_a_picture_is_accepted_that_is_both_like_the_classes_and_sure_enough(
+    in_distribution: float, min_confidence: float, accepted: bool
+) -> None:
+    prediction = Prediction(("a", "b"), np.array([0.25, 0.75], np.float32), in_distribution, 0.05)
+    assert prediction.accepted(min_confidence) is accepted
+    assert prediction.accepted() is (in_distribution >= 0.05)
 
 
 def test_each_picture_gets_its_own_prediction(tiny_classifier: Classifier) -> None:
     logits = np.zeros((2, 10))
     logits[0, 3], logits[1, 8] = 5, 5
-    first, second = classifier_with(tiny_classifier, logits).classify(np.zeros((2, 32, 32, 3), np.uint8))
+    first, second = classifier_with(tiny_classifier, logits).classify(ONE * 2)
     assert (first.top_k(1)[0].label, second.top_k(1)[0].label) == ("cat", "ship")
     assert first.probabilities.sum() == pytest.approx(1)
+    assert first.threshold == tiny_classifier.card.out_of_distribution.threshold
+
+
+@pytest.mark.parametrize("counts", [(1, 3, 2), (1,), (4,), (2, 1, 1, 1, 5), (1, 1, 1)])
+def test_a_pictures_answer_is_the_mean_over_its_own_views(tiny_classifier: Classifier, counts: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (sum(counts), 10)).astype(np.float32)
+    features = rng.normal(0, 1, (sum(counts), 64)).astype(np.float32)
+    card = tiny_classifier.card
+    calibration = card.calibration.model_copy(update={"temperature": 1.7})
+    spec = card.out_of_distribution
+    spec = spec.model_copy(update={"quantiles": np.quantile(class_mean_cosine(features, spec), [0, 0.3, 1]).tolist()})
+    card = card.model_copy(update={"calibration": calibration, "out_of_distribution": spec})
+    engine = Fixed(Outputs(logits, features))
+    pictures = [rng.integers(0, 256, (count, 32, 32, 3), np.uint8) for count in counts]
+    predictions = Classifier(card, engine).classify(pictures)
+    assert len(predictions) == len(counts)
+    assert [seen.tolist() for seen in engine.seen] == [np.concatenate(pictures).tolist()], "one pass, in order"
+    start = 0
+    for prediction, count in zip(predictions, counts, strict=True):
+        own = slice(start, start + count)
+        start += count
+        expected = softmax(logits[own], 1.7).mean(axis=0)
+        np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-6)
+        assert prediction.probabilities.dtype == np.float32
+        score = class_mean_cosine(features[own], spec).mean(keepdims=True)
+        assert prediction.in_distribution == pytest.approx(in_distribution(score, spec)[0])
+        assert type(prediction.in_distribution) is float  # plain JSON
 
 
 @pytest.mark.parametrize("shape", [(2, 10), (0, 10), (1, 9), (10,)])
 def test_logits_of_another_shape_are_the_engines_fault(tiny_classifier: Classifier, shape: tuple[int, ...]) -> None:
-    with pytest.raises(EngineError, match=r"shape .* for 1 pictures"):
-        classifier_with(tiny_classifier, np.zeros(shape)).classify(PIXELS)
+    with pytest.raises(EngineError, match=r"logits of shape .* for 1 views"):
+        classifier_with(tiny_classifier, np.zeros(shape)).classify(ONE)
+
+
+def test_features_of_another_number_are_the_engines_fault(tiny_classifier: Classifier) -> None:
+    with pytest.raises(EngineError, match=r"features of shape \(2, 64\) for 1 views"):
+        classifier_with(tiny_classifier, np.zeros((1, 10)), np.zeros((2, 64))).classify(ONE)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_not_finite_are_the_engines_fault(tiny_classifier: Classifier, value: float) -> None:
-    logits = np.zeros((1, 10))
-    logits[0, 4] = value
+@pytest.mark.parametrize("which", ["logits", "features"])
+def test_numbers_that_are_not_finite_are_the_engines_fault(
+    tiny_classifier: Classifier, which: str, value: float
+) -> None:
+    logits, features = np.zeros((1, 10)), np.zeros((1, 64))
+    (logits if which == "logits" else features)[0, 4] = value
     with pytest.raises(EngineError, match="not finite"):
-        classifier_with(tiny_classifier, logits).classify(PIXELS)
+        classifier_with(tiny_classifier, logits, features).classify(ONE)
 
 
-def test_the_self_test_allows_rounding_and_no_more(tiny_classifier: Classifier) -> None:
+@pytest.fixture
+def right(tiny_classifier: Classifier) -> Outputs:
+    """What passes the self-test: the card's logits, and the features that belong to them."""
     test = tiny_classifier.card.self_test
-    expected = np.asarray(test.logits, np.float32)
+    pixels = self_test_pixels(test.seed, len(test.logits), 32)
+    return Outputs(np.asarray(test.logits, np.float32), tiny_classifier.engine.run(pixels).features)
+
+
+def test_the_self_test_allows_rounding_and_no_more(tiny_classifier: Classifier, right: Outputs) -> None:
+    test = tiny_classifier.card.self_test
+    expected, features = right
     allowed = test.tolerance * np.abs(expected).max()
-    classifier_with(tiny_classifier, expected + 0.9 * allowed).self_test()
+    classifier_with(tiny_classifier, expected + 0.9 * allowed, features).self_test()
     wrong = expected.copy()
     wrong[-1, -1] -= 1.1 * allowed
-    for answer in (wrong, np.full_like(expected, np.nan), expected[:-1]):
-        with pytest.raises(IntegrityError, match="self-test of tiny failed on fixed"):
-            classifier_with(tiny_classifier, answer).self_test()
+    for answer, what in ((wrong, "logits"), (np.full_like(expected, np.nan), "logits"), (expected[:-1], "shapes")):
+        with pytest.raises(IntegrityError, match=f"self-test of tiny failed in its {what} on fixed"):
+            classifier_with(tiny_classifier, answer, features).self_test()
+
+
+def test_the_self_test_looks_at_the_features(tiny_classifier: Classifier, right: Outputs) -> None:
+    logits, features = right
+    for answer in (features[:, :-1], features[:-1], features[..., None], features.ravel()):
+        with pytest.raises(IntegrityError, match="self-test of tiny failed in its shapes on fixed"):
+            classifier_with(tiny_classifier, logits, answer).self_test()
+    for answer in (features * 2, -features, np.full_like(features, np.nan)):
+        with pytest.raises(IntegrityError, match="self-test of tiny failed in its (scores|in_distribution) on fixed"):
+            classifier_with(tiny_classifier, logits, answer).self_test()
 
 
 @pytest.fixture
@@ -101,7 +180,7 @@ def test_other_weights_with_a_right_hash_fail_the_self_test(copy: Path) -> None:
     state = load_file(copy / "model.safetensors")
     state["layer2.0.conv1.weight"] = -state["layer2.0.conv1.weight"]
     save_file(state, copy / "model.safetensors")
-    with pytest.raises(IntegrityError, match="self-test of tiny failed on torch"):
+    with pytest.raises(IntegrityError, match="self-test of tiny failed in its logits on torch"):
         model.load(hashed_anew(copy))
 
 
@@ -111,6 +190,44 @@ def test_another_order_of_channels_fails_the_self_test(copy: Path) -> None:
     save_file(state, copy / "model.safetensors")
     with pytest.raises(IntegrityError, match="self-test"):
         model.load(hashed_anew(copy))
+
+
+def altered(folder: Path, part: str, field: str, alter: Callable[[Any], Any]) -> Path:
+    card = json.loads((folder / "card.json").read_text())
+    card[part][field] = alter(card[part][field])
+    (folder / "card.json").write_text(json.dumps(card))
+    return folder
+
+
+# The random network's answers say next to nothing, so the alterations are large ones.
+@pytest.mark.parametrize(
+    ("part", "field", "alter", "noticed_in"),
+    [
+        ("calibration", "temperature", lambda value: value / 100, "probabilities"),
+        (
+            "out_of_distribution",
+            "feature_mean",
+            lambda mean: [1.5 * value for value in mean],
+            "(scores|in_distribution)",
+        ),
+        ("out_of_distribution", "feature_mean", lambda mean: [0.0 for _ in mean], "(scores|in_distribution)"),
+        (
+            "out_of_distribution",
+            "class_directions",
+            lambda rows: [[-x for x in row] for row in rows],
+            "(scores|in_distribution)",
+        ),
+        ("out_of_distribution", "quantiles", lambda values: [value - 10 for value in values], "in_distribution"),
+        ("self_test", "scores", lambda values: [1.2 * value for value in values], "scores"),
+        ("self_test", "in_distribution", lambda values: [abs(value - 0.5) for value in values], "in_distribution"),
+    ],
+)
+def test_an_altered_card_fails_the_self_test(
+    copy: Path, part: str, field: str, alter: Callable[[Any], Any], noticed_in: str
+) -> None:
+    model.load(copy, device="cpu")
+    with pytest.raises(IntegrityError, match=f"self-test of tiny failed in its {noticed_in} on torch"):
+        model.load(altered(copy, part, field, alter), device="cpu")
 
 
 @pytest.mark.parametrize("fault", ["lacks a tensor", "has another width", "is no safetensors file"])
@@ -153,14 +270,27 @@ def test_the_pixels_of_the_self_test_never_change(side: int, digest: str) -> Non
 def test_the_documented_way_of_use_works(tiny_bundle: Path, cat_jpeg: bytes) -> None:
     classifier = model.load(str(tiny_bundle))
     picture = model.prepare(cat_jpeg, classifier.card.input, max_pixels=50_000_000)
-    (prediction,) = classifier.classify(picture.pixels[None])
+    (prediction,) = classifier.classify([picture.pixels])
     assert len(prediction.top_k(3)) == 3
     assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)
+    assert 0 <= prediction.in_distribution <= 1
+    assert isinstance(prediction.accepted(), bool)
+
+
+def test_a_photograph_in_several_views_is_one_prediction(tiny_classifier: Classifier, cat_jpeg: bytes) -> None:
+    picture = model.prepare(cat_jpeg, tiny_classifier.card.input, max_pixels=50_000_000, views=model.MAX_VIEWS)
+    together, alone = tiny_classifier.classify([picture.pixels, picture.pixels[:1]])
+    each = tiny_classifier.classify(list(picture.pixels[:, None]))
+    assert len(each) == model.MAX_VIEWS
+    mean = np.mean([prediction.probabilities for prediction in each], axis=0)
+    np.testing.assert_allclose(together.probabilities, mean, atol=0.01)
+    np.testing.assert_allclose(alone.probabilities, each[0].probabilities, atol=0.01)
 
 
 def test_the_serving_half_needs_no_torch() -> None:
     script = (
-        "import sys, model, model.bundle, model.card, model.classifier, model.engines.base, model.image\n"
+        "import sys, model, model.bundle, model.calibration, model.card, model.classifier\n"
+        "import model.engines.base, model.image\n"
         "print([name for name in ('torch', 'torchvision', 'model.nets', 'model.training') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

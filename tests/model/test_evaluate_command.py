@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 
 import model
-from model.training.data import load_cifar10_test
-from model.training.evaluate import measure
+from model.training.data import Pictures, load_cifar10_test
+from model.training.evaluate import Assessment, assess
+
+
+def assessment_of(classifier: model.Classifier, pictures: Pictures) -> Assessment:
+    card = classifier.card
+    return assess(classifier.engine, card.input, card.calibration, card.out_of_distribution, pictures)
 
 
 def evaluate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -28,9 +33,19 @@ def test_the_scores_are_a_table_and_a_last_line_of_json(
     assert f"{summary['top1']:.2%}" in text
     assert all(label in text for label in tiny_classifier.card.labels)
     assert (summary["model"], summary["version"]) == ("tiny", tiny_classifier.card.version)
-    expected = measure(tiny_classifier.engine, tiny_classifier.card.input, load_cifar10_test(cifar10_root)[:50])
+    expected = assessment_of(tiny_classifier, load_cifar10_test(cifar10_root)[:50])
     assert summary["pictures"] == 50
-    assert summary["nll"] == pytest.approx(expected.nll, rel=0.02)
+    assert summary["nll"] == pytest.approx(expected.scores.nll, rel=0.02)
+    assert summary["ece_uncalibrated"] == pytest.approx(expected.uncalibrated.ece, abs=0.05)
+    assert summary["auroc"] == pytest.approx(expected.auroc, abs=0.02)
+    assert summary["accepted"] == pytest.approx(expected.accepted, abs=0.05)
+    rows = {name.strip(): value.strip() for _, name, value, _ in (line.split("│") for line in table if "│" in line)}
+    assert rows["expected calibration error"] == f"{summary['ece']:.2%}"
+    assert rows["... before calibration"] == f"{summary['ece_uncalibrated']:.2%}"
+    assert rows["test pictures accepted"] == f"{summary['accepted']['test']:.1%}"
+    for kind in ("shuffled tiles", "drawn shapes", "coloured noise"):
+        assert rows[f"AUROC against {kind}"] == f"{summary['auroc'][kind]:.3f}"
+        assert rows[f"{kind} accepted"] == f"{summary['accepted'][kind]:.1%}"
     assert list(summary["per_class"]) == tiny_classifier.card.labels
 
 
@@ -50,7 +65,11 @@ def test_the_shipped_weights_reach_the_accuracy_on_their_card(cifar10_root: Path
     if not (folder / "card.json").is_file():
         pytest.skip(f"{folder} is not here yet: train it, or fetch it")
     classifier = model.load(folder)
-    scores = measure(classifier.engine, classifier.card.input, load_cifar10_test(cifar10_root))
+    assessment = assessment_of(classifier, load_cifar10_test(cifar10_root))
+    scores, metrics = assessment.scores, classifier.card.metrics
     assert scores.pictures == 10_000
-    assert scores.top1 == pytest.approx(classifier.card.metrics.top1, abs=0.001)
+    assert scores.top1 == pytest.approx(metrics.top1, abs=0.001)
+    assert scores.ece == pytest.approx(metrics.ece, abs=0.003)
+    assert assessment.auroc == pytest.approx(metrics.auroc, abs=0.01)
+    assert assessment.accepted == pytest.approx(metrics.accepted, abs=0.02)
     assert np.nanmin(scores.per_class) > 0.5

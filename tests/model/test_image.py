@@ -14,7 +14,7 @@ from PIL import Image
 
 from model.card import InputSpec
 from model.errors import ImageError, ImageTooLarge, UnreadableImage, UnsupportedImage
-from model.image import FORMATS, prepare
+from model.image import FORMATS, MAX_VIEWS, prepare
 from model.image import test_transform as transform
 from model.training.recipes import IMAGENET_MEAN, IMAGENET_STD
 
@@ -77,7 +77,7 @@ def test_the_transform_equals_torchvisions(resize: int, crop: int, interpolation
 
 def test_the_prepared_pixels_belong_to_the_caller(cat_png: bytes, spec: InputSpec) -> None:
     pixels = prepare(cat_png, spec, max_pixels=LIMIT).pixels
-    assert pixels.shape == (32, 32, 3)
+    assert pixels.shape == (1, 32, 32, 3)
     assert pixels.dtype == np.uint8
     assert pixels.flags.writeable  # torch warns of others
 
@@ -94,7 +94,7 @@ def test_a_long_strip_is_cut_before_it_is_enlarged(shape: tuple[int, int]) -> No
 def test_a_strip_is_cut_to_its_middle(spec: InputSpec) -> None:
     strip = np.zeros((2, 2000, 3), np.uint8)
     strip[:, 990:1010] = 255
-    assert prepare(encoded(strip, "PNG"), spec, max_pixels=LIMIT).pixels[:, 8:-8].min() == 255
+    assert prepare(encoded(strip, "PNG"), spec, max_pixels=LIMIT).pixels[0, :, 8:-8].min() == 255
 
 
 # Formats and modes
@@ -108,7 +108,7 @@ def test_every_accepted_format_gives_the_same_picture(file_format: str, cat: Ima
     picture = prepare(encoded(cat, file_format, **options), spec, max_pixels=LIMIT)
     assert (picture.width, picture.height, picture.warnings) == (451, 300, ())
     # The shrunk GIF shows its palette, the shrunk JPEG next to nothing.
-    assert far_apart(picture.pixels, transform(cat, spec)) <= (0 if file_format in LOSSLESS else 4)
+    assert far_apart(picture.pixels[0], transform(cat, spec)) <= (0 if file_format in LOSSLESS else 4)
 
 
 def test_the_formats_of_the_readme_are_accepted() -> None:
@@ -121,7 +121,7 @@ def test_of_an_animation_the_first_frame_counts(file_format: str, spec: InputSpe
     data = encoded(red, file_format, save_all=True, append_images=[blue])
     picture = prepare(data, spec, max_pixels=LIMIT)
     assert picture.warnings == ("only the first frame counts",)
-    assert far_apart(picture.pixels, np.full((32, 32, 3), (255, 0, 0), np.uint8)) < 3
+    assert far_apart(picture.pixels[0], np.full((32, 32, 3), (255, 0, 0), np.uint8)) < 3
 
 
 def stored_as(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -149,7 +149,7 @@ def test_exif_orientation_is_applied(
     picture = prepare(data, spec, max_pixels=LIMIT)
     assert (picture.width, picture.height) == (60, 40)
     # Compression blurs the borders between the colours; a wrong turn is 60 grey levels off.
-    assert far_apart(picture.pixels, transform(Image.fromarray(corners), spec)) < 6
+    assert far_apart(picture.pixels[0], transform(Image.fromarray(corners), spec)) < 6
 
 
 def test_a_small_picture_is_named_with_its_upright_size(spec: InputSpec) -> None:
@@ -192,7 +192,7 @@ def test_what_pillow_warns_of_is_read_even_where_warnings_are_errors(corners: ND
 
 def colour_of(data: bytes) -> tuple[int, ...]:
     """Of the middle."""
-    pixels = prepare(data, spec_of(8, 8), max_pixels=LIMIT).pixels
+    (pixels,) = prepare(data, spec_of(8, 8), max_pixels=LIMIT).pixels
     return tuple(int(value) for value in pixels[4, 4])
 
 
@@ -201,7 +201,7 @@ def test_palette_pictures_keep_their_colours(corners: NDArray[np.uint8], spec: I
     assert palette.mode == "P"
     picture = prepare(encoded(palette, "PNG"), spec, max_pixels=LIMIT)
     # Resized after the colours are looked up: mixtures of palette entries would be nonsense.
-    assert np.array_equal(picture.pixels, transform(Image.fromarray(corners), spec))
+    assert np.array_equal(picture.pixels[0], transform(Image.fromarray(corners), spec))
 
 
 def test_grey_and_bilevel_pictures_become_rgb() -> None:
@@ -233,7 +233,7 @@ def test_cmyk_becomes_rgb(file_format: str) -> None:
 
 def test_sixteen_bits_are_scaled_to_eight() -> None:
     ramp = np.repeat(np.arange(256, dtype=np.uint16)[None] * 257, 256, axis=0)
-    pixels = prepare(encoded(ramp, "PNG"), spec_of(256, 256), max_pixels=LIMIT).pixels
+    (pixels,) = prepare(encoded(ramp, "PNG"), spec_of(256, 256), max_pixels=LIMIT).pixels
     assert np.array_equal(pixels[0, :, 0], np.arange(256))
     dark = np.full((9, 9), 257, np.uint16)  # a dark picture stays dark
     assert colour_of(encoded(dark, "PNG")) == (1, 1, 1)
@@ -255,9 +255,100 @@ def test_a_large_jpeg_is_decoded_small_and_still_looks_the_same(cat: Image.Image
     picture = prepare(data, spec, max_pixels=LIMIT)
     full = transform(Image.open(io.BytesIO(data)), spec)
     assert (picture.width, picture.height) == large.size
-    assert not np.array_equal(picture.pixels, full), "decoded in full, which is slow"
-    assert far_apart(picture.pixels, full) < 1
-    assert np.abs(picture.pixels.astype(int) - full).max() < 12
+    assert not np.array_equal(picture.pixels[0], full), "decoded in full, which is slow"
+    assert far_apart(picture.pixels[0], full) < 1
+    assert np.abs(picture.pixels[0].astype(int) - full).max() < 12
+
+
+# Views
+
+
+def test_one_view_is_the_exact_test_transform_of_every_size(spec: InputSpec) -> None:
+    for width, height in [(1, 1), (32, 32), (31, 200), (64, 64), (451, 300), (700, 900)]:
+        noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+        expected = transform(Image.fromarray(noise), spec)
+        data = encoded(noise, "PNG")
+        assert np.array_equal(prepare(data, spec, max_pixels=LIMIT).pixels, expected[None])
+        for count in (1, 2, MAX_VIEWS):
+            picture = prepare(data, spec, max_pixels=LIMIT, views=count)
+            assert np.array_equal(picture.pixels[0], expected), "more views leave the first as it is"
+
+
+@pytest.mark.parametrize("count", range(1, MAX_VIEWS + 1))
+def test_a_picture_has_as_many_views_as_asked_for(count: int, cat_png: bytes, spec: InputSpec) -> None:
+    every = prepare(cat_png, spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels
+    pixels = prepare(cat_png, spec, max_pixels=LIMIT, views=count).pixels
+    assert pixels.shape == (count, 32, 32, 3)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, every[:count]), "fewer views are the first ones"
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "count"),
+    [(63, 400, 1), (400, 63, 1), (32, 32, 1), (5, 5, 1), (300, 300, 1), (320, 300, 1), (330, 300, 4), (64, 400, 4)],
+)
+def test_a_picture_too_small_or_nearly_square_has_one_view(
+    width: int, height: int, count: int, spec: InputSpec
+) -> None:
+    data = encoded(np.zeros((height, width, 3), np.uint8), "PNG")
+    assert len(prepare(data, spec, max_pixels=LIMIT, views=4).pixels) == count
+
+
+# Left, top, right, bottom of the views after the first, of a picture of 240 x 160 and of one of 160 x 240 pixels.
+LYING = [(0, 0, 240, 160), (0, 0, 160, 160), (80, 0, 240, 160)]
+STANDING = [(0, 0, 160, 240), (0, 0, 160, 160), (0, 80, 160, 240)]
+
+
+@pytest.mark.parametrize("scale", [0.5, 1, 3], ids=["as it is", "reduced a little", "reduced much"])
+@pytest.mark.parametrize("boxes", [LYING, STANDING], ids=["lying", "standing"])
+@pytest.mark.parametrize("crop", [32, 28])
+def test_the_views_show_the_parts_that_they_are_to_show(
+    scale: float, boxes: list[tuple[int, int, int, int]], crop: int
+) -> None:
+    _, _, width, height = (round(side * scale) for side in boxes[0])
+    colours = np.array([[(250, 10, 10), (10, 250, 10)], [(10, 10, 250), (250, 250, 10)]], np.uint8)
+    picture = colours.repeat(height // 2, axis=0).repeat(width // 2, axis=1)
+    pixels = prepare(encoded(picture, "PNG"), spec_of(32, crop), max_pixels=LIMIT, views=MAX_VIEWS).pixels
+    assert len(pixels) == 1 + len(boxes)
+    centres = (np.arange(crop) + 0.5) / crop
+    for view, box in zip(pixels[1:], boxes, strict=True):
+        left, top, right, bottom = (side * scale for side in box)
+        columns = left + centres * (right - left) - width / 2  # from the border between the colours
+        rows = top + centres * (bottom - top) - height / 2
+        expected = colours[(rows > 0).astype(int)[:, None], (columns > 0).astype(int)]
+        clear = (np.abs(rows) > 1.6 * (bottom - top) / crop)[:, None] & (np.abs(columns) > 1.6 * (right - left) / crop)
+        assert clear.mean() > 0.7
+        assert np.abs(view.astype(int) - expected)[clear].max() <= 3, box
+
+
+@pytest.mark.parametrize(("file_format", "factor"), [("PNG", 2), ("PNG", 5), ("JPEG", 2), ("JPEG", 6)])
+def test_a_larger_picture_has_the_same_views(
+    file_format: str, factor: int, cat: Image.Image, cat_png: bytes, spec: InputSpec
+) -> None:
+    expected = prepare(cat_png, spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels
+    options = {"quality": 90} if file_format == "JPEG" else {"compress_level": 1}
+    larger = cat.resize((cat.width * factor, cat.height * factor), Image.Resampling.BICUBIC)
+    found = prepare(encoded(larger, file_format, **options), spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels
+    assert found.shape == expected.shape
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert far_apart(one, other) < (3 if file_format == "JPEG" else 2), number
+
+
+def test_a_large_picture_is_averaged_and_not_skipped_over(spec: InputSpec) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (640, 720, 3), np.uint8)
+    first, whole, left, right = prepare(encoded(noise, "PNG"), spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels
+    assert first.std() < 8
+    for view in (whole, left, right):
+        assert abs(view.mean() - first.mean()) < 1
+        assert view.std() < 8
+
+
+def test_the_views_of_a_turned_picture_are_those_of_the_upright_one(spec: InputSpec, cat: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(np.ascontiguousarray(stored_as(np.asarray(cat), 6)), "PNG", exif=exif)
+    upright = prepare(encoded(cat, "PNG"), spec, max_pixels=LIMIT, views=MAX_VIEWS)
+    assert np.array_equal(prepare(turned, spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels, upright.pixels)
 
 
 # Refusals
@@ -379,5 +470,5 @@ def test_mutated_files_raise_nothing_but_image_errors(file_format: str, spec: In
             outcomes.add(type(error))
         else:
             outcomes.add(type(picture))
-            assert picture.pixels.shape == (32, 32, 3)
+            assert picture.pixels.shape == (1, 32, 32, 3)
     assert len(outcomes) > 1, "mutations that all end alike are too weak or too strong"

@@ -52,6 +52,7 @@ def test_smoke_learns_and_its_bundle_loads(smoke: Path) -> None:
     classifier = model.load(smoke / "resnet18-synthetic", device="cpu")
     card = classifier.card
     assert card.metrics.top1 > 0.5, "one of ten by chance"
+    assert card.calibration.pictures == card.out_of_distribution.pictures == 50, "the held-out ones"
     assert (card.name, card.training.epochs, card.training.seed) == ("resnet18-synthetic", 8, 0)
     assert "# resnet18-synthetic" in (smoke / "resnet18-synthetic" / "README.md").read_text()
     assert len(list((smoke / "resnet18-synthetic" / "plots").glob("*.png"))) == 3

@@ -1,3 +1,5 @@
+import io
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -6,19 +8,35 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model import prepare
-from tests.app.fakes import CARD, LABELS, FakeEngine, fake_classifier, picture
+from model import MAX_VIEWS, Prediction, image, prepare
+from model.engines.base import Outputs
+from tests.app.fakes import CARD, LABELS, FakeEngine, fake_classifier, photo, picture
 from tests.app.serving import Running, eventually, serving
 
 
-def expected_ranking(data: bytes, k: int) -> list[dict[str, Any]]:
+def predicted(data: bytes, views: int = 1) -> Prediction:
     """What the classifier says of a picture when it is asked directly."""
-    pixels = prepare(data, CARD.input, max_pixels=10**9).pixels
-    (prediction,) = fake_classifier(FakeEngine()).classify(pixels[None])
+    pixels = prepare(data, CARD.input, max_pixels=10**9, views=views).pixels
+    (prediction,) = fake_classifier(FakeEngine()).classify([pixels])
+    return prediction
+
+
+def ranking(prediction: Prediction, k: int) -> list[dict[str, Any]]:
+    """A prediction as it is answered."""
     return [
         {"label": one.label, "index": one.index, "probability": pytest.approx(one.probability, rel=1e-4, abs=1e-6)}
         for one in prediction.top_k(k)
     ]
+
+
+def expected_ranking(data: bytes, k: int, views: int = 1) -> list[dict[str, Any]]:
+    """The ranking that the classifier gives when it is asked directly."""
+    return ranking(predicted(data, views), k)
+
+
+def confident(seeds: Iterable[int]) -> int:
+    """The first of these seeds whose picture looks like the classes."""
+    return next(seed for seed in seeds if predicted(picture(seed)).accepted())
 
 
 def test_one_picture_is_answered_in_the_documented_shape(running: Running) -> None:
@@ -33,6 +51,9 @@ def test_one_picture_is_answered_in_the_documented_shape(running: Running) -> No
                 "width": 32,
                 "height": 32,
                 "top_k": expected_ranking(picture(1), 2),
+                "in_distribution": pytest.approx(predicted(picture(1)).in_distribution, abs=1e-5),
+                "accepted": False,
+                "views": 1,
                 "warnings": [],
             }
         ],
@@ -132,6 +153,108 @@ def test_a_small_picture_is_answered_with_a_warning(running: Running) -> None:
     assert result["top_k"]
 
 
+def test_a_large_picture_is_run_in_the_views_asked_for_in_one_pass() -> None:
+    with serving() as service:
+        (result,) = service.post(photo(), params={"views": 3}).json()["results"]
+        assert service.engine.batches == [3]
+    assert result["views"] == 3
+    views = prepare(photo(), CARD.input, max_pixels=10**9, views=3).pixels
+    alone = fake_classifier(FakeEngine()).classify([view[None] for view in views])
+    mean = np.mean([prediction.probabilities for prediction in alone], axis=0)
+    assert {ranked["index"]: ranked["probability"] for ranked in result["top_k"]} == {
+        index: pytest.approx(mean[index], abs=1e-5) for index in np.argsort(-mean)[:5]
+    }
+    assert result["top_k"] != expected_ranking(photo(), 5), "the other views count"
+    assert result["in_distribution"] == pytest.approx(predicted(photo(), 3).in_distribution, abs=1e-5)
+
+
+@pytest.mark.parametrize("views", range(1, MAX_VIEWS + 1))
+def test_every_number_of_views_is_served(running: Running, views: int) -> None:
+    (result,) = running.post(photo(1), params={"views": views}).json()["results"]
+    assert result["views"] == views
+    assert result["top_k"] == expected_ranking(photo(1), 5, views)
+
+
+def test_a_small_picture_has_one_view_whatever_is_asked() -> None:
+    with serving() as service:
+        (result,) = service.post(picture(1), params={"views": MAX_VIEWS}).json()["results"]
+        assert service.engine.batches == [1]
+    assert result["views"] == 1
+    assert result["top_k"] == expected_ranking(picture(1), 5)
+
+
+def test_one_view_is_the_plain_test_transform() -> None:
+    pixels = image.test_transform(Image.open(io.BytesIO(photo(2))), CARD.input)
+    (plain,) = fake_classifier(FakeEngine()).classify([pixels[None]])
+    with serving(views=3) as service:
+        (result,) = service.post(photo(2), params={"views": 1, "top_k": 10}).json()["results"]
+    assert result["views"] == 1
+    assert result["top_k"] == ranking(plain, 10)
+    assert result["in_distribution"] == pytest.approx(plain.in_distribution, abs=1e-5)
+
+
+def test_the_setting_says_how_many_views_unless_the_request_does() -> None:
+    with serving(views=4) as service:
+        for params, views in (({}, 4), ({"views": 2}, 2), ({"views": 1}, 1), ({"views": MAX_VIEWS}, MAX_VIEWS)):
+            (result,) = service.post(photo(), params=params).json()["results"]
+            assert result["views"] == views
+            assert result["top_k"] == expected_ranking(photo(), 5, views)
+        assert service.engine.batches == [4, 2, 1, MAX_VIEWS]
+
+
+def test_large_and_small_pictures_of_a_request_each_get_their_own_answer(running: Running) -> None:
+    pictures = [photo(3), picture(4), photo(5, size=(63, 90)), picture(6), photo(7, size=(64, 90))]
+    answer = running.upload(*((str(number), data) for number, data in enumerate(pictures)), params={"views": 3})
+    results = answer.json()["results"]
+    assert [result["views"] for result in results] == [3, 1, 1, 1, 3]
+    assert [result["top_k"] for result in results] == [expected_ranking(data, 5, 3) for data in pictures]
+
+
+def test_a_picture_of_more_views_than_a_batch_holds_is_answered_all_the_same() -> None:
+    with serving(max_batch=2) as service:
+        (result,) = service.post(photo(), params={"views": 4}).json()["results"]
+        assert service.engine.batches == [4]
+    assert result["top_k"] == expected_ranking(photo(), 5, 4)
+
+
+def test_a_picture_below_the_cards_threshold_is_not_accepted_but_ranked_in_full(running: Running) -> None:
+    seeds = range(12)
+    answer = running.upload(*((str(seed), picture(seed)) for seed in seeds))
+    results = answer.json()["results"]
+    threshold = CARD.out_of_distribution.threshold
+    assert {result["accepted"] for result in results} == {True, False}
+    for seed, result in zip(seeds, results, strict=True):
+        assert result["in_distribution"] == pytest.approx(predicted(picture(seed)).in_distribution, abs=1e-5)
+        assert result["accepted"] is (result["in_distribution"] >= threshold)
+        assert result["top_k"] == expected_ranking(picture(seed), 5)
+
+
+def test_an_answer_less_confident_than_asked_is_not_accepted_but_ranked_in_full(running: Running) -> None:
+    seed = confident(range(12))
+    confidence = float(predicted(picture(seed)).probabilities.max())
+    for least, accepted in ((0, True), (confidence - 0.01, True), (confidence + 0.01, False), (1, False)):
+        (result,) = running.post(picture(seed), params={"min_confidence": least}).json()["results"]
+        assert result["accepted"] is accepted, least
+        assert result["top_k"] == expected_ranking(picture(seed), 5)
+
+
+def test_confidence_does_not_make_up_for_what_looks_like_no_class(running: Running) -> None:
+    seed = next(seed for seed in range(12) if not predicted(picture(seed)).accepted())
+    (result,) = running.post(picture(seed), params={"min_confidence": 0}).json()["results"]
+    assert result["accepted"] is False
+
+
+def test_the_setting_says_the_least_confidence_unless_the_request_does() -> None:
+    seed = confident(range(12))
+    confidence = float(predicted(picture(seed)).probabilities.max())
+    for setting, accepted in ((confidence - 0.01, True), (confidence + 0.01, False)):
+        with serving(min_confidence=setting) as service:
+            for params, expected in (({}, accepted), ({"min_confidence": 0}, True), ({"min_confidence": 1}, False)):
+                (result,) = service.post(picture(seed), params=params).json()["results"]
+                assert result["accepted"] is expected, (setting, params)
+                assert result["top_k"] == expected_ranking(picture(seed), 5)
+
+
 @pytest.mark.parametrize(
     "filename",
     ["кошка 猫 🐈.png", "a;b=c, d.png", "it's.png", "../../etc/passwd", "x" * 300, "%41%2f.png"],
@@ -201,7 +324,7 @@ def test_concurrent_requests_each_get_their_own_answer_out_of_shared_batches() -
 def test_a_bad_picture_never_joins_the_batch_of_others() -> None:
     with serving() as service:
         assert service.upload(("a", picture(1)), ("b", b"cat"), ("c", picture(2)[:-40])).status_code == 200
-        assert service.engine.pictures == 1
+        assert service.engine.views == 1
 
 
 def test_a_caller_who_hangs_up_while_waiting_costs_no_inference() -> None:
@@ -219,7 +342,7 @@ def test_a_caller_who_hangs_up_while_waiting_costs_no_inference() -> None:
         assert first.result().status_code == 200
         service.wait_admitted(0)
         assert service.post(picture(3)).status_code == 200
-        assert service.engine.pictures == 2, "that of who hung up was not computed"
+        assert service.engine.views == 2, "that of who hung up was not computed"
 
 
 def test_a_caller_who_hangs_up_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
@@ -234,11 +357,11 @@ def test_a_caller_who_hangs_up_is_no_error(caplog: pytest.LogCaptureFixture) -> 
 
 def test_pictures_of_a_failed_request_leave_the_queue_with_it() -> None:
     class FirstCallFails(FakeEngine):
-        def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        def run(self, pixels: NDArray[np.uint8]) -> Outputs:
             if not self.batches:
                 self.batches.append(len(pixels))
                 raise RuntimeError("out of memory")
-            return super().logits(pixels)
+            return super().run(pixels)
 
     engine = FirstCallFails()
     with serving(engine, max_batch=1) as service:
@@ -247,4 +370,4 @@ def test_pictures_of_a_failed_request_leave_the_queue_with_it() -> None:
         service.wait_admitted(0)
         engine.release()
         assert service.post(picture()).status_code == 200
-        assert engine.pictures <= 3, "what failed, what the engine had begun by then, and the next request"
+        assert engine.views <= 3, "what failed, what the engine had begun by then, and the next request"

@@ -5,20 +5,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import nn
 
 import model
 from model.bundle import open_bundle
 from model.card import InputSpec
 from model.engines.base import Engine, choose
-from model.engines.torch import TorchEngine
+from model.engines.torch import Precision, TorchEngine
 from model.errors import EngineError
+from model.nets.resnet import ResNet
 from model.nets.zoo import build
 
 no_cuda_only = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 
 
-def loaded_net(folder: Path) -> nn.Module:
+def loaded_net(folder: Path) -> ResNet:
     """The bundle's network by hand."""
     net = build("resnet18", num_classes=10, width=8)
     net.load_state_dict(load_file(folder / "model.safetensors"))
@@ -44,7 +44,7 @@ def test_float32_gives_the_networks_own_logits(
     tiny_bundle: Path, pixels: NDArray[np.uint8], expected: NDArray[np.float32], spec: InputSpec
 ) -> None:
     engine = TorchEngine(loaded_net(tiny_bundle), spec, device="cpu", precision="float32")
-    found = engine.logits(pixels)
+    found = engine.run(pixels).logits
     assert isinstance(engine, Engine)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -54,10 +54,28 @@ def test_bfloat16_is_close_but_is_not_float32(
     tiny_bundle: Path, pixels: NDArray[np.uint8], expected: NDArray[np.float32], spec: InputSpec
 ) -> None:
     engine = TorchEngine(loaded_net(tiny_bundle), spec, device="cpu", precision="bfloat16")
-    found = engine.logits(pixels)
+    found = engine.run(pixels).logits
     assert engine.precision == "bfloat16"
     assert found.dtype == np.float32
     assert 1e-5 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("precision", "share"), [("float32", 1e-4), ("bfloat16", 0.05)])
+def test_the_features_are_what_the_head_makes_the_logits_of(
+    tiny_bundle: Path, pixels: NDArray[np.uint8], spec: InputSpec, precision: Precision, share: float
+) -> None:
+    net = loaded_net(tiny_bundle)
+    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    batch = (batch - torch.tensor(spec.mean)[:, None, None]) / torch.tensor(spec.std)[:, None, None]
+    with torch.inference_mode():
+        expected = net.features(batch).numpy()
+    weight, bias = net.fc.weight.detach().numpy().copy(), net.fc.bias.detach().numpy().copy()
+    logits, features = TorchEngine(net, spec, device="cpu", precision=precision).run(pixels)
+    assert features.dtype == np.float32
+    assert features.shape == (5, 64)
+    assert np.abs(features - expected).max() <= share * np.abs(expected).max()
+    head = features @ weight.T + bias
+    assert np.abs(logits - head).max() <= 0.1 * share * np.abs(head).max()
 
 
 def test_the_trial_of_precisions_leaves_the_weights_exact(
@@ -65,20 +83,20 @@ def test_the_trial_of_precisions_leaves_the_weights_exact(
 ) -> None:
     engine = TorchEngine(loaded_net(tiny_bundle), spec, device="cpu")
     limit = {"float32": 1e-4, "bfloat16": 0.05 * np.abs(expected).max()}[engine.precision]
-    assert np.abs(engine.logits(pixels) - expected).max() < limit
+    assert np.abs(engine.run(pixels).logits - expected).max() < limit
 
 
 def test_a_pictures_logits_do_not_depend_on_its_batch(tiny_classifier: model.Classifier) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (9, 32, 32, 3), np.uint8)
-    together = tiny_classifier.engine.logits(pixels)
-    alone = np.concatenate([tiny_classifier.engine.logits(pixels[i : i + 1]) for i in range(9)])
+    together = tiny_classifier.engine.run(pixels).logits
+    alone = np.concatenate([tiny_classifier.engine.run(pixels[i : i + 1]).logits for i in range(9)])
     np.testing.assert_allclose(alone, together, atol=0.02 * np.abs(together).max())
 
 
 def test_the_bundle_decides_the_network(tiny_bundle: Path, expected: NDArray[np.float32]) -> None:
     engine = choose(open_bundle(tiny_bundle), device="cpu")
     assert (engine.name, engine.device) == ("torch", "cpu")
-    assert engine.logits(np.zeros((3, 32, 32, 3), np.uint8)).shape == (3, 10)
+    assert engine.run(np.zeros((3, 32, 32, 3), np.uint8)).logits.shape == (3, 10)
 
 
 def test_the_number_of_threads_is_taken_over(tiny_bundle: Path) -> None:
@@ -112,10 +130,10 @@ def test_cuda_agrees_with_the_cpu(
     pixels: NDArray[np.uint8],
     expected: NDArray[np.float32],
     spec: InputSpec,
-    precision: str,
+    precision: Precision,
     share: float,
 ) -> None:
-    engine = TorchEngine(loaded_net(tiny_bundle), spec, device="cuda", precision=precision)  # type: ignore[arg-type]
+    engine = TorchEngine(loaded_net(tiny_bundle), spec, device="cuda", precision=precision)
     assert engine.device == torch.cuda.get_device_name()
-    assert np.abs(engine.logits(pixels) - expected).max() < share * np.abs(expected).max()
+    assert np.abs(engine.run(pixels).logits - expected).max() < share * np.abs(expected).max()
     model.load(tiny_bundle, device="cuda")  # passes its self-test

@@ -52,7 +52,7 @@ def test_a_zero_initialised_residual_makes_every_plain_block_its_shortcut(name: 
     x = torch.rand(2, block.conv1.in_channels, 8, 8)
     with torch.inference_mode():
         torch.testing.assert_close(block(x), x)
-        assert not torch.allclose(build(name, width=8).eval().layer1[1](x), x)  # type: ignore[index,operator]
+        assert not torch.allclose(build(name, width=8).eval().layer1[1](x), x)
 
 
 def test_the_head_sees_the_features() -> None:

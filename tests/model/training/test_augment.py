@@ -107,6 +107,40 @@ def test_no_cutout_leaves_no_hole() -> None:
     assert (augmented(white, RAW) == 255).all()
 
 
+def dots(count: int) -> Tensor:
+    """Black, with a white square of 12 pixels in the middle."""
+    pixels = torch.zeros((count, 32, 32, 3), dtype=torch.uint8)
+    pixels[:, 10:22, 10:22] = 255
+    return pixels
+
+
+def test_zooming_by_1_changes_nothing() -> None:
+    pixels = noise(20)
+    plain = augmented(pixels, RAW)
+    torch.testing.assert_close(augmented(pixels, replace(RAW, zoom=1 + 1e-9)), plain, atol=0.02, rtol=0)
+    assert (augmented(pixels, replace(RAW, zoom=1.2)) - plain).abs().mean() > 10
+
+
+@pytest.mark.parametrize("most", [1.2, 1.5])
+def test_a_dot_in_the_middle_is_enlarged_and_shrunk_within_bounds(most: float) -> None:
+    batch = augmented(dots(400), replace(RAW, pad=0, zoom=most))[:, 0] / 255
+    across, down = batch[:, 15:17].mean(1).sum(1) / 12, batch[:, :, 15:17].mean(2).sum(1) / 12
+    torch.testing.assert_close(across, down, atol=0.01, rtol=0)  # as much in height as in width
+    area = (batch.sum((1, 2)) / 144).sqrt()
+    torch.testing.assert_close(area, across, atol=0.05, rtol=0)
+    factor = area.log() / np.log(most)
+    assert -1.05 < factor.min() < -0.95
+    assert 0.95 < factor.max() < 1.05
+    # Spread evenly in the logarithm: a tenth of them in each tenth of the range.
+    assert torch.histc(factor, 5, -1.05, 1.05).min() > 50
+    assert (batch.flip(1, 2) - batch).abs().max() < 0.01, "about the centre"
+
+
+def test_zooming_out_shows_no_border() -> None:
+    white = torch.full((50, 32, 32, 3), 255, dtype=torch.uint8)
+    torch.testing.assert_close(augmented(white, replace(RAW, zoom=2.0)), torch.full((50, 3, 32, 32), 255.0))
+
+
 def test_resizing_equals_pillows_to_one_grey_level() -> None:
     recipe = replace(RAW, resize=40, crop=34, pad=0)
     pixels = noise(4)

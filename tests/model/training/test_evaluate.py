@@ -6,10 +6,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.card import InputSpec
+from model.calibration import class_mean_cosine, in_distribution, softmax
+from model.card import Calibration, InputSpec
+from model.engines.base import Outputs
 from model.image import test_transform as transform
+from model.training.calibrate import fit_out_of_distribution
 from model.training.data import Pictures
-from model.training.evaluate import measure, score
+from model.training.evaluate import assess, assessed, auroc, outputs, score
+from model.training.others import KINDS, others
 
 
 def logits_of(probabilities: list[list[float]]) -> NDArray[np.float32]:
@@ -41,29 +45,102 @@ def test_a_class_without_pictures_has_no_accuracy() -> None:
     assert np.isnan(scores.per_class[1:]).all()
 
 
+def test_a_temperature_changes_the_probabilities_and_not_the_choice() -> None:
+    rng = np.random.default_rng(0)
+    logits, truth = rng.normal(0, 4, (200, 10)).astype(np.float32), rng.integers(0, 10, 200)
+    plain, cooler = score(logits, truth), score(logits, truth, 2.5)
+    assert (cooler.top1, cooler.confusion.tolist()) == (plain.top1, plain.confusion.tolist())
+    np.testing.assert_allclose(cooler.probabilities, softmax(logits, 2.5), atol=1e-6)
+    likelihood = np.log(softmax(logits, 2.5).astype(np.float64)[np.arange(200), truth])
+    assert cooler.nll == pytest.approx(-likelihood.mean(), rel=1e-5)
+    assert plain.nll == pytest.approx(
+        -np.log(softmax(logits).astype(np.float64)[np.arange(200), truth]).mean(), rel=1e-5
+    )
+    assert cooler.ece < plain.ece - 0.1, "labels by chance: the flatter, the truer"
+
+
+@pytest.mark.parametrize("values", [3, 20, 10**9], ids=["many ties", "some ties", "no ties"])
+def test_the_area_under_the_curve_equals_a_count_of_all_pairs(values: int) -> None:
+    rng = np.random.default_rng(0)
+    inside = rng.integers(0, values, 60).astype(np.float64)
+    outside = (rng.integers(0, values, 41) * 9 // 10).astype(np.float64)
+    wins = sum((a > b) + 0.5 * (a == b) for a in inside for b in outside)
+    assert auroc(inside, outside) == pytest.approx(wins / (60 * 41), abs=1e-12)
+
+
+def test_the_area_under_the_curve_at_its_ends() -> None:
+    low, high = np.array([1.0, 2.0]), np.array([3.0, 4.0, 5.0])
+    assert (auroc(high, low), auroc(low, high), auroc(low, low)) == (1, 0, 0.5)
+
+
+HEAD = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 1.0]], np.float32)
+SPEC = InputSpec(resize=48, crop=40, interpolation="bicubic", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
 class Remembers:
-    """An engine that answers with the mean colours, and keeps what it saw."""
+    """An engine whose features are the mean colours, and which keeps what it saw."""
 
     name, device, precision = "remembers", "cpu", "float32"
 
     def __init__(self) -> None:
         self.seen: list[NDArray[np.uint8]] = []
 
-    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         self.seen.append(pixels)
-        means: NDArray[np.float32] = pixels.mean((1, 2)).astype(np.float32)
-        return means
+        means: NDArray[np.float32] = pixels.mean((1, 2)).astype(np.float32) / 50
+        return Outputs(means @ HEAD.T, means)
 
 
-def test_pictures_are_measured_through_the_serving_transform_in_order() -> None:
-    pixels = torch.randint(0, 256, (7, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    spec = InputSpec(resize=48, crop=40, interpolation="bicubic", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    expected = np.stack([transform(Image.fromarray(picture), spec) for picture in pixels.numpy()])
-    truth = torch.from_numpy(expected.mean((1, 2)).argmax(1))
-    truth[2] = (truth[2] + 1) % 3
+def pictures(count: int, side: int = 32) -> Pictures:
+    """Of random brightness and colour."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, rng.integers(20, 257, (count, 1, 1, 3)), (count, side, side, 3)).astype(np.uint8)
+    return Pictures(torch.from_numpy(pixels), torch.from_numpy(rng.integers(0, 3, count)))
+
+
+def test_pictures_go_through_the_serving_transform_in_order() -> None:
+    pixels = pictures(7).pixels.numpy()
+    expected = np.stack([transform(Image.fromarray(picture), SPEC) for picture in pixels])
     engine, progress = Remembers(), list[int]()
-    scores = measure(engine, spec, Pictures(pixels, truth), batch_size=3, progress=progress.append)
+    out = outputs(engine, SPEC, pixels, batch_size=3, progress=progress.append)
     assert progress == [3, 3, 1]
     assert np.array_equal(np.concatenate(engine.seen), expected)
-    assert scores.truth.tolist() == truth.tolist()
-    assert scores.top1 == pytest.approx(6 / 7)
+    np.testing.assert_allclose(out.features, expected.mean((1, 2)) / 50, rtol=1e-5)
+    np.testing.assert_allclose(out.logits, out.features @ HEAD.T, rtol=1e-5)
+
+
+def test_an_assessment_is_that_of_the_test_pictures_and_every_other_kind() -> None:
+    test = pictures(50)
+    calibration = Calibration(temperature=1.8, pictures=9)
+    out = outputs(Remembers(), SPEC, test.pixels.numpy())
+    spec = fit_out_of_distribution(out.features[:25], test.labels.numpy()[:25], 10)
+    progress = list[int]()
+    assessment = assess(Remembers(), SPEC, calibration, spec, test, progress=progress.append)
+    truth = test.labels.numpy()
+    for found, temperature in ((assessment.scores, 1.8), (assessment.uncalibrated, 1.0)):
+        expected = score(out.logits, truth, temperature)
+        assert (found.top1, found.nll, found.ece) == (expected.top1, expected.nll, expected.ece)
+        assert np.array_equal(found.truth, truth)
+    assert assessment.scores.nll != assessment.uncalibrated.nll
+    inside = class_mean_cosine(out.features, spec)
+    assert list(assessment.auroc) == list(KINDS)
+    assert list(assessment.accepted) == ["test", *KINDS]
+    assert assessment.accepted["test"] == (in_distribution(inside, spec) >= spec.threshold).mean()
+    for kind, made in others(test.pixels.numpy()).items():
+        other = outputs(Remembers(), SPEC, made)
+        scores = class_mean_cosine(other.features, spec)
+        wins = (inside[:, None] > scores).mean() + 0.5 * (inside[:, None] == scores).mean()
+        assert assessment.auroc[kind] == pytest.approx(wins)
+        assert assessment.accepted[kind] == (in_distribution(scores, spec) >= spec.threshold).mean()
+    assert sum(progress) == assessed(test) == 200
+
+
+def test_of_a_large_test_set_at_most_2000_have_others_made_of_them() -> None:
+    test = pictures(2010, side=4)
+    tiny = InputSpec(resize=4, crop=4, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    spec = fit_out_of_distribution(
+        outputs(Remembers(), tiny, test.pixels[:100].numpy()).features, test.labels.numpy()[:100], 10
+    )
+    engine = Remembers()
+    assess(engine, tiny, Calibration(temperature=1.0, pictures=0), spec, test)
+    assert sum(map(len, engine.seen)) == assessed(test) == 2010 + 3 * 2000

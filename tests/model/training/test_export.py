@@ -1,6 +1,7 @@
 import hashlib
 import json
-from dataclasses import asdict, replace
+import re
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,19 @@ import torch
 from safetensors.torch import load_file
 
 import model
+from model.calibration import class_mean_cosine, in_distribution, softmax
+from model.card import ModelCard
+from model.classifier import self_test_pixels
+from model.engines.torch import TorchEngine
 from model.errors import SaveError
 from model.nets.zoo import build
-from model.training.data import load
+from model.training.calibrate import fit_out_of_distribution, fit_temperature
+from model.training.data import DataSet, load
+from model.training.evaluate import Assessment, assess
 from model.training.export import at_rest, export
-from model.training.loop import Run, describe, network_arguments
+from model.training.loop import Run, describe, network_arguments, train
 from model.training.recipes import recipe_named
+from tests.conftest import Silent
 
 
 def test_weights_rest_in_float16_and_what_is_small_in_float32() -> None:
@@ -45,27 +53,99 @@ def test_a_bundle_holds_what_its_card_says(tiny_bundle: Path) -> None:
     assert card["training"]["recipe"] == json.loads(json.dumps(asdict(replace(recipe_named("smoke"), width=8))))
     assert (card["training"]["pictures"], card["metrics"]["pictures"]) == (40, 40)
     assert card["labels"][3] == "cat"
+    assert card["format_version"] == 2
+    assert card["calibration"]["pictures"] == card["out_of_distribution"]["pictures"] == 40
 
 
 def is_buffer(key: str) -> bool:
     return key.endswith(("running_mean", "running_var", "num_batches_tracked"))
 
 
-def test_what_ships_is_what_was_measured(tmp_path: Path, tiny_bundle: Path) -> None:
+@dataclass
+class Exported:
+    folder: Path
+    run: Run
+    data: DataSet
+    card: ModelCard
+    assessment: Assessment
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A bundle of a random network whose logits, unlike those of `tiny_bundle`, are spread out."""
     recipe = replace(recipe_named("smoke"), width=8)
     data = load("synthetic", Path(), holdout=50)
     torch.manual_seed(1)
     net = build("resnet18", **network_arguments(recipe, 10))
+    torch.nn.init.normal_(net.fc.weight)
     run = Run(recipe, net, [{"epoch": 1, "train_loss": 2.0}], about=describe(torch.device("cpu"), 1))
-    card, scores = export(run, data, tmp_path / "new", name="new", device="cpu")
-    classifier = model.load(tmp_path / "new", device="cpu")
+    folder = tmp_path_factory.mktemp("exported") / "new"
+    card, assessment = export(run, data, folder, name="new", device="cpu")
+    return Exported(folder, run, data, card, assessment)
+
+
+def test_what_ships_is_what_was_measured(exported: Exported, tiny_bundle: Path) -> None:
+    card, test = exported.card, exported.data.test
+    classifier = model.load(exported.folder, device="cpu")
     assert classifier.card == card
-    predictions = classifier.classify(data.test.pixels.numpy())
+    predictions = classifier.classify(list(test.pixels.numpy()[:, None]))
     chosen = np.array([prediction.probabilities.argmax() for prediction in predictions])
-    assert (chosen == data.test.labels.numpy()).mean() == pytest.approx(card.metrics.top1, abs=0.03)
-    assert scores.top1 == card.metrics.top1
+    assert (chosen == test.labels.numpy()).mean() == pytest.approx(card.metrics.top1, abs=0.03)
+    accepted = np.mean([prediction.accepted() for prediction in predictions])
+    assert accepted == pytest.approx(card.metrics.accepted["test"], abs=0.05)
+    assert exported.assessment.scores.top1 == card.metrics.top1
     with pytest.raises(SaveError, match="tiny exists"):
-        export(run, data, tiny_bundle, name="tiny", device="cpu")
+        export(exported.run, exported.data, tiny_bundle, name="tiny", device="cpu")
+
+
+def test_the_card_agrees_with_what_its_weights_give(exported: Exported) -> None:
+    card, data = exported.card, exported.data
+    net = build("resnet18", **card.architecture.arguments)
+    net.load_state_dict(load_file(exported.folder / "model.safetensors"))
+    engine = TorchEngine(net, card.input, device="cpu", precision="float32")
+
+    held = engine.run(data.holdout.pixels.numpy())  # 32 x 32 pixels already: the transform changes nothing
+    fitted = fit_temperature(held.logits, data.holdout.labels.numpy())
+    assert card.calibration.temperature == pytest.approx(fitted.temperature, abs=1e-3)
+    assert card.calibration.pictures == 50
+    spec, expected = card.out_of_distribution, fit_out_of_distribution(held.features, data.holdout.labels.numpy(), 10)
+    assert spec.feature_mean == pytest.approx(expected.feature_mean, abs=1e-4)
+    np.testing.assert_allclose(spec.class_directions, expected.class_directions, atol=1e-3)
+    assert spec.quantiles == pytest.approx(expected.quantiles, rel=1e-3)
+    assert (spec.threshold, spec.pictures) == (0.05, 50)
+
+    assessment = assess(engine, card.input, card.calibration, spec, data.test)
+    metrics = card.metrics
+    assert (metrics.pictures, metrics.top1) == (100, assessment.scores.top1)
+    assert metrics.nll == pytest.approx(assessment.scores.nll, rel=1e-4)
+    assert metrics.ece == pytest.approx(assessment.scores.ece, abs=1e-3)
+    assert metrics.ece_uncalibrated == pytest.approx(assessment.uncalibrated.ece, abs=1e-3)
+    assert metrics.ece < metrics.ece_uncalibrated
+    assert metrics.auroc == pytest.approx(assessment.auroc, abs=1e-3)
+    assert metrics.accepted == pytest.approx(assessment.accepted, abs=0.011)
+
+    test = card.self_test
+    out = engine.run(self_test_pixels(test.seed, len(test.logits), 32))
+    scores = class_mean_cosine(out.features, spec)
+    np.testing.assert_allclose(test.logits, out.logits, atol=1e-4)
+    np.testing.assert_allclose(test.scores, scores, rtol=1e-3)
+    np.testing.assert_allclose(test.probabilities, softmax(out.logits, card.calibration.temperature), atol=1e-4)
+    np.testing.assert_allclose(test.in_distribution, in_distribution(scores, spec), atol=0.01)
+
+
+def test_without_held_out_pictures_nothing_is_calibrated(tmp_path: Path) -> None:
+    recipe = replace(recipe_named("smoke"), epochs=1, batch_size=20, holdout=0)
+    data = load("synthetic", Path(), holdout=recipe.holdout, limit=40)
+    run = train(recipe, data, device=torch.device("cpu"), seed=0, folder=tmp_path / "run", observer=Silent())
+    card, assessment = export(run, data, tmp_path / "new", name="new", device="cpu")
+    assert (card.calibration.temperature, card.calibration.pictures) == (1, 0)
+    assert card.metrics.ece == card.metrics.ece_uncalibrated
+    assert np.array_equal(assessment.scores.probabilities, assessment.uncalibrated.probabilities)
+    assert card.out_of_distribution.pictures == 40, "those learnt from"
+    assert model.load(tmp_path / "new", device="cpu").card == card
+    text = (tmp_path / "new" / "README.md").read_text()
+    assert "No pictures were held out" in text
+    assert re.search(r"at least 5% of 40\s+training pictures", text)
 
 
 def test_the_articles_run_ends_in_a_bundle_that_classifies_at_224(article_bundle: Path, cat_jpeg: bytes) -> None:
@@ -75,8 +155,8 @@ def test_the_articles_run_ends_in_a_bundle_that_classifies_at_224(article_bundle
     assert card.complexity.parameters == 11_173_962 + 3_840
     assert card.complexity.multiply_adds / 1e9 == pytest.approx(27.2, abs=0.1)
     picture = model.prepare(cat_jpeg, card.input, max_pixels=50_000_000)
-    assert picture.pixels.shape == (224, 224, 3)
-    (prediction,) = classifier.classify(picture.pixels[None])
+    assert picture.pixels.shape == (1, 224, 224, 3)
+    (prediction,) = classifier.classify([picture.pixels])
     assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)
 
 
@@ -85,5 +165,5 @@ def test_a_bottleneck_network_ends_in_a_bundle_that_classifies(bottleneck_bundle
     assert classifier.card.architecture.name == "resnet50"
     assert classifier.card.architecture.arguments["stem"] == "imagenet"
     picture = model.prepare(cat_jpeg, classifier.card.input, max_pixels=50_000_000)
-    (prediction,) = classifier.classify(picture.pixels[None])
+    (prediction,) = classifier.classify([picture.pixels])
     assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)

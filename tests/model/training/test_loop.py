@@ -9,15 +9,19 @@ import torch
 from torch import Tensor
 
 from model.errors import RecipeError, SaveError, TrainingError
+from model.nets.zoo import build
 from model.training import checkpoint
 from model.training.data import DataSet, load
-from model.training.loop import Observer, Run, learning_rate, train
+from model.training.loop import Observer, Run, learning_rate, optimizers_for, selection, train
+from model.training.muon import Muon
 from model.training.recipes import Recipe, recipe_named
 from tests.conftest import Silent
 
 SHORT = replace(
     recipe_named("smoke"), epochs=3, batch_size=40, sizes=((0, 16), (2, 32)), flip="alternating", matmul_side=4
 )
+
+QUICK = replace(SHORT, muon_lr=0.05, prune=0.5, zoom=1.2)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +79,7 @@ class Listens(Silent):
         self.told.append(done)
 
     def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int, done: float) -> None:
-        self.told.append((epoch, lr, pictures))
+        self.told.append((epoch, lr, pictures, done))
 
     def epoch(self, record: dict[str, float]) -> None:
         self.told.append(record)
@@ -104,6 +108,12 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nothing(schedule: Any, fraction
     assert learning_rate(recipe, 0, fraction) == pytest.approx(2 * share, abs=1e-12)
 
 
+def test_a_piecewise_rate_is_linear_between_its_points() -> None:
+    recipe = replace(SHORT, schedule="piecewise", lr=2.0, points=((0.0, 0.2), (0.1, 1.0), (0.5, 0.6), (1.0, 0.0)))
+    rates = [learning_rate(recipe, 0, fraction) for fraction in (0, 0.05, 0.1, 0.3, 0.5, 0.75, 1)]
+    assert rates == pytest.approx([0.4, 1.2, 2.0, 1.6, 1.2, 0.6, 0.0])
+
+
 def test_the_articles_rate_drops_tenfold_at_its_milestones() -> None:
     recipe = recipe_named("article")
     rates = [learning_rate(recipe, epoch, 0.5) for epoch in (0, 149, 150, 224, 225, 299)]
@@ -121,22 +131,24 @@ def test_the_observer_is_told_of_every_step(data: DataSet, tmp_path: Path) -> No
     assert begin == 0
     assert [told for told in rest if isinstance(told, dict)] == run.history
     steps = [told for told in rest if isinstance(told, tuple)]
-    assert [(epoch, pictures) for epoch, _, pictures in steps] == [(1, 40)] * 3 + [(2, 40)] * 3
-    assert [lr for _, lr, _ in steps] == pytest.approx([0, 0.1 / 3, 0.2 / 3, 0.1, 0.2 / 3, 0.1 / 3])
+    assert [(epoch, pictures) for epoch, _, pictures, _ in steps] == [(1, 40)] * 3 + [(2, 40)] * 3
+    assert [done for *_, done in steps] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
+    assert [lr for _, lr, _, _ in steps] == pytest.approx([0, 0.1 / 3, 0.2 / 3, 0.1, 0.2 / 3, 0.1 / 3])
     assert run.history[0].keys() == {"epoch", "side", "lr", "train_loss", "loss", "accuracy", "seconds"}
 
 
 @pytest.mark.parametrize(
     "stop", [lambda: StopsAt(epochs=1), lambda: StopsAt(steps=5)], ids=["between epochs", "within an epoch"]
 )
+@pytest.mark.parametrize("recipe", [SHORT, QUICK], ids=["SGD", "Muon on a selection"])
 def test_a_resumed_run_equals_an_undisturbed_one_to_the_last_bit(
-    stop: Callable[[], StopsAt], data: DataSet, tmp_path: Path
+    recipe: Recipe, stop: Callable[[], StopsAt], data: DataSet, tmp_path: Path
 ) -> None:
-    whole = trained(SHORT, data, tmp_path / "whole")
+    whole = trained(recipe, data, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        trained(SHORT, data, tmp_path / "stopped", stop())
+        trained(recipe, data, tmp_path / "stopped", stop())
     listener = Listens()
-    resumed = trained(SHORT, data, tmp_path / "stopped", listener, resume=True)
+    resumed = trained(recipe, data, tmp_path / "stopped", listener, resume=True)
     assert listener.told[0] == pytest.approx(1 / 3), "one epoch was not done again"
     assert len(resumed.history) == len(whole.history) == 3
     expected, found = (flat(checkpoint.load(tmp_path / name / "checkpoint.pt")) for name in ("whole", "stopped"))
@@ -179,6 +191,125 @@ def test_a_state_dict_to_start_from_is_started_from(data: DataSet, tmp_path: Pat
     second = trained(still, data, tmp_path / "second", init=start)
     for name, parameter in second.net.named_parameters():
         assert torch.equal(parameter, start[name]), name
+
+
+# The optimizers
+
+
+def test_sgd_alone_trains_everything_where_there_is_no_rate_for_muon() -> None:
+    net = build("resnet18", width=8)
+    (sgd,) = optimizers_for(net, SHORT)
+    assert isinstance(sgd, torch.optim.SGD)
+    (group,) = sgd.param_groups
+    assert [id(weight) for weight in group["params"]] == [id(weight) for weight in net.parameters()]
+    assert group["scale"] == 1
+
+
+def test_muon_trains_the_filters_and_sgd_the_rest() -> None:
+    net = build("resnet18", width=8, conv_bias=True)
+    sgd, muon = optimizers_for(net, replace(SHORT, lr=0.5, muon_lr=0.05, muon_momentum=0.7))
+    assert isinstance(sgd, torch.optim.SGD)
+    assert isinstance(muon, Muon)
+    ids = {
+        name: {id(weight) for weight in optimizer.param_groups[0]["params"]}
+        for name, optimizer in (("sgd", sgd), ("muon", muon))
+    }
+    for name, weight in net.named_parameters():
+        filters = "conv" in name or "downsample.0" in name
+        kind = "muon" if filters and name.endswith("weight") else "sgd"
+        assert id(weight) in ids[kind], name
+    assert not ids["sgd"] & ids["muon"]
+    assert muon.param_groups[0]["scale"] == pytest.approx(0.1)
+    assert muon.param_groups[0]["momentum"] == 0.7
+
+
+def test_muon_learns_and_its_rate_follows_the_runs(data: DataSet, tmp_path: Path) -> None:
+    run = trained(replace(SHORT, muon_lr=0.05, sizes=((0, 16), (5, 32))), data, tmp_path)
+    losses = [record["train_loss"] for record in run.history]
+    assert losses[-1] < losses[0] - 0.2
+    saved = checkpoint.load(tmp_path / "checkpoint.pt")["optimizers"]
+    rates = [optimizer["param_groups"][0]["lr"] for optimizer in saved]
+    assert rates[0] == pytest.approx(run.history[-1]["lr"])
+    assert rates[1] == pytest.approx(0.05 / 0.1 * run.history[-1]["lr"])
+    norm = checkpoint.load(tmp_path / "checkpoint.pt")["net"]["layer4.1.conv2.weight"].norm()
+    assert norm == pytest.approx(128**0.5, rel=0.1), "the square root of the channels"
+
+
+# The selection
+
+LOSSES = torch.rand(200, generator=torch.Generator().manual_seed(0)) ** 2
+PRUNED = replace(SHORT, epochs=16, prune=0.5)
+
+
+def selected(epoch: int = 5, recipe: Recipe = PRUNED, seed: int = 0) -> tuple[Tensor, Tensor]:
+    return selection(LOSSES, recipe, epoch=epoch, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "prune", "complete"), [(0, 0.5, True), (1, 0.5, False), (13, 0.5, False), (14, 0.5, True),
+                                     (15, 0.5, True), (5, 0.0, True)],
+)  # fmt: skip
+def test_the_first_epoch_and_the_last_eighth_are_complete(epoch: int, prune: float, complete: bool) -> None:
+    order, weights = selected(epoch, replace(PRUNED, prune=prune))
+    assert (len(order) == 200) is complete
+    assert bool((weights == 1).all()) is complete
+    if complete:
+        assert order.sort().values.tolist() == list(range(200))
+        assert order.tolist() != list(range(200))
+
+
+def test_before_their_first_loss_all_pictures_are_seen() -> None:
+    order, weights = selection(torch.full((50,), math.inf), PRUNED, epoch=0, generator=torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == list(range(50))
+    assert (weights == 1).all()
+
+
+def test_only_easy_pictures_are_left_out_and_the_order_is_random() -> None:
+    order, weights = selected()
+    kept = order.tolist()
+    assert len(set(kept)) == len(kept)
+    easy = {number for number in range(200) if LOSSES[number] < LOSSES.mean()}
+    dropped = set(range(200)) - set(kept)
+    assert dropped < easy
+    assert 0.35 * len(easy) < len(dropped) < 0.65 * len(easy)
+    assert weights.tolist() == [2 if number in easy else 1 for number in range(200)]
+    assert kept != sorted(kept)
+    assert order.dtype == torch.int64
+
+
+def test_the_generator_decides_the_selection() -> None:
+    assert torch.equal(selected()[0], selected()[0])
+    other = selected(seed=1)[0]
+    assert sorted(other.tolist()) != sorted(selected()[0].tolist())
+
+
+@pytest.mark.parametrize("prune", [0.3, 0.5, 0.8])
+def test_every_picture_counts_for_1_in_the_mean(prune: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    total, times = torch.zeros(200), 2000
+    for _ in range(times):
+        order, weights = selection(LOSSES, replace(PRUNED, prune=prune), epoch=5, generator=generator)
+        total[order] += weights[order]
+    spread = (prune / (1 - prune) / times) ** 0.5  # of an easy picture's mean weight
+    assert (total / times - 1).abs().max() < 5 * spread
+    hard = LOSSES.ge(LOSSES.mean())
+    assert (total[hard] == times).all()
+
+
+def test_a_run_leaves_easy_pictures_out_and_remembers_every_loss(data: DataSet, tmp_path: Path) -> None:
+    listener = Listens()
+    recipe = replace(SHORT, epochs=8, prune=0.9, sizes=((0, 16), (99, 32)))
+    run = trained(recipe, data, tmp_path, listener)
+    seen = [0] * 8
+    for told in listener.told[1:]:
+        if isinstance(told, tuple):
+            seen[told[0] - 1] += told[2]
+    assert (seen[0], seen[7]) == (120, 120)
+    assert all(20 < pictures < 110 for pictures in seen[1:7])
+    scores = checkpoint.load(tmp_path / "checkpoint.pt")["scores"]
+    assert scores.shape == (120,)
+    # The last epoch was complete, so its losses are those remembered.
+    assert scores.mean().item() == pytest.approx(run.history[-1]["train_loss"], rel=1e-5)
 
 
 # What is refused

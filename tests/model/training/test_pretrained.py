@@ -29,7 +29,7 @@ def test_the_trunk_is_taken_over_and_the_head_stays_as_drawn(
     else:
         save_file(imagenet, path)
     net = build("resnet18", stem="imagenet", num_classes=10)
-    drawn = net.fc.weight.clone()  # type: ignore[operator,union-attr]
+    drawn = net.fc.weight.clone()
     start_from(net, read_state_dict(path))
     state = net.state_dict()
     assert torch.equal(state["fc.weight"], drawn)

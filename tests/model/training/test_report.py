@@ -10,7 +10,7 @@ from PIL import Image
 
 from model.card import read_card
 from model.training.data import Pictures
-from model.training.evaluate import Scores, score
+from model.training.evaluate import Assessment, Scores, score
 from model.training.report import contact_sheet, files, surest_mistakes
 
 
@@ -67,14 +67,28 @@ def test_the_readme_repeats_the_card(tiny_bundle: Path) -> None:
         assert (tiny_bundle / plot).is_file()
 
 
-def test_a_run_that_watched_nothing_is_drawn_too(tiny_bundle: Path, tiny_scores: Scores) -> None:
+def test_the_readme_says_how_far_to_trust_it(tiny_bundle: Path) -> None:
+    text = (tiny_bundle / "README.md").read_text()
     card = read_card(tiny_bundle / "card.json")
-    drawn = files(card, [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.5}], tiny_scores, watched="test")
+    metrics = card.metrics
+    assert f"{metrics.ece:.2%}; before calibration {metrics.ece_uncalibrated:.2%}" in text
+    assert f"a temperature of {card.calibration.temperature}, fitted to the likelihood of the 40 held-out" in text
+    assert re.search(r"at least 5% of 40\s+held-out pictures score no higher", text)
+    assert f"| test | | {metrics.accepted['test']:.1%} |" in text
+    for kind, area in metrics.auroc.items():
+        assert f"| {kind} | {area:.3f} | {metrics.accepted[kind]:.1%} |" in text
+
+
+def test_a_run_that_watched_nothing_is_drawn_too(tiny_bundle: Path, assessment: Assessment) -> None:
+    card = read_card(tiny_bundle / "card.json")
+    history = [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.5}]
+    drawn = files(card, history, assessment, watched="test")
     assert drawn["plots/curves.png"].startswith(b"\x89PNG")
     assert b"right after the last epoch" not in drawn["README.md"]
 
 
 @pytest.fixture
-def tiny_scores() -> Scores:
+def assessment() -> Assessment:
     rng = np.random.default_rng(0)
-    return score(rng.normal(size=(30, 10)).astype(np.float32), rng.integers(0, 10, 30))
+    logits, truth = rng.normal(size=(30, 10)).astype(np.float32), rng.integers(0, 10, 30)
+    return Assessment(score(logits, truth, 2.0), score(logits, truth), {"noise": 0.9}, {"test": 0.95, "noise": 0.2})
