@@ -45,7 +45,8 @@ def main(
 def score(classifier: Classifier, photos: list[Photo]) -> list[dict[str, float]]:
     """One record for each number of views, 1 to `MAX_VIEWS`.
 
-    Each has: views; right, the share of the classes' photos that are answered right; right_of_accepted, the same of
+    Each has: views; right, the share of the classes' photos that are answered right; right_by_class, the mean of each
+    class's share (most are birds and cats); right_of_accepted, the same of
     those accepted; auroc, of in_distribution, the classes' photos against all others; accepted and others_accepted,
     the shares accepted; milliseconds, of inference a picture.
     """
@@ -72,6 +73,7 @@ def score(classifier: Classifier, photos: list[Photo]) -> list[dict[str, float]]
             {
                 "views": float(views),
                 "right": float(right[known].mean()),
+                "right_by_class": float(np.mean([right[truth == label].mean() for label in np.unique(truth[known])])),
                 "right_of_accepted": float(right[known & accepted].mean()),
                 "auroc": auroc(inside[known], inside[~known]),
                 "accepted": float(accepted[known].mean()),
@@ -94,6 +96,7 @@ def table(rows: list[dict[str, float]], classifier: Classifier, photos: list[Pho
     for heading in (
         "views",
         "right",
+        "by class",
         "right of accepted",
         "AUROC",
         "accepted",
@@ -105,6 +108,7 @@ def table(rows: list[dict[str, float]], classifier: Classifier, photos: list[Pho
         out.add_row(
             f"{row['views']:.0f}",
             f"{row['right']:.1%}",
+            f"{row['right_by_class']:.1%}",
             f"{row['right_of_accepted']:.1%}",
             f"{row['auroc']:.3f}",
             f"{row['accepted']:.1%}",
