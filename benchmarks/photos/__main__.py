@@ -46,9 +46,9 @@ def score(classifier: Classifier, photos: list[Photo]) -> list[dict[str, float]]
     """One record for each number of views, 1 to `MAX_VIEWS`.
 
     Each has: views; right, the share of the classes' photos that are answered right; right_by_class, the mean of each
-    class's share (most are birds and cats); right_of_accepted, the same of
-    those accepted; auroc, of in_distribution, the classes' photos against all others; accepted and others_accepted,
-    the shares accepted; milliseconds, of inference a picture.
+    class's share (most are birds and cats); right_of_accepted, the share right of those accepted; auroc, of
+    in_distribution, the classes' photos against all others; accepted and others_accepted, the shares accepted;
+    milliseconds, of inference a picture.
     """
     labels = classifier.card.labels
     pictures = [
