@@ -75,6 +75,7 @@ class Training(_Strict):
         device: that it ran on.
         torch: version.
         seconds: wall time of the run.
+        init_sha256: of the file of weights that it started from; none if it started from random ones.
     """
 
     recipe: dict[str, Any]
@@ -86,6 +87,7 @@ class Training(_Strict):
     device: str
     torch: str
     seconds: Annotated[float, Field(ge=0)]
+    init_sha256: Sha256 | None = None
 
 
 class Metrics(_Strict):

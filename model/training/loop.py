@@ -25,7 +25,7 @@ from model.training.augment import normalise, training_batch
 from model.training.data import DataSet, Pictures
 from model.training.matmul_conv import use_matmul_convolutions
 from model.training.muon import Muon
-from model.training.pretrained import start_from
+from model.training.pretrained import Init, start_from
 from model.training.recipes import Recipe
 
 
@@ -87,7 +87,7 @@ def train(
     folder: Path,
     observer: Observer,
     resume: bool = False,
-    init: dict[str, Tensor] | None = None,
+    init: Init | None = None,
 ) -> Run:
     """Train the recipe's network, saving the run to folder/checkpoint.pt after every epoch.
 
@@ -102,7 +102,7 @@ def train(
         folder: of the checkpoint.
         observer: is told of each step and epoch.
         resume: go on from the checkpoint instead of starting.
-        init: a state dict to start from.
+        init: weights to start from.
 
     Raises:
         SaveError: the folder holds a run already, or cannot be written.
@@ -118,7 +118,7 @@ def train(
         recipe.network, zero_init_residual=recipe.zero_init_residual, **network_arguments(recipe, len(data.labels))
     )
     if init is not None:
-        start_from(net, init)
+        start_from(net, init.state)
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu" and recipe.matmul_side:
         use_matmul_convolutions(net, recipe.matmul_side)
@@ -128,7 +128,7 @@ def train(
     optimizers = optimizers_for(net, recipe)
     scores = torch.full((len(data.train),), math.inf, device=device)
     identity = {"recipe": asdict(recipe), "seed": seed, "pictures": len(data.train)}
-    run = Run(recipe, ema.module if ema else net, about=describe(device, seed))
+    run = Run(recipe, ema.module if ema else net, about=describe(device, seed, init))
 
     if resume:
         state = checkpoint.load(saved)
@@ -291,13 +291,19 @@ def evaluation_logits(net: nn.Module, pictures: Pictures, recipe: Recipe, device
     return torch.cat(out)
 
 
-def describe(device: torch.device, seed: int) -> dict[str, Any]:
-    """Where and by what a run is computed."""
+def describe(device: torch.device, seed: int, init: Init | None = None) -> dict[str, Any]:
+    """Where, by what and from what a run is computed."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{cpu_name()}, {torch.get_num_threads()} threads"
-    return {"seed": seed, "commit": git_commit(), "device": name, "torch": str(torch.__version__)}
+    return {
+        "seed": seed,
+        "commit": git_commit(),
+        "device": name,
+        "torch": str(torch.__version__),
+        "init_sha256": init.sha256 if init else None,
+    }
 
 
 def cpu_name() -> str:

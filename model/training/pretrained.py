@@ -1,5 +1,7 @@
 """Starting from somebody's weights, such as torchvision's for ImageNet."""
 
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,7 +11,15 @@ from torch import Tensor, nn
 from model.errors import RecipeError
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+@dataclass(frozen=True, slots=True)
+class Init:
+    """A state dict to start from, and the SHA-256 of its file."""
+
+    state: dict[str, Tensor]
+    sha256: str
+
+
+def read_state_dict(path: Path) -> Init:
     """Read a state dict from a .safetensors file, or from one that torch.save wrote.
 
     Raises:
@@ -18,13 +28,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise RecipeError(f"there is no file {path}: give --init a state dict (.pth or .safetensors)")
     try:
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
             raise TypeError("it holds something else")
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise RecipeError(f"{path} is not a state dict ({reason}): give --init a .pth or .safetensors file") from error
-    return state
+    return Init(state, sha256)
 
 
 def start_from(net: nn.Module, state: dict[str, Tensor]) -> None:

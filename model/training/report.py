@@ -78,6 +78,7 @@ def _readme(card: ModelCard, history: Sequence[dict[str, float]], scores: Scores
     )
     last = history[-1]
     part = "held-out" if training.recipe["watch"] == "holdout" else "test"
+    started = f", from the weights with SHA-256 `{training.init_sha256[:12]}`" if training.init_sha256 else ""
     watched = (
         f"; {last['accuracy']:.2%} of the {part} pictures right after the last epoch" if "accuracy" in last else ""
     )
@@ -126,7 +127,7 @@ picture of {spec.crop} x {spec.crop} pixels. This page was written by `python -m
 | measured | {metrics.measured} |
 | recipe | `{training.recipe["name"]}`, {training.epochs} epochs over {training.pictures:,} pictures, seed {
         training.seed
-    } |
+    }{started} |
 | trained on | {training.device}, torch {training.torch}, {training.seconds / 60:.0f} minutes{watched} |
 | code | commit `{training.commit}` |
 | test transform | shorter side to {spec.resize}, {spec.interpolation}, central {spec.crop} x {spec.crop} |

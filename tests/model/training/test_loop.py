@@ -14,6 +14,7 @@ from model.training import checkpoint
 from model.training.data import DataSet, load
 from model.training.loop import Observer, Run, learning_rate, optimizers_for, selection, train
 from model.training.muon import Muon
+from model.training.pretrained import Init
 from model.training.recipes import Recipe, recipe_named
 from tests.conftest import Silent
 
@@ -188,7 +189,8 @@ def test_a_state_dict_to_start_from_is_started_from(data: DataSet, tmp_path: Pat
     first = trained(replace(SHORT, epochs=1, ema_decay=0.0), data, tmp_path / "first")
     start = {key: tensor.clone() for key, tensor in first.net.state_dict().items()}
     still = replace(SHORT, epochs=1, lr=0.0, ema_decay=0.0, weight_decay=0.0)
-    second = trained(still, data, tmp_path / "second", init=start)
+    second = trained(still, data, tmp_path / "second", init=Init(start, "a" * 64))
+    assert (first.about["init_sha256"], second.about["init_sha256"]) == (None, "a" * 64)
     for name, parameter in second.net.named_parameters():
         assert torch.equal(parameter, start[name]), name
 

@@ -30,7 +30,7 @@ def test_the_trunk_is_taken_over_and_the_head_stays_as_drawn(
         save_file(imagenet, path)
     net = build("resnet18", stem="imagenet", num_classes=10)
     drawn = net.fc.weight.clone()
-    start_from(net, read_state_dict(path))
+    start_from(net, read_state_dict(path).state)
     state = net.state_dict()
     assert torch.equal(state["fc.weight"], drawn)
     assert all(torch.equal(state[key], imagenet[key]) for key in state if not key.startswith("fc."))
