@@ -1,12 +1,15 @@
 """python -m app: serve with our settings, signals and drain."""
 
 import asyncio
+import ctypes
 import logging
 import os
 import signal
 import socket
+import struct
 import sys
 import time
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -16,7 +19,7 @@ from app.main import create_app
 from app.service import Service
 from app.settings import Settings
 
-# Seconds for the request to come in on a connection that was accepted just before the service stopped listening.
+# Seconds for the request to come in on a connection that was made just before the service stopped listening.
 _HEARING = 0.25
 
 
@@ -43,38 +46,38 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, then hear out who has connected by then; uvicorn would hang up on them.
-
-        The kernel has shaken hands with more of them than the event loop has accepted: those are taken over too.
-        """
-        loop = asyncio.get_running_loop()
-        spares = [socket.socket(fileno=os.dup(one.fileno())) for server in self.servers for one in server.sockets]
+        """Let nobody else connect, hear out who has, then stop listening; uvicorn would hang up on them."""
         for server in self.servers:
-            server.close()
-        await asyncio.sleep(0)  # the loop lets go of its own
-        connections = [connection for spare in spares for connection in _accepted(spare)]
-        for connection in connections:
-            await loop.connect_accepted_socket(self._protocol, connection)
+            for listening in server.sockets:
+                refuse_newcomers(listening.fileno())
         await asyncio.sleep(_HEARING)
         await super().shutdown(sockets)
 
-    def _protocol(self) -> asyncio.Protocol:
-        """As uvicorn makes one for each connection."""
-        return self.config.http_protocol_class(  # type: ignore[call-arg]
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
+
+def refuse_newcomers(listening: int) -> None:
+    """Make the kernel ignore attempts to connect to a socket, given by its file descriptor.
+
+    To close it straight away would reset the connections that wait to be accepted, though their callers have been
+    told that they are through. Who is ignored tries again after a second, and is refused if it is closed by then.
+    Elsewhere than on Linux nothing happens.
+    """
+    if sys.platform != "linux":
+        return
+    instructions = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in _IGNORE_SYN))
+    program = struct.pack("HP", len(_IGNORE_SYN), ctypes.addressof(instructions))
+    with socket.socket(fileno=os.dup(listening)) as duplicate, suppress(OSError):  # some sandboxes have no filters
+        duplicate.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
-def _accepted(listening: socket.socket) -> list[socket.socket]:
-    """All connections that wait at a socket, which is then closed."""
-    connections = []
-    with listening:
-        listening.setblocking(False)
-        try:
-            while True:
-                connections.append(listening.accept()[0])
-        except BlockingIOError:
-            return connections
+_SO_ATTACH_FILTER = 26
+# Classic BPF, as in linux/filter.h: operation, steps on if true, steps on if false, operand.
+_IGNORE_SYN = (
+    (0x30, 0, 0, 13),  # load the byte of TCP flags
+    (0x54, 0, 0, 0x12),  # of them SYN and ACK
+    (0x15, 0, 1, 0x02),  # is it SYN alone?
+    (0x06, 0, 0, 0),  # drop
+    (0x06, 0, 0, 0xFFFFFFFF),  # pass
+)
 
 
 def main() -> int:

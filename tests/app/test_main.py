@@ -4,6 +4,7 @@ import http.client
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -27,6 +28,14 @@ def stopped_listening(service: Running) -> bool:
     return False
 
 
+def lets_nobody_in(service: Running) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", service.port), timeout=0.1).close()
+    except TimeoutError:
+        return True
+    return False
+
+
 def status_of(connection: socket.socket) -> tuple[int, str | None]:
     """Status and Connection header of the answer that comes."""
     answer = http.client.HTTPResponse(connection)
@@ -35,9 +44,9 @@ def status_of(connection: socket.socket) -> tuple[int, str | None]:
     return answer.status, answer.getheader("Connection")
 
 
-@pytest.mark.parametrize("attempt", range(3))
+@pytest.mark.parametrize("attempt", range(2))
 def test_nobody_in_a_crowd_is_lost_when_the_service_ends(attempt: int) -> None:
-    with serving(drain_delay=0.3) as service:
+    with serving(drain_delay=1.0) as service:
         visitors = [Visitor(service.port) for _ in range(CLIENTS)]
         eventually(lambda: all(len(visitor.answered) > 3 for visitor in visitors), "all are served")
         told_to_end(service)
@@ -46,6 +55,30 @@ def test_nobody_in_a_crowd_is_lost_when_the_service_ends(attempt: int) -> None:
     for visitor in visitors:
         assert isinstance(visitor.ended, httpx.ConnectError), f"a request was lost: {visitor.ended!r}"
         assert {status for _, status, _ in visitor.answered} == {200}
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_none_of_many_short_connections_is_lost_when_the_service_ends(attempt: int) -> None:
+    def visit() -> None:
+        while True:
+            try:
+                connection = service.connect()
+            except OSError as error:
+                ended.append(type(error))
+                return
+            with connection:
+                connection.sendall(HEAD + picture())
+                if status_of(connection)[0] != 200:
+                    return
+
+    ended: list[type[OSError]] = []
+    with serving(drain_delay=0.1) as service, ThreadPoolExecutor(CLIENTS) as clients:
+        visits = [clients.submit(visit) for _ in range(CLIENTS)]
+        time.sleep(0.2)
+        told_to_end(service)
+        for each in visits:
+            each.result()
+    assert ended == [ConnectionRefusedError] * CLIENTS
 
 
 def test_a_request_that_is_under_way_is_finished() -> None:
@@ -73,10 +106,11 @@ def test_an_upload_that_is_under_way_is_finished() -> None:
         assert status_of(connection) == (200, "close")
 
 
-def test_who_has_connected_but_not_spoken_yet_is_heard_out() -> None:
+def test_who_has_connected_but_not_spoken_yet_is_heard_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.__main__._HEARING", 2.0)
     with serving() as service, service.connect() as connection:
         told_to_end(service)
-        eventually(lambda: stopped_listening(service), "it stops listening")
+        eventually(lambda: lets_nobody_in(service), "nobody else gets in")
         connection.sendall(HEAD + picture())
         assert status_of(connection) == (200, "close")
 
