@@ -1,6 +1,7 @@
 """Bounded admission -> micro-batches -> the engine's own thread -> results."""
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.problems import NotAlive, QueueFull
+from app.telemetry import Telemetry
 from model import Prediction
 
 _RATE_WINDOW = 10.0
+# Forward passes failing one after the other: the engine, not the pictures, is at fault.
+_MOST_FAILURES = 3
 
 
 class Batched(NamedTuple):
@@ -31,6 +35,7 @@ class _Waiting:
     pixels: NDArray[np.uint8]
     future: asyncio.Future[Batched]
     since: float
+    deadline: float
 
 
 class Batcher:
@@ -45,6 +50,7 @@ class Batcher:
         max_batch: most views in one call of `classify`; a picture with more has a call to itself.
         queue_size: most pictures admitted at a time.
         stall_timeout: seconds that one call may take before `check` gives up on it.
+        telemetry: is told of batches and of pictures under way.
     """
 
     def __init__(
@@ -55,7 +61,9 @@ class Batcher:
         max_batch: int,
         queue_size: int,
         stall_timeout: float,
+        telemetry: Telemetry,
     ) -> None:
+        self._telemetry = telemetry
         self._classify = classify
         self._engine_thread = engine_thread
         self._max_batch = max_batch
@@ -65,6 +73,7 @@ class Batcher:
         self._queued = asyncio.Event()
         self._admitted = 0
         self._batch_began: float | None = None
+        self._failures = 0
         self._finished: deque[tuple[float, int]] = deque(maxlen=1000)
         self._task = asyncio.create_task(self._run(), name="batcher")
 
@@ -87,18 +96,23 @@ class Batcher:
                 self._admitted / self._rate(),
             )
         self._admitted += count
+        self._telemetry.under_way(count)
         try:
             yield
         finally:
             self._admitted -= count
+            self._telemetry.under_way(-count)
 
-    async def classify(self, pixels: NDArray[np.uint8]) -> Batched:
-        """Queue one picture, uint8[V, H, W, 3]. A caller that is cancelled while it waits costs no inference.
+    async def classify(self, pixels: NDArray[np.uint8], *, deadline: float = math.inf) -> Batched:
+        """Queue one picture, uint8[V, H, W, 3].
+
+        Neither a caller that is cancelled while it waits nor one whose deadline (time.monotonic) has passed costs any
+        inference; the latter's own timeout is to end the wait.
 
         Raises:
             Exception: whatever the classifier raised for the batch.
         """
-        waiting = _Waiting(pixels, asyncio.get_running_loop().create_future(), time.monotonic())
+        waiting = _Waiting(pixels, asyncio.get_running_loop().create_future(), time.monotonic(), deadline)
         self._queue.append(waiting)
         self._queued.set()
         return await waiting.future
@@ -111,6 +125,8 @@ class Batcher:
         """
         if self._task.done():
             raise NotAlive("the batching task has ended: restart the service")
+        if self._failures >= _MOST_FAILURES:
+            raise NotAlive(f"{self._failures} forward passes running have failed: restart the service")
         if self._batch_began is not None and time.monotonic() - self._batch_began > self._stall_timeout:
             raise NotAlive(f"a forward pass has run for more than {self._stall_timeout:g} s: restart the service")
 
@@ -127,6 +143,7 @@ class Batcher:
             if not batch:
                 continue
             began = self._batch_began = time.monotonic()
+            self._telemetry.batch(sum(len(waiting.pixels) for waiting in batch))
             try:
                 pictures = [waiting.pixels for waiting in batch]
                 predictions = await loop.run_in_executor(self._engine_thread, self._classify, pictures)
@@ -135,10 +152,12 @@ class Batcher:
                     for waiting, prediction in zip(batch, predictions, strict=True)
                 ]
             except Exception as error:
+                self._failures += 1
                 for waiting in batch:
                     if not waiting.future.done():
                         waiting.future.set_exception(error)
             else:
+                self._failures = 0
                 for waiting, answer in zip(batch, answers, strict=True):
                     if not waiting.future.done():
                         waiting.future.set_result(answer)
@@ -147,11 +166,12 @@ class Batcher:
                 self._finished.append((time.monotonic(), len(batch)))
 
     def _next_batch(self) -> list[_Waiting]:
-        """What has queued, oldest first, up to the largest batch; without those who have left."""
+        """What has queued, oldest first, up to the largest batch; without those who have left or waited too long."""
+        now = time.monotonic()
         batch: list[_Waiting] = []
         views = 0
         while self._queue:
-            if self._queue[0].future.done():
+            if self._queue[0].future.done() or self._queue[0].deadline <= now:
                 self._queue.popleft()
                 continue
             views += len(self._queue[0].pixels)

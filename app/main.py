@@ -5,11 +5,12 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import RedirectResponse
 
 from app import problems
 from app.middleware import BodyLimit, RequestContext
-from app.routes import health, model, predict
+from app.routes import health, metrics, model, predict
 from app.service import Service
 from app.settings import Settings
 from model import Classifier
@@ -27,7 +28,7 @@ def create_app(
     Args:
         settings: read from the environment if not given.
         load: gives the classifier; called in the engine's thread. Loads `settings.weights` if not given.
-        on_failure: called when loading fails; /readyz and /livez tell of it in any case.
+        on_failure: called when loading fails or the engine stops working; /readyz and /livez tell of it in any case.
     """
     settings = settings or Settings()
     load = load or partial(
@@ -52,9 +53,19 @@ def create_app(
     app.state.service = service
     problems.install(app)
     # The last one added is the outermost.
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestContext, closing=lambda: service.state == "draining")
-    for router in (predict.router, health.router, model.router):
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
+        )
+    app.add_middleware(
+        RequestContext, telemetry=service.telemetry, closing=lambda: service.state in ("draining", "failed")
+    )
+    for router in (predict.router, health.router, model.router, metrics.router):
         app.include_router(router)
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     return app

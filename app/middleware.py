@@ -11,7 +11,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.problems import BodyTooLarge, problem_response
+from app.problems import BodyTooLarge, TooManyUploads, problem_response, slug_of
+from app.telemetry import Telemetry
 
 access = logging.getLogger("tenfold.access")
 logger = logging.getLogger("tenfold")
@@ -24,29 +25,32 @@ class ClientGone(Exception):
 
 
 class RequestContext:
-    """Give each request an id and a start time; give each response X-Request-ID and Server-Timing; log a line.
+    """Give each request an id and a start time, each response X-Request-ID and Server-Timing; count it and log a line.
 
     Routes find `request_id`, `arrived` (time.monotonic) and `timings` (name -> milliseconds, theirs to fill) in
-    `request.state`.
+    `request.state`, and tell there, as `rejected`, why they refuse a request.
 
     Args:
         app: what is wrapped.
+        telemetry: is told of each request.
         closing: whether connections should be given up after their answer, because the service is draining.
     """
 
-    def __init__(self, app: ASGIApp, closing: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, closing: Callable[[], bool]) -> None:
         self.app = app
+        self.telemetry = telemetry
         self.closing = closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        arrived = time.monotonic()
+        state = scope.setdefault("state", {})
+        arrived = state.setdefault("arrived", time.monotonic())  # uvicorn's protocol, if it is ours, knows better
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
         timings: dict[str, float] = {}
-        scope.setdefault("state", {}).update(request_id=request_id, arrived=arrived, timings=timings)
+        state.update(request_id=request_id, timings=timings)
         status = 0
 
         async def send_with_context(message: Message) -> None:
@@ -55,6 +59,7 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
                 timings["total"] = (time.monotonic() - arrived) * 1000
                 headers["Server-Timing"] = ", ".join(f"{name};dur={value:.1f}" for name, value in timings.items())
                 if self.closing():
@@ -64,16 +69,34 @@ class RequestContext:
         try:
             await self.app(scope, receive, send_with_context)
         except (ClientGone, ClientDisconnect):
-            status = 499  # nginx's number for it; never sent
+            status, state["rejected"] = 499, "client-gone"  # nginx's number for it; never sent
         except Exception as error:
             logger.exception("request %s failed", request_id)
+            state["rejected"] = slug_of(error)
             if status:
                 raise  # half an answer is out: the server must cut the connection
             await problem_response(error, request_id)(scope, receive, send_with_context)
         finally:
-            elapsed = (time.monotonic() - arrived) * 1000
+            seconds = time.monotonic() - arrived
+            rejected = state.get("rejected")
+            route = getattr(scope.get("route"), "path", "other")
+            self.telemetry.request(route=route, status=status, seconds=seconds, rejected=rejected)
             path = quote(scope["path"])  # a line break in it would forge a line
-            access.info("%s %s %d %.1fms id=%s", scope["method"], path, status, elapsed, request_id)
+            fields = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "path": path,
+                "status": status,
+                "milliseconds": round(seconds * 1000, 1),
+                "stages": {name: round(value, 1) for name, value in timings.items() if name != "total"},
+            }
+            if rejected:
+                fields["rejected"] = rejected
+            access.info(
+                "%s %s %d %.1fms id=%s",
+                *(scope["method"], path, status, seconds * 1000, request_id),
+                extra={"fields": fields},
+            )
 
 
 class BodyLimit:
@@ -82,11 +105,14 @@ class BodyLimit:
     Args:
         app: what is wrapped.
         max_bytes: the limit.
+        max_held_bytes: the limit for all bodies together whose requests are under way.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_held_bytes: int) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.max_held_bytes = max_held_bytes
+        self.held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -94,16 +120,25 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "")
         received = int(announced) if announced.isdecimal() and int(announced) > self.max_bytes else 0
+        held = 0
 
         async def receive_within_limit() -> Message:
-            nonlocal received
+            nonlocal received, held
             if received <= self.max_bytes:
                 message = await receive()
-                received += len(message.get("body", b""))
+                size = len(message.get("body", b""))
+                received += size
+                held += size
+                self.held_bytes += size
+            if self.held_bytes > self.max_held_bytes:
+                raise TooManyUploads("the uploads under way fill the memory set aside for them: send this one again")
             if received > self.max_bytes:
                 raise BodyTooLarge(
                     f"the request has more than {self.max_bytes:,} bytes: send fewer or smaller pictures"
                 )
             return message
 
-        await self.app(scope, receive_within_limit, send)
+        try:
+            await self.app(scope, receive_within_limit, send)
+        finally:
+            self.held_bytes -= held

@@ -4,7 +4,7 @@ import http
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,10 +22,24 @@ class ServiceError(Exception):
 
     retry_after: float | None = None
     """Seconds after which a retry makes sense."""
+    headers: ClassVar[Mapping[str, str]] = {}
+    """Of the answer."""
 
 
 class BadUpload(ServiceError):
     """Malformed multipart, no file, or an empty one."""
+
+
+class Unauthorized(ServiceError):
+    """No API key, or a wrong one."""
+
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
+
+
+class UploadTooSlow(ServiceError):
+    """The body did not come in within the time allowed."""
+
+    headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
 
 
 class UnsupportedBody(ServiceError):
@@ -50,6 +64,12 @@ class QueueFull(ServiceError):
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class TooManyUploads(ServiceError):
+    """No room for another body now."""
+
+    retry_after = 1.0
 
 
 class NotReady(ServiceError):
@@ -78,6 +98,8 @@ class Kind(NamedTuple):
 
 TABLE: Mapping[type[Exception], Kind] = {
     BadUpload: Kind(400, "bad-upload", "The upload holds no picture"),
+    Unauthorized: Kind(401, "unauthorized", "An API key is needed"),
+    UploadTooSlow: Kind(408, "upload-too-slow", "The upload took too long"),
     BodyTooLarge: Kind(413, "body-too-large", "The request is too large"),
     ImageTooLarge: Kind(413, "picture-too-large", "The picture has too many pixels"),
     TooManyFiles: Kind(413, "too-many-files", "Too many pictures in one request"),
@@ -88,6 +110,7 @@ TABLE: Mapping[type[Exception], Kind] = {
     RequestValidationError: Kind(422, "invalid-parameter", "A parameter is malformed"),
     Exception: Kind(500, "internal-error", "The service failed"),
     QueueFull: Kind(503, "queue-full", "The service is at capacity"),
+    TooManyUploads: Kind(503, "too-many-uploads", "Too many uploads are under way"),
     NotReady: Kind(503, "not-ready", "The service is not ready"),
     NotAlive: Kind(503, "not-alive", "The engine does not answer"),
     DeadlinePassed: Kind(504, "deadline-passed", "No answer in time"),
@@ -96,9 +119,18 @@ TABLE: Mapping[type[Exception], Kind] = {
 MEDIA_TYPE = "application/problem+json"
 
 
+def slug_of(error: Exception) -> str:
+    """The kind of problem, as in its type: "queue-full"; that of a framework's error is its status, as "http-404"."""
+    return f"http-{error.status_code}" if isinstance(error, HTTPException) else _kind(error).slug
+
+
+def _kind(error: Exception) -> Kind:
+    return next(TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
+
+
 def problem_of(error: Exception, request_id: str) -> Problem:
     """The problem that tells of `error`; one that the table does not know is our own fault and gives nothing away."""
-    kind = next(TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
+    kind = _kind(error)
     if kind.status == 500:
         detail = f"the service failed on this request: report it with the request id {request_id}"
     elif isinstance(error, RequestValidationError):
@@ -146,6 +178,7 @@ def install(app: FastAPI) -> None:
     """Answer every exception of the table, and HTTP errors of the framework, with a problem."""
 
     async def handle(request: Request, error: Exception) -> Response:
+        request.state.rejected = slug_of(error)
         return problem_response(error, request.state.request_id)
 
     for cls in (*TABLE, HTTPException):

@@ -2,21 +2,27 @@
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from fastapi import Request
 
 from app.batching import Batcher
-from app.problems import NotAlive, NotReady
+from app.problems import NotAlive, NotReady, TooManyUploads
 from app.settings import Settings
+from app.telemetry import Telemetry
 from app.upload import Upload
 from model import Classifier, ImageError, ModelError, Picture, Prediction, prepare
 
 logger = logging.getLogger("tenfold")
+
+# Seconds between two looks at the engine.
+_WATCH = 0.5
 
 State = Literal["loading", "ready", "draining", "failed"]
 
@@ -38,12 +44,14 @@ class Service:
     Args:
         settings: limits and sizes.
         load: gives the classifier, loaded and self-tested; called in the engine's thread.
-        on_failure: called when `load` fails.
+        on_failure: called when `load` fails or the engine stops working: only a new process helps.
     """
 
     def __init__(self, settings: Settings, load: Callable[[], Classifier], on_failure: Callable[[], None]) -> None:
         self.settings = settings
+        self.telemetry = Telemetry()
         self.state: State = "loading"
+        self._uploads = 0
         self._load = load
         self._on_failure = on_failure
         self._reason = "the model is loading: ask again in a second"
@@ -53,13 +61,13 @@ class Service:
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
 
     async def start(self) -> None:
-        """Begin to load."""
-        self._loading = asyncio.create_task(self._become_ready(), name="load")
+        """Begin to load, and then to watch the engine."""
+        self._life = asyncio.create_task(self._load_and_watch(), name="life")
 
     async def stop(self) -> None:
         """Let go of the threads. The server has answered everything by now."""
-        self._loading.cancel()
-        await asyncio.wait([self._loading])
+        self._life.cancel()
+        await asyncio.wait([self._life])
         if self._batcher:
             await self._batcher.stop()
         self._decoders.shutdown(wait=False, cancel_futures=True)
@@ -68,7 +76,7 @@ class Service:
     def drain(self) -> None:
         """Say "not ready" from now on, but go on answering."""
         if self.state != "failed":
-            self.state, self._reason = "draining", "the service is going down: send requests elsewhere"
+            self._enter("draining", "the service is going down: send requests elsewhere")
 
     def check_alive(self) -> None:
         """Raises:
@@ -104,25 +112,51 @@ class Service:
         """Pictures under way, over all requests."""
         return self._batcher.admitted if self._batcher else 0
 
-    async def classify(self, uploads: Sequence[Upload], views: int) -> list[Answer | ImageError]:
+    @contextmanager
+    def uploading(self) -> Iterator[None]:
+        """Hold room for a request whose body is being read.
+
+        Raises:
+            TooManyUploads: there is none.
+        """
+        if self._uploads >= self.settings.max_uploads:
+            raise TooManyUploads(f"{self._uploads} uploads are under way: send this one again in a second")
+        self._uploads += 1
+        try:
+            with self.telemetry.upload():
+                yield
+        finally:
+            self._uploads -= 1
+
+    async def classify(
+        self, uploads: Sequence[Upload], views: int, *, deadline: float = math.inf
+    ) -> list[Answer | ImageError]:
         """Decode and classify pictures, large ones by so many views; each stands or falls alone.
+
+        A picture whose deadline (time.monotonic) has passed when its turn comes is not run.
 
         Raises:
             NotReady: the model is not loaded.
+            NotAlive: the engine does not work.
             QueueFull: no room for so many pictures.
             Exception: what the classifier raised for one of them; the others leave the queue.
         """
         if self._batcher is None:
             raise NotReady(self._reason)
+        if self.state == "failed":
+            raise NotAlive(self._reason)
         with self._batcher.admit(len(uploads)):
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._classify(self._batcher, upload.data, views)) for upload in uploads]
+                    tasks = [
+                        group.create_task(self._classify(self._batcher, upload.data, views, deadline))
+                        for upload in uploads
+                    ]
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             return [task.result() for task in tasks]
 
-    async def _classify(self, batcher: Batcher, data: bytes, views: int) -> Answer | ImageError:
+    async def _classify(self, batcher: Batcher, data: bytes, views: int, deadline: float) -> Answer | ImageError:
         began = time.monotonic()
         loop = asyncio.get_running_loop()
         spec, limit = self.classifier.card.input, self.settings.max_pixels
@@ -133,17 +167,16 @@ class Service:
         except ImageError as error:
             return error
         decode = time.monotonic() - began
-        batched = await batcher.classify(picture.pixels)
+        batched = await batcher.classify(picture.pixels, deadline=deadline)
         return Answer(picture, batched.prediction, decode, batched.queued, batched.inference)
 
-    async def _become_ready(self) -> None:
+    async def _load_and_watch(self) -> None:
         try:
             self._classifier = await asyncio.get_running_loop().run_in_executor(self._engine_thread, self._load)
         except Exception as error:
             expected = isinstance(error, ModelError)
             logger.error("the model cannot be loaded: %s", error, exc_info=None if expected else error)
-            self.state, self._reason = "failed", "the model could not be loaded: see the service's log"
-            self._on_failure()
+            self._fail("the model could not be loaded: see the service's log")
             return
         settings = self.settings
         self._batcher = Batcher(
@@ -152,13 +185,35 @@ class Service:
             max_batch=settings.max_batch,
             queue_size=settings.queue_size,
             stall_timeout=settings.stall_timeout,
+            telemetry=self.telemetry,
         )
-        engine = self._classifier.engine
-        logger.info(
-            "serving %s on %s (%s, %s)", self._classifier.card.name, engine.name, engine.device, engine.precision
+        card, engine = self._classifier.card, self._classifier.engine
+        logger.info("serving %s on %s (%s, %s)", card.name, engine.name, engine.device, engine.precision)
+        self.telemetry.model(
+            name=card.name, version=card.version, engine=engine.name, device=engine.device, precision=engine.precision
         )
         if self.state == "loading":
-            self.state = "ready"
+            self._enter("ready", "")
+        await self._watch(self._batcher)
+
+    async def _watch(self, batcher: Batcher) -> None:
+        """Look after the engine until it no longer works."""
+        while True:
+            await asyncio.sleep(_WATCH)
+            try:
+                batcher.check()
+            except NotAlive as error:
+                logger.critical("the engine does not work any more: %s", error)
+                self._fail(str(error))
+                return
+
+    def _fail(self, reason: str) -> None:
+        self._enter("failed", reason)
+        self._on_failure()
+
+    def _enter(self, state: State, reason: str) -> None:
+        self.state, self._reason = state, reason
+        self.telemetry.ready(state == "ready")
 
 
 def service_of(request: Request) -> Service:

@@ -3,10 +3,21 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, FiniteFloat, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.logs import LogFormat
 from model import MAX_VIEWS, DeviceName, EngineName
+
+
+def _words(text: object) -> object:
+    return [word for word in map(str.strip, text.split(",")) if word] if isinstance(text, str) else text
+
+
+def _sendable(key: SecretStr) -> SecretStr:
+    if not all("!" <= character <= "~" for character in key.get_secret_value()):
+        raise ValueError("a key is made of ASCII letters, digits and signs, for it travels in a header")
+    return key
 
 
 class Settings(BaseSettings):
@@ -16,6 +27,7 @@ class Settings(BaseSettings):
 
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
+    workers: Annotated[int, Field(ge=1, le=64, description="Processes, each with its own copy of the model.")] = 1
     weights: Annotated[Path, Field(description="Folder of the bundle to serve.")] = Path("weights/resnet18-cifar10")
     engine: Annotated[EngineName, Field(description="Runtime of the network.")] = "auto"
     device: Annotated[DeviceName, Field(description="`auto` takes CUDA where there is one.")] = "auto"
@@ -29,15 +41,33 @@ class Settings(BaseSettings):
     min_confidence: Annotated[
         FiniteFloat, Field(ge=0, le=1, description="Least probability of an accepted answer, unless a request says.")
     ] = 0.0
+    api_keys: Annotated[
+        tuple[Annotated[SecretStr, Field(min_length=1), AfterValidator(_sendable)], ...],
+        NoDecode,
+        BeforeValidator(_words),
+        Field(description="Keys, with commas between them, one of which a request must bring; probes need none."),
+    ] = ()
+    cors_origins: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        BeforeValidator(_words),
+        Field(description="Origins, with commas between them, whose pages may call the service from a browser."),
+    ] = ()
     queue_size: Annotated[
         int, Field(ge=1, description="Most pictures under way, over all requests; beyond it 503.")
     ] = 256
     max_body_bytes: Annotated[int, Field(ge=1, description="Largest request body, bytes.")] = 20_000_000
+    max_uploads: Annotated[int, Field(ge=1, description="Most requests whose body is being read; beyond it 503.")] = 256
+    max_held_bytes: Annotated[
+        int, Field(ge=1, description="Most bytes of request bodies held in memory, over all requests; beyond it 503.")
+    ] = 500_000_000
     max_pixels: Annotated[int, Field(ge=1, description="Largest picture, width x height.")] = 50_000_000
     max_files: Annotated[int, Field(ge=1, description="Most pictures in one request.")] = 32
-    timeout: Annotated[FiniteFloat, Field(gt=0, description="Seconds from a request's arrival to its answer.")] = 10.0
+    timeout: Annotated[FiniteFloat, Field(gt=0, description="Seconds from a request's first byte to its answer.")] = (
+        10.0
+    )
     stall_timeout: Annotated[
-        FiniteFloat, Field(gt=0, description="Seconds that one forward pass may take before /livez gives up on it.")
+        FiniteFloat, Field(gt=0, description="Seconds that one forward pass may take before the process gives up.")
     ] = 60.0
     drain_delay: Annotated[
         FiniteFloat,
@@ -47,6 +77,16 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
         "info"
     )
+    log_format: Annotated[LogFormat, Field(description="`auto` is text on a terminal and JSON elsewhere.")] = "auto"
+
+    @model_validator(mode="after")
+    def _a_body_fits(self) -> Self:
+        if self.max_body_bytes > self.max_held_bytes:
+            raise ValueError(
+                f"TENFOLD_MAX_HELD_BYTES ({self.max_held_bytes}) is below TENFOLD_MAX_BODY_BYTES "
+                f"({self.max_body_bytes}): the largest request would never fit"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_full_request_fits(self) -> Self:

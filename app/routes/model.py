@@ -4,14 +4,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
-from app.problems import NotReady, documented
+from app.auth import KeyRequired
+from app.problems import NotReady, Unauthorized, documented
 from app.service import Service, service_of
 from model import ModelCard
 
 router = APIRouter(tags=["model"])
 
 
-@router.get("/model", responses=documented(NotReady))
+@router.get("/model", dependencies=[KeyRequired], responses=documented(NotReady, Unauthorized))
 async def card(service: Annotated[Service, Depends(service_of)]) -> ModelCard:
     """The card of the weights: architecture, labels, test transform, training, test accuracy."""
     return service.classifier.card

@@ -5,22 +5,28 @@ import time
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import FiniteFloat
 
+from app.auth import KeyRequired
 from app.middleware import ClientGone
 from app.problems import (
     BadUpload,
     BodyTooLarge,
     DeadlinePassed,
     InvalidTopK,
+    NotAlive,
     NotReady,
     QueueFull,
     TooManyFiles,
+    TooManyUploads,
+    Unauthorized,
     UnsupportedBody,
+    UploadTooSlow,
     documented,
     problem_of,
+    slug_of,
 )
 from app.schemas import Answered, ModelName, Predictions, Ranked, Refused
 from app.service import Answer, Service, service_of
@@ -52,9 +58,12 @@ _BODY = {
 
 @router.post(
     "/predict",
+    dependencies=[KeyRequired],
     openapi_extra=_BODY,
     responses=documented(
         BadUpload,
+        Unauthorized,
+        UploadTooSlow,
         BodyTooLarge,
         ImageTooLarge,
         TooManyFiles,
@@ -65,7 +74,9 @@ _BODY = {
         RequestValidationError,
         Exception,
         QueueFull,
+        TooManyUploads,
         NotReady,
+        NotAlive,
         DeadlinePassed,
     ),
 )
@@ -85,6 +96,9 @@ async def predict(
         FiniteFloat | None,
         Query(ge=0, le=1, description="Least probability of an accepted answer. Else the setting counts."),
     ] = None,
+    x_request_timeout: Annotated[
+        FiniteFloat | None, Header(gt=0, description="Seconds to the answer, if fewer than the setting's.")
+    ] = None,
 ) -> Predictions:
     """Classify one picture or several.
 
@@ -95,18 +109,25 @@ async def predict(
     if not 1 <= top_k <= len(card.labels):
         raise InvalidTopK(f"top_k is {top_k}: choose 1 to {len(card.labels)}")
     settings = service.settings
-    limit = settings.timeout
+    limit = min(settings.timeout, x_request_timeout or settings.timeout)
     if min_confidence is None:
         min_confidence = settings.min_confidence
-    deadline = asyncio.timeout_at(asyncio.get_running_loop().time() + limit - _elapsed(request))
+    ends = request.state.arrived + limit
+    uploads = None
+    deadline = asyncio.timeout_at(asyncio.get_running_loop().time() + ends - time.monotonic())
     try:
         async with deadline:
-            uploads = await read_uploads(request, max_files=settings.max_files)
-            outcomes = await _while_connected(request, service.classify(uploads, views or settings.views))
+            with service.uploading():
+                uploads = await read_uploads(request, max_files=settings.max_files)
+            work = service.classify(uploads, views or settings.views, deadline=ends)
+            outcomes = await _while_connected(request, work)
     except TimeoutError as error:
         if not deadline.expired():
             raise  # the engine's own
+        if uploads is None:
+            raise UploadTooSlow(f"the body was not here within {limit:g} s: send smaller pictures") from error
         raise DeadlinePassed(f"no answer within {limit:g} s: send fewer or smaller pictures, or try later") from error
+    _record(service, outcomes, min_confidence)
     if len(outcomes) == 1 and isinstance(outcomes[0], ImageError):
         raise outcomes[0]
 
@@ -122,6 +143,22 @@ async def predict(
             for upload, outcome in zip(uploads, outcomes, strict=True)
         ],
     )
+
+
+def _record(service: Service, outcomes: list[Answer | ImageError], min_confidence: float) -> None:
+    for outcome in outcomes:
+        if isinstance(outcome, ImageError):
+            service.telemetry.refused_picture(slug_of(outcome))
+        else:
+            (first,) = outcome.prediction.top_k(1)
+            service.telemetry.answered_picture(
+                label=first.label,
+                confidence=first.probability,
+                accepted=outcome.prediction.accepted(min_confidence),
+                decode=outcome.decode,
+                queue=outcome.queued,
+                inference=outcome.inference,
+            )
 
 
 def _result(
@@ -162,11 +199,6 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     finally:
         watcher.cancel()
         task.cancel()
-
-
-def _elapsed(request: Request) -> float:
-    """Seconds since the request arrived."""
-    return time.monotonic() - float(request.state.arrived)
 
 
 async def _hang_up(request: Request) -> None:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 
-from app.__main__ import Server
 from app.main import create_app
+from app.server import Server, config_of
 from app.service import Service
 from app.settings import Settings
 from model import Classifier
@@ -144,10 +143,7 @@ def serving(
     engine = engine or FakeEngine()
     chosen = Settings(**{"port": 0, "drain_delay": 0.0, "drain_timeout": 5, **settings})
     app = create_app(chosen, load=load or (lambda: fake_classifier(engine)), on_failure=on_failure)
-    config = uvicorn.Config(
-        app, port=chosen.port, access_log=False, log_config=None, timeout_graceful_shutdown=chosen.drain_timeout
-    )
-    server = Server(config, app.state.service, chosen.drain_delay)
+    server = Server(config_of(chosen, app), app.state.service, chosen.drain_delay)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

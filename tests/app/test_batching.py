@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from app.batching import Batcher
 from app.problems import NotAlive, QueueFull
+from app.telemetry import Telemetry
 from model import EngineError, Prediction
 from model.calibration import class_mean_cosine, in_distribution
 from tests.app.fakes import CARD, FakeEngine, fake_classifier, random_pixels
@@ -24,7 +25,7 @@ async def batching(
 ) -> AsyncIterator[Batcher]:
     """A batcher of the fake classifier, stopped afterwards."""
     with ThreadPoolExecutor(1) as thread:
-        chosen = {"max_batch": 32, "queue_size": 100, "stall_timeout": 60.0, **limits}
+        chosen = {"max_batch": 32, "queue_size": 100, "stall_timeout": 60.0, "telemetry": Telemetry(), **limits}
         batcher = Batcher(classify or fake_classifier(engine).classify, thread, **chosen)
         try:
             yield batcher
@@ -224,6 +225,23 @@ def test_a_caller_who_left_costs_no_inference() -> None:
             engine.release()
             await asyncio.gather(first, others[0], others[3])
         assert engine.batches == [1, 2]
+
+    asyncio.run(main())
+
+
+def test_a_picture_whose_deadline_has_passed_costs_no_inference() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        async with batching(engine) as batcher:
+            first = await held_up(engine, batcher)
+            late = asyncio.create_task(batcher.classify(random_pixels(1)[None], deadline=time.monotonic()))
+            early = asyncio.create_task(batcher.classify(random_pixels(2)[None], deadline=time.monotonic() + 60))
+            await asyncio.sleep(0.01)
+            engine.release()
+            await asyncio.gather(first, early)
+            assert engine.batches == [1, 1]
+            assert not late.done(), "its own timeout ends the wait"
+            late.cancel()
 
     asyncio.run(main())
 

@@ -28,14 +28,6 @@ def stopped_listening(service: Running) -> bool:
     return False
 
 
-def lets_nobody_in(service: Running) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", service.port), timeout=0.1).close()
-    except TimeoutError:
-        return True
-    return False
-
-
 def status_of(connection: socket.socket) -> tuple[int, str | None]:
     """Status and Connection header of the answer that comes."""
     answer = http.client.HTTPResponse(connection)
@@ -106,13 +98,30 @@ def test_an_upload_that_is_under_way_is_finished() -> None:
         assert status_of(connection) == (200, "close")
 
 
-def test_who_has_connected_but_not_spoken_yet_is_heard_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.__main__._HEARING", 2.0)
+@pytest.mark.parametrize("before", [0, 1, len(HEAD) - 1], ids=["nothing", "a byte", "most of its head"])
+def test_who_has_connected_but_not_said_all_yet_is_heard_out(before: int) -> None:
+    said, rest = HEAD[:before], HEAD[before:] + picture()
     with serving() as service, service.connect() as connection:
+        connection.sendall(said)
         told_to_end(service)
-        eventually(lambda: lets_nobody_in(service), "nobody else gets in")
-        connection.sendall(HEAD + picture())
+        eventually(lambda: stopped_listening(service), "it stops listening")
+        connection.sendall(rest)
         assert status_of(connection) == (200, "close")
+
+
+def test_who_has_connected_and_says_nothing_does_not_keep_it_from_ending() -> None:
+    with serving(drain_timeout=60) as service, service.connect():
+        told_to_end(service)
+        eventually(lambda: not service.thread.is_alive(), "it ends", seconds=8)
+
+
+def test_a_kept_connection_that_is_idle_does_not_keep_it_from_ending() -> None:
+    with serving(drain_timeout=60) as service:
+        assert service.post(picture()).status_code == 200
+        began = time.monotonic()
+        told_to_end(service)
+        eventually(lambda: not service.thread.is_alive(), "it ends")
+        assert time.monotonic() - began < 1.9
 
 
 def test_it_goes_on_answering_during_the_delay_and_then_ends() -> None:

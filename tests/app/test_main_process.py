@@ -1,5 +1,6 @@
 """`python -m app` and `uvicorn app.main:app` as real processes with a real bundle."""
 
+import json
 import shutil
 import signal
 import socket
@@ -15,7 +16,7 @@ from model import MAX_VIEWS
 from tests.app.fakes import picture
 from tests.app.serving import ROOT, Process, Visitor, eventually, process
 
-CLIENTS = 8
+CLIENTS = 32
 
 
 def environment(weights: Path, **more: str) -> dict[str, str]:
@@ -47,8 +48,11 @@ def test_a_process_becomes_ready_predicts_and_ends_well_on_ctrl_c(tiny_bundle: P
         running.popen.send_signal(signal.SIGINT)
         assert running.exit_code() == 0
         assert time.monotonic() - began < 30, "Ctrl-C does not wait for the drain delay"
-        assert "POST /predict 200" in running.log
-        assert "id=mine" in running.log
+        (line,) = [line for line in running.log.splitlines() if "mine" in line]
+        entry = json.loads(line)
+        assert entry["message"].startswith("POST /predict 200 ")
+        assert set(entry["stages"]) == {"decode", "queue", "inference"}
+        assert {"request_id": "mine", "path": "/predict", "status": 200, "level": "info"}.items() <= entry.items()
         assert "Traceback" not in running.log
         assert "Warning" not in running.log
 
@@ -62,9 +66,9 @@ def test_sigterm_under_load_loses_nothing(tiny_bundle: Path, log: Path) -> None:
         with running.client() as probe:
             running.popen.send_signal(signal.SIGTERM)
             told = time.monotonic()
-            time.sleep(0.3)
+            eventually(lambda: probe.get("/readyz").status_code == 503, "load balancers can look away")
             turned = time.monotonic()
-            assert probe.get("/readyz").status_code == 503, "load balancers can look away"
+            assert turned - told < 0.5
         assert running.exit_code() == 0
         for visitor in visitors:
             visitor.join()
@@ -76,6 +80,20 @@ def test_sigterm_under_load_loses_nothing(tiny_bundle: Path, log: Path) -> None:
             assert len(late) > 1, "it goes on answering during the delay"
             assert set(late) == {"close"}
         assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize("way", ["fails", "hangs"])
+def test_an_engine_that_stops_working_ends_the_process_so_that_it_is_restarted(way: str, log: Path) -> None:
+    limits = {"TENFOLD_STALL_TIMEOUT": "0.3", "TENFOLD_TIMEOUT": "1.5", "TENFOLD_DRAIN_DELAY": "1"}
+    arguments = ["-m", "tests.app.faulty", way]
+    with process({"TENFOLD_PORT": "0", **limits}, log, arguments=arguments) as running:
+        running.wait_ready()
+        with running.client() as client:
+            statuses = [client.post("/predict", content=picture()).status_code for _ in range(3)]
+            assert statuses == [500] * 3 if way == "fails" else statuses[0] == 504
+            assert client.get("/livez").status_code == 503
+        assert running.exit_code() == 1
+        assert "the engine does not work any more" in running.log
 
 
 def test_sigterm_while_it_loads_ends_it_well(tiny_bundle: Path, log: Path) -> None:

@@ -60,6 +60,7 @@ def test_every_response_carries_its_id_and_timing(running: Running, method: str,
     answer = running.client.request(method, path, headers={"X-Request-ID": "mine"})
     assert answer.status_code == status
     assert answer.headers.get_list("X-Request-ID") == ["mine"]
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert re.fullmatch(r"(\w+;dur=\d+\.\d, )*total;dur=\d+\.\d", answer.headers["Server-Timing"])
 
 

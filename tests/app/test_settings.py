@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from app.settings import Settings
 from model import MAX_VIEWS
@@ -16,6 +16,7 @@ from tests.app.serving import ROOT
 VALUES: dict[str, tuple[str, Any]] = {
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("9000", 9000),
+    "workers": ("2", 2),
     "weights": ("weights/mine", Path("weights/mine")),
     "engine": ("torch", "torch"),
     "device": ("cuda", "cuda"),
@@ -24,8 +25,12 @@ VALUES: dict[str, tuple[str, Any]] = {
     "max_batch": ("7", 7),
     "views": ("3", 3),
     "min_confidence": ("0.5", 0.5),
+    "api_keys": ("one, two,", (SecretStr("one"), SecretStr("two"))),
+    "cors_origins": ("https://a.example,http://b", ("https://a.example", "http://b")),
     "queue_size": ("300", 300),
     "max_body_bytes": ("1000", 1000),
+    "max_uploads": ("8", 8),
+    "max_held_bytes": ("100000000", 100_000_000),
     "max_pixels": ("2000", 2000),
     "max_files": ("9", 9),
     "timeout": ("2.5", 2.5),
@@ -33,6 +38,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "drain_delay": ("0", 0.0),
     "drain_timeout": ("4", 4),
     "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
 }
 
 
@@ -90,6 +96,10 @@ def test_every_setting_is_read_from_its_variable() -> None:
         ("timeout", "inf"),
         ("stall_timeout", "0"),
         ("stall_timeout", "nan"),
+        ("workers", "0"),
+        ("max_uploads", "0"),
+        ("max_held_bytes", "0"),
+        ("log_format", "xml"),
         ("drain_delay", "-0.1"),
         ("drain_delay", "inf"),
         ("drain_timeout", "-1"),
@@ -106,6 +116,23 @@ def test_a_queue_that_cannot_hold_a_full_request_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"TENFOLD_QUEUE_SIZE \(7\) is below TENFOLD_MAX_FILES \(8\)"):
         Settings(queue_size=7, max_files=8)
     assert Settings(queue_size=8, max_files=8).queue_size == 8
+
+
+@pytest.mark.parametrize("keys", ["two words", "ключ", "a\tb"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(keys: str) -> None:
+    with pytest.raises(ValidationError, match="a key is made of ASCII") as caught:
+        Settings.model_validate({"api_keys": keys})
+    assert caught.value.errors()[0]["loc"] == ("api_keys", 0)
+
+
+def test_keys_are_not_shown() -> None:
+    assert "sesame" not in repr(Settings.model_validate({"api_keys": "sesame"}))
+
+
+def test_memory_that_cannot_hold_a_full_request_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"TENFOLD_MAX_HELD_BYTES \(7\) is below TENFOLD_MAX_BODY_BYTES \(8\)"):
+        Settings(max_held_bytes=7, max_body_bytes=8)
+    assert Settings(max_held_bytes=8, max_body_bytes=8).max_held_bytes == 8
 
 
 @pytest.mark.parametrize(
@@ -128,9 +155,9 @@ def test_every_setting_is_described() -> None:
 
 def test_the_readme_lists_every_setting_as_it_is() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(TENFOLD_\w+)` \| `(.*?)` \| (.*?) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| `(TENFOLD_\w+)` \| `?(.*?)`? ?\| (.*?) \|$", text, re.MULTILINE)
     code = [
-        (f"TENFOLD_{name.upper()}", str(field.default), field.description)
+        (f"TENFOLD_{name.upper()}", str("" if field.default == () else field.default), field.description)
         for name, field in Settings.model_fields.items()
     ]
     assert rows == code

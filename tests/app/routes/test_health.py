@@ -103,19 +103,42 @@ def test_a_service_told_to_drain_while_it_loads_never_becomes_ready(loading: Run
     is_unready(loading.client.get("/readyz"), "going down")
 
 
-def test_a_pass_that_stalls_is_found_dead_and_one_that_ends_alive() -> None:
-    with serving(stall_timeout=0.1) as running:
+def test_an_engine_that_stalls_is_given_up_for_good(caplog: pytest.LogCaptureFixture) -> None:
+    told = threading.Event()
+    with serving(stall_timeout=0.1, on_failure=told.set) as running:
         running.engine.block()
         pending = running.in_background(lambda: running.post(picture()))
         running.engine.wait_entered()
-        eventually(lambda: running.client.get("/livez").status_code == 503, "/livez gives up")
-        is_unready(running.client.get("/livez"), "restart the service")
-        for path in READY_PATHS:
+        assert told.wait(20), "on_failure is called"
+        for path in ("/livez", *READY_PATHS):
             is_unready(running.client.get(path), "restart the service")
+        is_unready(running.post(picture()), "restart the service")
         running.engine.release()
-        assert pending.result().status_code == 200
+        assert pending.result().status_code == 200, "who waited for it is answered all the same"
+        is_unready(running.client.get("/livez"), "restart the service")
+    assert "the engine does not work any more: a forward pass has run for more than 0.1 s" in caplog.text
+
+
+def test_an_engine_that_fails_three_times_running_is_given_up() -> None:
+    told = threading.Event()
+    with serving(on_failure=told.set) as running:
+        running.engine.failure = RuntimeError("CUDA on fire")
+        assert [running.post(picture()).status_code for _ in range(3)] == [500] * 3
+        is_unready(running.client.get("/livez"), "3 forward passes running have failed")
+        assert told.wait(20), "on_failure is called"
+        running.engine.failure = None
+        is_unready(running.post(picture()), "3 forward passes running have failed")
+        assert running.engine.batches == [1] * 3, "nothing is run any more"
+
+
+def test_failures_with_a_success_between_them_are_forgiven() -> None:
+    told = threading.Event()
+    with serving(on_failure=told.set) as running:
+        for failure in (RuntimeError("one"), RuntimeError("two"), None, RuntimeError("three"), RuntimeError("four")):
+            running.engine.failure = failure
+            assert running.post(picture()).status_code == (500 if failure else 200)
+        assert not told.wait(1.2)
         assert running.client.get("/livez").status_code == 200
-        assert running.client.get("/readyz").status_code == 200
 
 
 def test_probes_are_answered_while_the_engine_is_busy() -> None:

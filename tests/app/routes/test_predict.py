@@ -1,4 +1,5 @@
 import io
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -343,6 +344,17 @@ def test_a_caller_who_hangs_up_while_waiting_costs_no_inference() -> None:
         service.wait_admitted(0)
         assert service.post(picture(3)).status_code == 200
         assert service.engine.views == 2, "that of who hung up was not computed"
+
+
+@pytest.mark.parametrize(("asked", "granted"), [("0.3", 0.3), ("60", 0.6)])
+def test_a_request_may_lower_its_deadline_but_not_raise_it(asked: str, granted: float) -> None:
+    with serving(timeout=0.6) as service:
+        service.engine.block()
+        began = time.monotonic()
+        answer = service.post(picture(), headers={"X-Request-Timeout": asked})
+        assert answer.status_code == 504
+        assert f"within {granted:g} s" in answer.json()["detail"]
+        assert time.monotonic() - began > granted - 0.05
 
 
 def test_a_caller_who_hangs_up_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
