@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test check install lock
+.PHONY: serve test check soak install lock
 
 serve: install  ## serve on http://127.0.0.1:8000
 	@exec $(BIN)/python -m app
@@ -14,6 +14,9 @@ check: install  ## style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+soak: install  ## ten minutes of overload; SOAK_FLAGS="--minutes 1" for less
+	$(BIN)/python -m benchmarks.soak $(SOAK_FLAGS)
 
 install: .venv/installed  ## make .venv and install the pinned requirements
 

@@ -1,0 +1,93 @@
+"""The service as a process of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from app.settings import Settings
+from benchmarks.soak.clients import ServiceError
+
+_LISTENS = re.compile(rb"Uvicorn running on http://127\.0\.0\.1:(\d+)")
+_START = 180.0
+
+
+class ServiceProcess:
+    """`python -m app` on a free port, with the settings of the environment otherwise; killed if it does not end.
+
+    Attributes:
+        port: where it listens.
+        settings: those it has.
+
+    Args:
+        weights: folder of the bundle.
+        log: file for what it writes.
+
+    Raises:
+        ServiceError: it ends, or does not listen.
+    """
+
+    def __init__(self, weights: Path, log: Path) -> None:
+        own = {"TENFOLD_HOST": "127.0.0.1", "TENFOLD_PORT": "0", "TENFOLD_WEIGHTS": str(weights)}
+        self.settings = Settings(host="127.0.0.1", port=0, weights=weights)
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as file:
+            self._process = self._start(file, own)
+        try:
+            self.port = self._listening()
+        except BaseException:
+            self._process.kill()
+            raise
+
+    def __enter__(self) -> "ServiceProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it runs no more."""
+        return self._process.poll() is not None
+
+    def memory(self) -> tuple[float, float] | None:
+        """MiB that it has now and has had at most; None where the system does not tell, or it has ended."""
+        try:
+            status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
+        except OSError:
+            return None
+        found = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB$", status, re.MULTILINE))
+        return (int(found["VmRSS"]) / 1024, int(found["VmHWM"]) / 1024) if len(found) == 2 else None
+
+    def terminate(self) -> int | None:
+        """Its exit code after SIGTERM; None if it has to be killed."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(self.settings.drain_delay + self.settings.drain_timeout + 10)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def complaints(self, most: int = 20) -> list[str]:
+        """The last lines of its log that tell of an error."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [line for line in lines if re.search(r"error|traceback|exception", line, re.IGNORECASE)][-most:]
+
+    def _start(self, file: BinaryIO, own: dict[str, str]) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "app"], env={**os.environ, **own}, stdout=file, stderr=subprocess.STDOUT
+        )
+
+    def _listening(self) -> int:
+        ends = time.monotonic() + _START
+        while time.monotonic() < ends and self._process.poll() is None:
+            if found := _LISTENS.search(self.log.read_bytes()):
+                return int(found[1])
+            time.sleep(0.05)
+        raise ServiceError(f"it does not listen: see {self.log}")

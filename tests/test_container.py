@@ -1,0 +1,143 @@
+"""The container of docker-compose.yml: what it may not do, and that it comes back after a crash."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.app.serving import ROOT
+
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),  # the image's packages are gigabytes
+    pytest.mark.skipif(os.environ.get("TENFOLD_DOCKER") != "1", reason="TENFOLD_DOCKER=1 is not set"),
+]
+
+PROJECT = "tenfold-test"
+READY = "http://127.0.0.1:8000/readyz"
+
+
+def run(*command: str, check: bool = True) -> str:
+    """What a command prints."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+    return done.stdout.strip()
+
+
+def compose() -> list[str]:
+    """The command of Docker Compose: the plugin, or the program of its first version."""
+    plugin = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+    if plugin.returncode == 0:
+        return ["docker", "compose", "-p", PROJECT]
+    assert shutil.which("docker-compose"), "there is no Docker Compose"
+    return ["docker-compose", "-p", PROJECT]
+
+
+def is_ready() -> bool:
+    try:
+        with urllib.request.urlopen(READY, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+def wait(condition: Callable[[], bool], what: str, *, seconds: float = 180.0) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, f"not within {seconds:g} s: {what}"
+        time.sleep(0.2)
+
+
+def inspected(container: str) -> dict[str, Any]:
+    (content,) = json.loads(run("docker", "inspect", container))
+    assert isinstance(content, dict)
+    return content
+
+
+@pytest.fixture(scope="module")
+def container() -> Iterator[str]:
+    """The id of the service's container, ready."""
+    assert not is_ready(), "something else serves there"
+    try:
+        run(*compose(), "up", "-d", "--build")
+        wait(is_ready, "the container is ready")
+        yield run(*compose(), "ps", "-q", "tenfold")
+    finally:
+        run(*compose(), "down", "--timeout", "40", check=False)
+
+
+def test_only_the_service_comes_up_without_the_profile(container: str) -> None:
+    assert run(*compose(), "ps", "-q").splitlines() == [container]
+
+
+def test_the_process_has_no_rights(container: str) -> None:
+    status = dict(
+        line.split(":\t", 1) for line in run("docker", "exec", container, "cat", "/proc/1/status").splitlines()
+    )
+    assert set(status["Uid"].split()) == {"10001"}
+    assert "0" not in status["Gid"].split()
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[kind], 16) == 0, kind
+    assert status["NoNewPrivs"] == "1"
+
+
+def test_the_container_may_do_little(container: str) -> None:
+    content = inspected(container)
+    assert content["Config"]["User"] == "10001"
+    host = content["HostConfig"]
+    assert host["ReadonlyRootfs"] is True
+    assert host["CapDrop"] == ["ALL"]
+    assert not host["CapAdd"]
+    assert not host["Privileged"]
+    assert host["RestartPolicy"]["Name"] == "unless-stopped"
+    ports = [binding["HostIp"] for bindings in host["PortBindings"].values() for binding in bindings]
+    assert ports == ["127.0.0.1"]
+
+
+def test_nothing_can_be_written_but_in_tmp(container: str) -> None:
+    program = """
+import errno
+for folder in ("/", "/srv/tenfold", "/srv/tenfold/weights", "/opt/venv", "/var/tmp"):
+    try:
+        open(folder + "/trial", "w")
+    except OSError as error:
+        assert error.errno == errno.EROFS, (folder, error)
+    else:
+        raise AssertionError(folder)
+open("/tmp/trial", "w").close()
+"""
+    run("docker", "exec", container, "python", "-c", program)
+
+
+def test_docker_finds_it_healthy(container: str) -> None:
+    wait(lambda: inspected(container)["State"]["Health"]["Status"] == "healthy", "it is healthy")
+
+
+def test_it_comes_back_after_a_crash(container: str) -> None:
+    """`docker kill` would count as a wish. So the process dies of a signal that Docker did not send.
+
+    From inside nobody can kill process 1 with SIGKILL: the kernel ignores it there. From the host one can; where the
+    engine runs elsewhere (a virtual machine, or no rights), a container in the host's process namespace can.
+    """
+    before = inspected(container)
+    pid, began, restarts = before["State"]["Pid"], before["State"]["StartedAt"], before["RestartCount"]
+    image = before["Image"]
+    run(
+        *("docker", "run", "--rm", "--pid", "host", "--user", "0", "--network", "none", "--entrypoint", "python"),
+        *(image, "-c", f"import os, signal; os.kill({pid}, signal.SIGKILL)"),
+    )
+
+    wait(lambda: inspected(container)["RestartCount"] == restarts + 1, "Docker starts it anew")
+    wait(is_ready, "it is ready again")
+    after = inspected(container)
+    assert after["State"]["StartedAt"] != began
+    assert after["State"]["Running"] is True
+    assert after["Id"] == before["Id"], "the same container"
