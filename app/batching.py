@@ -89,12 +89,7 @@ class Batcher:
         Raises:
             QueueFull: there is none; it knows when to come back, from the measured rate of answers.
         """
-        if self._admitted + count > self._queue_size:
-            raise QueueFull(
-                f"{self._admitted} pictures are under way and {self._queue_size} may be: "
-                "send them again after the seconds in Retry-After",
-                self._admitted / self._rate(),
-            )
+        self.check_room(count)
         self._admitted += count
         self._telemetry.under_way(count)
         try:
@@ -102,6 +97,19 @@ class Batcher:
         finally:
             self._admitted -= count
             self._telemetry.under_way(-count)
+
+    def check_room(self, count: int) -> None:
+        """Whether `count` pictures more could be admitted.
+
+        Raises:
+            QueueFull: as `admit`.
+        """
+        if self._admitted + count > self._queue_size:
+            raise QueueFull(
+                f"{self._admitted} pictures are under way and {self._queue_size} may be: "
+                "send them again after the seconds in Retry-After",
+                self._admitted / self._rate(),
+            )
 
     async def classify(self, pixels: NDArray[np.uint8], *, deadline: float = math.inf) -> Batched:
         """Queue one picture, uint8[V, H, W, 3].

@@ -118,7 +118,10 @@ class Service:
 
         Raises:
             TooManyUploads: there is none.
+            QueueFull: not even for one picture, so that its body need not be read.
         """
+        if self._batcher:
+            self._batcher.check_room(1)
         if self._uploads >= self.settings.max_uploads:
             raise TooManyUploads(f"{self._uploads} uploads are under way: send this one again in a second")
         self._uploads += 1

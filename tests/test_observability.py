@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from prometheus_client.metrics import MetricWrapperBase
 
+from app.telemetry import Telemetry
 from tests.app.serving import ROOT
 
 
@@ -141,6 +143,20 @@ def services() -> dict[str, Any]:
 )
 def test_an_expression_is_taken_apart(expression: str, metrics: set[str], labels: set[str]) -> None:
     assert parts(expression) == Parts(metrics, labels)
+
+
+def test_the_metrics_are_those_of_the_service() -> None:
+    telemetry = Telemetry()
+    suffix = {"counter": "_total"}
+    kinds = {family.name + suffix.get(family.type, ""): family.type for family in telemetry.registry.collect()}
+    ours = {name: metric.kind for name, metric in METRICS.items() if name.startswith("tenfold_")}
+    assert ours == {name: kind for name, kind in kinds.items() if name.startswith("tenfold_")}
+    assert kinds.items() >= {name: metric.kind for name, metric in METRICS.items()}.items()
+    for attribute in vars(telemetry).values():
+        if isinstance(attribute, MetricWrapperBase):
+            (family,) = attribute.describe()
+            name = family.name + suffix.get(family.type, "")
+            assert set(attribute._labelnames) == METRICS[name].labels, name
 
 
 def test_every_file_parses() -> None:

@@ -357,6 +357,17 @@ def test_a_request_may_lower_its_deadline_but_not_raise_it(asked: str, granted: 
         assert time.monotonic() - began > granted - 0.05
 
 
+def test_a_full_queue_is_told_before_the_body_is_read() -> None:
+    with serving(queue_size=2, max_files=2) as service, service.connect() as connection:
+        service.engine.block()
+        holding = service.in_background(lambda: service.upload(*[("a.png", picture())] * 2))
+        service.wait_admitted(2)
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 503 ")
+        service.engine.release()
+        assert holding.result().status_code == 200
+
+
 def test_a_caller_who_hangs_up_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     with serving() as service:
