@@ -4,9 +4,11 @@ Evaluation and serving both come through here, so they can never differ.
 """
 
 import io
+import re
+import struct
 import warnings
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +47,23 @@ _DRAFT_MARGIN = 4
 # 1 x 50,000,000 pixels whole would take 51 GB.
 _STRIP = 16
 
+
+# A file is read in no more pieces than these and one for each so many bytes: millions of empty blocks keep Pillow busy
+# for minutes, while 20 MB of honest GIF come in pieces of some hundred bytes.
+_PIECES, _PIECE_BYTES = 10_000, 32
+
+# The markers of a JPEG that a length follows, and the end of the picture.
+_SEGMENT = re.compile(rb"\xff+([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")
+_EOI, _SOS = 0xD9, 0xDA
+# Most segments of a JPEG. Of large metadata each holds 64 KB; Pillow copies all EXIF before it for each piece of EXIF.
+_SEGMENTS = 500
+# A scan of 75 bytes goes over all pixels. Files have ten scans, with four colours 18; more than so many are taken only
+# of smaller pictures.
+_SCANS = 20
+
+# The tags of a TIFF that tell the size of its tiles, and the bytes of an integer by its type there.
+_TILE_TAGS = (322, 323)
+_INTEGERS = {3: 2, 4: 4, 16: 8}
 
 # Further views: side as a share of the shorter side (0: the whole picture, squeezed square), and where it lies in what
 # is left, from left to right and top to bottom. Closer ones made answers worse on the photo benchmark.
@@ -90,12 +109,16 @@ def prepare(data: bytes, spec: InputSpec, *, max_pixels: int, views: int = 1) ->
         UnreadableImage: truncated or damaged.
         ImageTooLarge: more pixels than the limit.
     """
-    image = _open(data)
+    scans = _scans(data) if data.startswith(b"\xff\xd8\xff") else 0
+    image = _open(data, max_pixels)
     width, height = image.size
-    if width * height > max_pixels:
-        raise ImageTooLarge(f"the picture has {width} x {height} pixels, more than {max_pixels:,}: send a smaller one")
+    _check_size(width, height, max_pixels)
     if width == 0 or height == 0:
         raise UnreadableImage("the picture has no pixels: send another one")
+    if scans * width * height > _SCANS * max_pixels:
+        raise UnreadableImage(f"the picture is stored in {scans} scans: save it anew and send it again")
+    if image.format == "TIFF":
+        _check_size(*_tile(data), max_pixels)
     notes = []
     try:
         if image.format != "MPO" and getattr(image, "is_animated", False):
@@ -179,10 +202,74 @@ def _box(width: int, height: int, share: float, x: float, y: float) -> tuple[flo
     return left, top, left + across, top + down
 
 
-def _open(data: bytes) -> Image.Image:
+class _File(io.BytesIO):
+    """An upload, read in a bounded number of pieces."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._pieces = _PIECES + len(data) // _PIECE_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._pieces -= 1
+        if self._pieces < 0:
+            raise OSError("read in too many pieces")
+        return super().read(size)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageTooLarge(f"the picture has {width} x {height} pixels, more than {max_pixels:,}: send a smaller one")
+
+
+def _scans(data: bytes) -> int:
+    """How many scans the picture of a JPEG file has, found as libjpeg does; the file may hold other things after it.
+
+    Raises:
+        UnreadableImage: more segments than `_SEGMENTS`.
+    """
+    scans = segments = position = 0
+    while match := _SEGMENT.search(data, position):
+        marker, position = match[1][0], match.end()
+        if marker == _EOI:
+            if scans:
+                break
+            continue  # tables only, and a picture after them
+        position += max(2, int.from_bytes(data[position : position + 2]))
+        scans += marker == _SOS
+        segments += 1
+        if segments > _SEGMENTS + 4 * scans:
+            raise UnreadableImage("the picture's file is cut into too many segments: save it anew and send it again")
+    return scans
+
+
+def _tile(data: bytes) -> tuple[int, int]:
+    """Width and height of a TIFF's tiles, 0 if it has none. libtiff decodes whole ones however small the picture is."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    big = 43 in data[2:4]
+    word, count, step = (8, 8, 20) if big else (4, 2, 12)
+
+    def number(start: int, size: int) -> int:
+        return int.from_bytes(data[start : start + size], order)
+
+    directory = number(word, word)
+    begins, sides = directory + count, dict.fromkeys(_TILE_TAGS, 0)
+    for entry in range(begins, min(begins + step * number(directory, count), len(data)), step):
+        tag = number(entry, 2)
+        if tag in sides:
+            size = _INTEGERS.get(number(entry + 2, 2), word + 1)
+            if size > word:  # libtiff may read it, Pillow does not
+                raise UnreadableImage("the size of the picture's tiles is damaged: save it anew and send it again")
+            sides[tag] = max(sides[tag], number(entry + 4 + word, size))
+    width, height = sides.values()
+    return width, height
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(_File(data), formats=FORMATS)
     except Exception as error:
+        if data[4:8] == b"ftyp" and (size := data.find(b"ispe")) > 0:  # libavif gives up at 16,384 x 16,384
+            _check_size(*struct.unpack(">II", data[size + 8 : size + 16].rjust(8, b"\0")), max_pixels)
         if any(accept and accept(data[:16]) for accept in (Image.OPEN[name][1] for name in FORMATS)):
             raise UnreadableImage("the picture's header is damaged: save it anew and send it again") from error
         if not isinstance(error, UnidentifiedImageError):
