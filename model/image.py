@@ -53,7 +53,7 @@ _STRIP = 16
 _PIECES, _PIECE_BYTES = 10_000, 32
 
 # The markers of a JPEG that a length follows, and the end of the picture.
-_SEGMENT = re.compile(rb"\xff+([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")
+_SEGMENT = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")
 _EOI, _SOS = 0xD9, 0xDA
 # Most segments of a JPEG. Of large metadata each holds 64 KB; Pillow copies all EXIF before it for each piece of EXIF.
 _SEGMENTS = 500

@@ -12,12 +12,12 @@ import httpx
 import pytest
 
 from app.problems import TABLE
-from model import ImageTooLarge, UnreadableImage, UnsupportedImage
+from model import ImageTooLarge, UnreadableImage, UnsupportedImage, prepare
 from model.image import FORMATS
-from tests.app.fakes import photo, picture
+from tests.app.fakes import CARD, photo, picture
 from tests.app.serving import Process, Running, process
 from tests.app.test_problems import is_a_problem
-from tests.hostile import BOMBS, OK, Sample, bombs, corpus, many_pieces, many_scans
+from tests.hostile import BOMBS, OK, Sample, bombs, corpus, many_pieces
 
 KINDS = {
     TABLE[cls].status: f"urn:tenfold:{TABLE[cls].slug}" for cls in (ImageTooLarge, UnsupportedImage, UnreadableImage)
@@ -45,12 +45,13 @@ def test_every_hostile_picture_gets_its_documented_answer(sample: Sample, runnin
 
 def test_each_stands_or_falls_alone_among_others(running: Running) -> None:
     answered = list[dict[str, Any]]()
-    for start in range(0, len(corpus()), 30):
-        samples = corpus()[start : start + 30]
+    small = [sample for sample in corpus() if len(sample.data) < 100_000]
+    for start in range(0, len(small), 30):
+        samples = small[start : start + 30]
         answer = running.upload(*[(f"{sample.name}.png", sample.data) for sample in samples], params={"views": 1})
         assert answer.status_code == OK, answer.text
         answered += answer.json()["results"]
-    for sample, result in zip(corpus(), answered, strict=True):
+    for sample, result in zip(small, answered, strict=True):
         assert result["filename"] == f"{sample.name}.png"
         assert result.get("problem", result).items() >= as_sent(sample).items(), sample.name
 
@@ -117,18 +118,15 @@ def test_a_bomb_is_refused_by_its_header(sample: Sample, running: Running) -> No
         assert f"the picture has {width} x {height} pixels" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize(
-    "sample",
-    [*many_pieces(15_000_000), Sample("scans", many_scans(60, (7_000, 7_000)), 422)],
-    ids=lambda sample: sample.name,
-)
-def test_what_would_take_minutes_is_refused_in_seconds(sample: Sample, running: Running) -> None:
-    running.post(picture())
+@pytest.mark.parametrize("name", [sample.name for sample in many_pieces(0)])
+def test_what_would_take_minutes_is_refused_in_seconds(name: str) -> None:
+    (sample,) = (sample for sample in many_pieces(5_000_000) if sample.name == name)
     forget_peak("self")
     before, began = resident("self"), time.process_time()
-    assert running.post(sample.data).status_code == sample.status
-    assert time.process_time() - began < 5
-    assert peak("self") - before < 10 * len(sample.data) + 8_000_000
+    with pytest.raises(UnreadableImage):
+        prepare(sample.data, CARD.input, max_pixels=50_000_000)
+    assert time.process_time() - began < 2
+    assert peak("self") - before < 10 * len(sample.data)
 
 
 # Fuzz
