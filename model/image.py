@@ -269,7 +269,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         return Image.open(_File(data), formats=FORMATS)
     except Exception as error:
         if data[4:8] == b"ftyp" and (size := data.find(b"ispe")) > 0:  # libavif gives up at 16,384 x 16,384
-            _check_size(*struct.unpack(">II", data[size + 8 : size + 16].rjust(8, b"\0")), max_pixels)
+            width, height = struct.unpack(">II", data[size + 8 : size + 16].rjust(8, b"\0"))
+            _check_size(width, height, max_pixels)
         if any(accept and accept(data[:16]) for accept in (Image.OPEN[name][1] for name in FORMATS)):
             raise UnreadableImage("the picture's header is damaged: save it anew and send it again") from error
         if not isinstance(error, UnidentifiedImageError):

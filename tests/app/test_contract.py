@@ -15,6 +15,7 @@ from schemathesis.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from schemathesis.core.result import Ok
 
 from app.main import create_app
 from app.settings import Settings
@@ -37,7 +38,9 @@ CHECKS = [
 
 
 OPERATIONS = [
-    found.ok() for found in schemathesis.openapi.from_dict(create_app(Settings()).openapi()).get_all_operations()
+    found.ok()
+    for found in schemathesis.openapi.from_dict(create_app(Settings()).openapi()).get_all_operations()
+    if isinstance(found, Ok)
 ]
 # The others take nothing that could be wrong.
 CASES = [(operation, GenerationMode.POSITIVE) for operation in OPERATIONS]
@@ -57,10 +60,10 @@ def test_every_answer_is_as_the_schema_says(
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
-        max_examples=100 if operation.path == "/predict" else 3,
+        max_examples=50 if operation.path == "/predict" else 3,
     )
     @given(operation.as_strategy(generation_mode=mode))
-    def holds(case: Case) -> None:
+    def holds(case: Case[Any]) -> None:
         answer = case.call_and_validate(base_url=f"http://127.0.0.1:{running.port}", checks=CHECKS)
         statuses[answer.status_code] += 1
 
