@@ -3,7 +3,6 @@
 Evaluation and serving both come through here, so they can never differ.
 """
 
-import io
 import warnings
 from dataclasses import dataclass
 from typing import Final
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from model.card import InputSpec
-from model.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
+from model.errors import UnreadableImage, UnsupportedImage
+from model.guard import BoundedFile, check_avif, check_scans, check_size, jpeg_scans, tiff_tile
 
 Image.init()
 # The limit is max_pixels, for every format; Pillow's own would warn or raise at another number.
@@ -90,12 +90,15 @@ def prepare(data: bytes, spec: InputSpec, *, max_pixels: int, views: int = 1) ->
         UnreadableImage: truncated or damaged.
         ImageTooLarge: more pixels than the limit.
     """
-    image = _open(data)
+    scans = jpeg_scans(data)
+    image = _open(data, max_pixels)
     width, height = image.size
-    if width * height > max_pixels:
-        raise ImageTooLarge(f"the picture has {width} x {height} pixels, more than {max_pixels:,}: send a smaller one")
+    check_size(width, height, max_pixels)
     if width == 0 or height == 0:
         raise UnreadableImage("the picture has no pixels: send another one")
+    check_scans(scans, width, height, max_pixels)
+    if image.format == "TIFF":
+        check_size(*tiff_tile(data), max_pixels)
     notes = []
     try:
         if image.format != "MPO" and getattr(image, "is_animated", False):
@@ -179,10 +182,11 @@ def _box(width: int, height: int, share: float, x: float, y: float) -> tuple[flo
     return left, top, left + across, top + down
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(BoundedFile(data), formats=FORMATS)
     except Exception as error:
+        check_avif(data, max_pixels)
         if any(accept and accept(data[:16]) for accept in (Image.OPEN[name][1] for name in FORMATS)):
             raise UnreadableImage("the picture's header is damaged: save it anew and send it again") from error
         if not isinstance(error, UnidentifiedImageError):

@@ -1,0 +1,418 @@
+"""Hostile pictures, made to order: what each is, and what a service should answer to it."""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+SIZE = (96, 64)
+"""Of the pictures that are read: large and oblong enough for several views."""
+
+OK, TOO_LARGE, UNSUPPORTED, UNREADABLE = 200, 413, 415, 422
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One file.
+
+    Attributes:
+        name: what is wrong with it.
+        data: the file.
+        status: of the documented answer.
+        size: width and height that the answer tells, if it is read.
+        warnings: that the answer tells, if it is read.
+    """
+
+    name: str
+    data: bytes
+    status: int
+    size: tuple[int, int] = SIZE
+    warnings: tuple[str, ...] = ()
+
+
+def photo(mode: str = "RGB", size: tuple[int, int] = SIZE) -> Image.Image:
+    """A picture of soft noise, the same each time."""
+    noise = np.random.RandomState(0).randint(0, 256, (6, 9, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The picture as a file of Pillow's format `kind`."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def after_header(png: bytes, *chunks: bytes) -> bytes:
+    """A PNG with more chunks."""
+    return png[:33] + b"".join(chunks) + png[33:]
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    """Of a JPEG."""
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+def tiff(
+    tags: dict[int, int | tuple[int, int, int]],
+    body: bytes = b"",
+    *,
+    after: int = 0,
+    order: str = "<",
+    big: bool = False,
+) -> bytes:
+    """A TIFF of one directory.
+
+    Args:
+        tags: to a number, or to type, count and what stands in the field of the value.
+        body: behind the header, at 8 (at 16 if `big`).
+        after: where the next directory is.
+        order: "<" or ">".
+        big: BigTIFF.
+    """
+    mark = {"<": b"II", ">": b"MM"}[order]
+    at = (16 if big else 8) + len(body)
+    head = struct.pack(order + ("HHHQ" if big else "HI"), *((43, 8, 0, at) if big else (42, at)))
+    entries = [(tag, *(value if isinstance(value, tuple) else (4, 1, value))) for tag, value in sorted(tags.items())]
+    directory = struct.pack(order + ("Q" if big else "H"), len(entries))
+    directory += b"".join(struct.pack(order + ("HHQQ" if big else "HHII"), *entry) for entry in entries)
+    return mark + head + body + directory + struct.pack(order + ("Q" if big else "I"), after)
+
+
+def grey_tiff(width: int, height: int, *, compression: int = 1, **options: Any) -> bytes:
+    """A TIFF of 8-bit grey that has as many bytes as a picture of `SIZE` needs."""
+    body = zlib.compress(bytes(SIZE[0] * SIZE[1])) if compression == 8 else bytes(SIZE[0] * SIZE[1])
+    at = 16 if options.get("big") else 8
+    tags = {256: width, 257: height, 258: 8, 259: compression, 262: 1, 273: at, 277: 1, 278: height, 279: len(body)}
+    return tiff(tags | options.pop("more", {}), body, **options)
+
+
+def tiled_tiff(tile: tuple[int, int], *, compression: int = 5, kind: int = 4, **options: Any) -> bytes:
+    """A TIFF of `SIZE` pixels with one tile of this size."""
+    body = zlib.compress(bytes(64))
+    strips: dict[int, int | tuple[int, int, int]] = {273: 16 if options.get("big") else 8, 279: len(body)}
+    sizes: dict[int, int | tuple[int, int, int]] = {322: (kind, 1, tile[0]), 323: (kind, 1, tile[1])}
+    tags = {256: SIZE[0], 257: SIZE[1], 258: 8, 259: compression, 262: 1, 277: 1} | strips | sizes
+    return tiff(tags, body, **options)
+
+
+def announcing(kind: str, width: int, height: int) -> bytes:
+    """A small file of this format whose header announces another size.
+
+    Args:
+        kind: one of `FORMATS` of model/image.py, or MPO, or how a WebP is stored: VP8, VP8L, VP8X.
+        width: pixels.
+        height: pixels.
+    """
+    return _ANNOUNCING[kind](width, height)
+
+
+def _patched(data: bytes, start: int, new: bytes) -> bytes:
+    return data[:start] + new + data[start + len(new) :]
+
+
+def _png(width: int, height: int) -> bytes:
+    data = encoded(photo(), "PNG")
+    return data[:8] + chunk(b"IHDR", struct.pack(">II", width, height) + data[24:29]) + data[33:]
+
+
+def _jpeg(width: int, height: int, kind: str = "JPEG", **options: Any) -> bytes:
+    data = encoded(photo(), kind, **options)
+    return data.replace(struct.pack(">HH", *SIZE[::-1]), struct.pack(">HH", height, width), 1)
+
+
+def _mpo(width: int, height: int) -> bytes:
+    return _jpeg(width, height, "MPO", save_all=True, append_images=[photo()])
+
+
+def _gif(width: int, height: int) -> bytes:
+    return _patched(encoded(photo(), "GIF"), 6, struct.pack("<HH", width, height))
+
+
+def _bmp(width: int, height: int) -> bytes:
+    return _patched(encoded(photo(), "BMP"), 18, struct.pack("<ii", width, height))
+
+
+def _avif(width: int, height: int) -> bytes:
+    data = encoded(photo(), "AVIF", speed=10)
+    return _patched(data, data.index(b"ispe") + 8, struct.pack(">II", width, height))
+
+
+def _vp8(width: int, height: int) -> bytes:
+    data = encoded(photo(), "WEBP")
+    return _patched(data, data.index(b"\x9d\x01\x2a") + 3, struct.pack("<HH", width, height))
+
+
+def _vp8l(width: int, height: int) -> bytes:
+    data = encoded(photo(), "WEBP", lossless=True)
+    return _patched(data, data.index(b"VP8L") + 9, struct.pack("<I", width - 1 | height - 1 << 14))
+
+
+def _vp8x(width: int, height: int) -> bytes:
+    data = encoded(photo(), "WEBP", save_all=True, append_images=[photo().rotate(90)])
+    sides = b"".join(struct.pack("<I", side - 1)[:3] for side in (width, height))
+    return _patched(data, data.index(b"VP8X") + 12, sides)
+
+
+_ANNOUNCING: dict[str, Callable[[int, int], bytes]] = {
+    "JPEG": _jpeg,
+    "PNG": _png,
+    "WEBP": _vp8x,
+    "VP8": _vp8,
+    "VP8L": _vp8l,
+    "GIF": _gif,
+    "BMP": _bmp,
+    "TIFF": grey_tiff,
+    "AVIF": _avif,
+    "MPO": _mpo,
+}
+
+BOMBS: dict[str, tuple[tuple[int, int], ...]] = {
+    "JPEG": ((7_072, 7_072), (65_500, 65_500)),
+    "PNG": ((7_072, 7_072), (60_000, 60_000), (2**31 - 1, 2**31 - 1)),
+    "WEBP": ((7_072, 7_072), (16_384, 16_384), (65_535, 65_535)),
+    "VP8": ((7_072, 7_072), (16_383, 16_383)),
+    "VP8L": ((7_072, 7_072), (16_384, 16_384)),
+    "GIF": ((7_072, 7_072), (65_535, 65_535)),
+    "BMP": ((7_072, 7_072), (2**31 - 1, 2**31 - 1)),
+    "TIFF": ((7_072, 7_072), (2**31 - 1, 2**31 - 1), (2**32 - 1, 1_000)),
+    "AVIF": ((7_072, 7_072), (16_384, 16_384), (65_535, 65_535)),
+    "MPO": ((7_072, 7_072), (65_500, 65_500)),
+}
+"""Format (or how a WebP is stored) -> sizes to announce, each over the default limit of 50,000,000 pixels."""
+
+
+def bombs() -> Iterator[Sample]:
+    """Small files that would become large pictures."""
+    for kind, sizes in BOMBS.items():
+        for width, height in sizes:
+            yield Sample(f"{kind} of {width} x {height}", announcing(kind, width, height), TOO_LARGE)
+    for tile in ((32_768, 32_768), (2**16, 2**12)):
+        yield Sample(f"TIFF with tiles of {tile[0]} x {tile[1]}", tiled_tiff(tile), TOO_LARGE)
+    yield Sample("TIFF, big-endian, with a huge tile", tiled_tiff((2**15, 2**15), order=">"), TOO_LARGE)
+    yield Sample("BigTIFF with a huge tile", tiled_tiff((2**15, 2**15), big=True), TOO_LARGE)
+    # Pillow knows no type 17, libtiff does.
+    yield Sample("TIFF whose tile size Pillow cannot read", tiled_tiff((2**15, 2**15), kind=17), UNREADABLE)
+
+
+def many_scans(scans: int, size: tuple[int, int] = (2_000, 2_000)) -> bytes:
+    """A progressive JPEG of grey with so many scans, each of some ten bytes."""
+    data = encoded(Image.new("L", size), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * (scans - data.count(b"\xff\xda")) + data[-2:]
+
+
+def many_pieces(size: int) -> Iterator[Sample]:
+    """Files of so many bytes that keep a careless reader busy for minutes."""
+    jpeg, gif, png = (encoded(photo(), kind) for kind in ("JPEG", "GIF", "PNG"))
+    first = gif.index(b",")
+
+    def filled(piece: bytes) -> bytes:
+        return piece * (size // len(piece))
+
+    for name, data in (
+        ("JPEG of empty segments", jpeg[:2] + filled(segment(0xE5, b"")) + jpeg[2:]),
+        ("JPEG of EXIF in crumbs", jpeg[:2] + filled(segment(0xE1, b"Exif\0\0" + bytes(10))) + jpeg[2:]),
+        ("JPEG of EXIF behind an end", jpeg[:2] + b"\xff\xd9" + filled(segment(0xE1, b"Exif\0\0123")) + jpeg[2:]),
+        ("JPEG of EXIF in a marker without length", jpeg[:2] + b"\xff\xf0" + filled(segment(0xE1, b"Exif\0\0123"))),
+        ("JPEG of filling", jpeg[:20] + b"\0" * size + jpeg[20:]),
+        ("GIF of empty comments", gif[:first] + filled(b"\x21\xfe\0") + gif[first:]),
+        ("GIF of short comments", gif[:first] + filled(b"\x21\xfe\x01x\0") + gif[first:]),
+        ("PNG of empty chunks", after_header(png, filled(chunk(b"teSt", b"")))),
+    ):
+        yield Sample(name, data, UNREADABLE)
+
+
+def _metadata() -> Iterator[Sample]:
+    """Much of it, or damaged."""
+    png, jpeg = encoded(photo(), "PNG"), encoded(photo(), "JPEG")
+    zeros = zlib.compress(bytes(50_000_000))
+    yield Sample("PNG whose zTXt expands to 50 MB", after_header(png, chunk(b"zTXt", b"a\0\0" + zeros)), UNREADABLE)
+    itxt = chunk(b"iTXt", b"a\0\1\0\0\0" + zeros)
+    yield Sample("PNG whose iTXt expands to 50 MB", after_header(png, itxt), UNREADABLE)
+    small = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1_000_000)))
+    yield Sample("PNG of 80 texts of a megabyte", after_header(png, *[small] * 80), UNREADABLE)
+    yield Sample("PNG with a long text", after_header(png, chunk(b"tEXt", b"a\0" + b"b" * 900_000)), OK)
+    icc = chunk(b"iCCP", b"a\0\0" + zeros)
+    yield Sample("PNG whose colour profile expands to 50 MB", after_header(png, icc), UNREADABLE)
+    yield Sample("PNG with a damaged checksum", png[:29] + b"\0\0\0\0" + png[33:], UNREADABLE)
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 65_000
+    yield Sample("JPEG with 65 KB of EXIF", encoded(photo(), "JPEG", exif=exif), OK)
+    blocks = segment(0xE1, b"Exif\0\0" + exif.tobytes()) + segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 50
+    yield Sample("JPEG with 3 MB of EXIF", jpeg[:2] + blocks + jpeg[2:], OK)
+    exif[0x010E] = "x" * 5_000_000
+    for kind in ("PNG", "WEBP", "TIFF"):
+        yield Sample(f"{kind} with 5 MB of EXIF", encoded(photo(), kind, exif=exif), OK)
+    overlapping = tiff(dict.fromkeys(range(36864, 36864 + 4000), (7, 60000, 8)), bytes(20_000))[:65_000]
+    yield Sample("JPEG whose EXIF tags overlap", jpeg[:2] + segment(0xE1, b"Exif\0\0" + overlapping) + jpeg[2:], OK)
+
+
+def _directories() -> Iterator[Sample]:
+    """TIFFs whose directories lead astray."""
+    plain = grey_tiff(*SIZE)
+    directory = struct.unpack("<I", plain[4:8])[0]
+    frames = ("only the first frame counts",)
+    yield Sample("TIFF", plain, OK)
+    yield Sample("TIFF, big-endian", grey_tiff(*SIZE, order=">"), OK)
+    yield Sample("BigTIFF", grey_tiff(*SIZE, big=True), OK)
+    yield Sample("TIFF whose directory follows itself", grey_tiff(*SIZE, after=directory), OK)
+    chain = b"".join(struct.pack("<HI", 0, len(plain) + 6 * (number + 1)) for number in range(20_000))
+    deep = grey_tiff(*SIZE, after=len(plain)) + chain
+    yield Sample("TIFF of 20,000 directories", deep, OK, warnings=frames)
+    yield Sample("TIFF whose next directory is nowhere", grey_tiff(*SIZE, after=2**31), OK, warnings=frames)
+    yield Sample("TIFF whose EXIF directory is its own", grey_tiff(*SIZE, more={0x8769: directory}), OK)
+    shared = dict.fromkeys(range(40000, 60000), (7, 6000, 8))
+    yield Sample("TIFF of 20,000 tags of the same bytes", grey_tiff(*SIZE, more=shared), UNREADABLE)
+    yield Sample("TIFF whose directory is nowhere", plain[:4] + b"\xff\xff\xff\x7f" + plain[8:], UNREADABLE)
+    yield Sample("TIFF whose pixels are nowhere", grey_tiff(*SIZE, more={273: 2**31}), UNREADABLE)
+    yield Sample("TIFF of an unknown compression", grey_tiff(*SIZE, compression=4242), UNREADABLE)
+    yield Sample("TIFF of 65,535 colours", grey_tiff(*SIZE, more={277: 65_535}), UNREADABLE)
+
+
+def _cut() -> Iterator[Sample]:
+    """Truncated at several places."""
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO"):
+        options = {"save_all": True, "append_images": [photo()]} if kind == "MPO" else {}
+        data = encoded(photo(), kind, **options)
+        for share in (0.04, 0.3, 0.45 if kind == "MPO" else 0.7):
+            yield Sample(f"{kind} cut at {share:.0%}", data[: int(len(data) * share)], UNREADABLE)
+
+
+def _polyglots() -> Iterator[Sample]:
+    """Pictures that are something else too are answered as pictures."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("index.html", "<script>alert(1)</script>")
+    script = b"<html><script>alert(1)</script></html>"
+    jpeg, png, gif = (encoded(photo(), kind) for kind in ("JPEG", "PNG", "GIF"))
+    yield Sample("PNG and ZIP", png + archive.getvalue(), OK)
+    yield Sample("JPEG and HTML", jpeg[:2] + segment(0xFE, script) + jpeg[2:] + script, OK)
+    first = gif.index(b",")
+    comment = b"\x21\xfe" + bytes([len(script)]) + script + b"\0"
+    yield Sample("GIF and JavaScript", gif[:first] + comment + gif[first:] + b"=1;alert(1)", OK)
+    yield Sample("JPEG and PNG", jpeg + png, OK)
+    yield Sample("JPEG and a film full of what looks like scans", jpeg + b"\xff\xda\0\0" * 100_000, OK)
+    yield Sample("ZIP and PNG", archive.getvalue() + png, UNSUPPORTED)
+    yield Sample("PDF and JPEG", b"%PDF-1.7\n" + jpeg, UNSUPPORTED)
+
+
+def _sizes() -> Iterator[Sample]:
+    """None, and strips."""
+    for kind, width, height in (
+        ("JPEG", 0, 64), ("JPEG", 96, 0), ("PNG", 0, 64), ("PNG", 96, 0), ("PNG", 0, 0), ("BMP", 0, 0), ("GIF", 0, 0),
+        ("TIFF", 0, 64), ("TIFF", 96, 0), ("AVIF", 0, 0), ("VP8", 0, 0),
+    ):  # fmt: skip
+        status = OK if kind == "GIF" else UNREADABLE  # its frame is what counts
+        yield Sample(f"{kind} of {width} x {height}", announcing(kind, width, height), status)
+    for size in ((1, 1), (1, 5_000), (5_000, 1)):
+        for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"):
+            small = (f"upscaled from {size[0]}x{size[1]}",)
+            yield Sample(f"{kind} of {size[0]} x {size[1]}", encoded(photo(size=size), kind), OK, size, small)
+    yield Sample("GIF whose frame outgrows its canvas", _gif(10, 10), OK)
+    yield Sample("WebP whose frame outgrows its canvas", _vp8x(10, 10), UNREADABLE)
+    # Its compressed stream is whole, so Pillow takes it for whole; the rest stays black.
+    yield Sample("PNG with too few pixels", _png(500, 500), OK, (500, 500))
+    yield Sample("BMP with too few pixels", _bmp(500, 500), UNREADABLE)
+    yield Sample("TIFF with too few pixels", grey_tiff(500, 500), UNREADABLE)
+
+
+def _animations() -> Iterator[Sample]:
+    warnings = ("only the first frame counts",)
+    for kind in ("GIF", "WEBP", "PNG", "TIFF", "AVIF"):
+        frames = [photo().rotate(90 * turn) for turn in range(1, 4)]
+        yield Sample(
+            f"{kind} of frames", encoded(photo(), kind, save_all=True, append_images=frames), OK, SIZE, warnings
+        )
+    gif = encoded(photo(), "GIF")
+    first = gif.index(b",")
+    many = gif[:-1] + gif[first:-1] * 500 + gif[-1:]
+    yield Sample("GIF of 501 frames", many, OK, warnings=warnings)
+    yield Sample("GIF whose second frame is cut", gif[:-1] + gif[first : first + 40], OK, warnings=warnings)
+    mpo = encoded(photo(), "MPO", save_all=True, append_images=[photo()])
+    yield Sample("MPO of two pictures", mpo, OK)
+
+
+def _modes() -> Iterator[Sample]:
+    """Colours that are no RGB of 8 bits."""
+    yield Sample("JPEG in CMYK", encoded(photo("CMYK"), "JPEG"), OK)
+    cmyk = encoded(photo("CMYK"), "JPEG")
+    adobe = segment(0xEE, b"Adobe\0\x64\0\0\0\0\x02")
+    yield Sample("JPEG in YCCK", cmyk[:2] + adobe + cmyk[2:].replace(segment(0xEE, b"Adobe\0\x64\0\0\0\0\0"), b""), OK)
+    yield Sample("TIFF in CMYK", encoded(photo("CMYK"), "TIFF"), OK)
+    yield Sample("TIFF in CIELAB", encoded(photo("LAB"), "TIFF"), OK)
+    yield Sample("JPEG in grey, progressive", encoded(photo("L"), "JPEG", progressive=True), OK)
+    deep = Image.fromarray(np.asarray(photo("L")).astype(np.uint16) * 257)
+    real = Image.fromarray(np.asarray(photo("L")).astype(np.float32) / 255)
+    yield Sample("PNG of 16 bits", encoded(deep, "PNG"), OK)
+    yield Sample("TIFF of 16 bits", encoded(deep, "TIFF"), OK)
+    yield Sample("TIFF of 32 bits", encoded(photo("I"), "TIFF"), OK)
+    yield Sample("TIFF of floats", encoded(real, "TIFF"), OK)
+    wild = np.asarray(real).copy()
+    wild[:20] = np.nan, np.inf, -np.inf, np.finfo(np.float32).max, *wild[0, 4:]
+    yield Sample("TIFF of numbers that are none", encoded(Image.fromarray(wild), "TIFF"), OK)
+    palette = photo().quantize(16)
+    yield Sample("PNG of a palette with alpha", encoded(palette, "PNG", transparency=bytes(range(0, 256, 16))), OK)
+    yield Sample("GIF of a palette with a hole", encoded(palette, "GIF", transparency=3), OK)
+    for mode, kinds in {"1": ("PNG", "BMP", "TIFF"), "LA": ("PNG", "TIFF"), "RGBA": ("PNG", "TIFF", "WEBP")}.items():
+        for kind in kinds:
+            yield Sample(f"{kind} in {mode}", encoded(photo(mode), kind), OK)
+    wide = encoded(palette, "PNG")
+    at = wide.index(b"PLTE")
+    short = wide[: at - 4] + chunk(b"PLTE", wide[at + 4 : at + 7]) + wide[at + 4 + 48 + 4 :]
+    yield Sample("PNG of a palette too short", short, OK)
+
+
+def _other_formats() -> Iterator[Sample]:
+    """Known to Pillow or to the world, but not accepted."""
+    for kind in ("ICO", "PPM", "JPEG2000", "TGA", "PCX", "SGI", "DDS", "ICNS", "PDF"):
+        if kind in Image.SAVE:
+            yield Sample(kind, encoded(photo(), kind), UNSUPPORTED)
+    # Ghostscript would make the file if it ever saw this.
+    yield Sample("EPS", encoded(photo(), "EPS"), UNSUPPORTED)
+    psd = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, SIZE[1], SIZE[0], 8, 3) + bytes(12) + bytes(2 + 3 * 96 * 64)
+    yield Sample("PSD", psd, UNSUPPORTED)
+    yield Sample("SVG", b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', UNSUPPORTED)
+    yield Sample(
+        "XML that includes a file", b'<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>', UNSUPPORTED
+    )
+    yield Sample("text", b"hello, this is no picture at all", UNSUPPORTED)
+    yield Sample("a byte", b"\0", UNSUPPORTED)
+    yield Sample("zeros", bytes(100_000), UNSUPPORTED)
+    yield Sample("a Python pickle", b"\x80\x04\x95\x05\0\0\0\0\0\0\0]\x94.", UNSUPPORTED)
+    yield Sample("an empty archive", b"PK\x05\x06" + bytes(18), UNSUPPORTED)
+    for name, start in (("PNG", b"\x89PNG\r\n\x1a\n"), ("JPEG", b"\xff\xd8\xff"), ("GIF", b"GIF89a"), ("BMP", b"BM")):
+        yield Sample(f"{name} of its first bytes", start, UNREADABLE)
+
+
+@cache
+def corpus() -> tuple[Sample, ...]:
+    """All of them."""
+    samples = [
+        *bombs(),
+        *many_pieces(1_000_000),
+        Sample("JPEG of 400 scans", many_scans(400), UNREADABLE),
+        Sample("JPEG of 400 scans, small", many_scans(400, SIZE), OK),
+        *_metadata(),
+        *_directories(),
+        *_cut(),
+        *_polyglots(),
+        *_sizes(),
+        *_animations(),
+        *_modes(),
+        *_other_formats(),
+    ]
+    assert len({sample.name for sample in samples}) == len(samples), "names are unique"
+    return tuple(samples)

@@ -1,0 +1,139 @@
+"""Whatever the bytes, prepare() gives a picture of the documented shape or one of the image errors."""
+
+import io
+import time
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from model.card import InputSpec
+from model.errors import ImageError
+from model.image import FORMATS, MAX_VIEWS, Picture, prepare
+from tests.hostile import announcing, corpus
+
+# The same examples each time, so that a change is to blame for what it broke.
+repeatable = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+SPECS = [
+    InputSpec(resize=resize, crop=crop, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    for resize, crop in ((32, 32), (40, 33), (8, 7))
+]
+MAX_PIXELS = 200_000
+
+# Pillow's modes -> the formats that store them.
+STORED = {
+    "1": ("PNG", "BMP", "TIFF"),
+    "L": ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"),
+    "P": ("PNG", "GIF", "BMP", "TIFF"),
+    "RGB": ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"),
+    "RGBA": ("PNG", "WEBP", "TIFF", "AVIF"),
+    "LA": ("PNG", "TIFF"),
+    "CMYK": ("JPEG", "TIFF"),
+    "I;16": ("PNG", "TIFF"),
+    "I": ("TIFF",),
+    "F": ("TIFF",),
+}
+STARTS = [
+    b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"GIF89a", b"BM", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08",
+    b"II+\0\x08\0\0\0", b"RIFF\xff\0\0\0WEBPVP8 ", b"RIFF\xff\0\0\0WEBPVP8X", b"\0\0\0\x1cftypavif",
+]  # fmt: skip
+
+
+def outcome(data: bytes, spec: InputSpec, views: int) -> Picture | ImageError:
+    """What prepare() makes of a file; no other exception passes."""
+    picture: Picture | ImageError
+    began = time.thread_time()
+    try:
+        picture = prepare(data, spec, max_pixels=MAX_PIXELS, views=views)
+    except ImageError as error:
+        picture = error
+    assert time.thread_time() - began < 2, "it hangs"
+    if isinstance(picture, ImageError):
+        assert type(picture) is not ImageError
+        assert ": s" in str(picture), "the message says what to do: save it anew, or send another"
+        return picture
+    assert picture.pixels.dtype == np.uint8
+    assert picture.pixels.shape[1:] == (spec.crop, spec.crop, 3)
+    assert len(picture.pixels) in {1, views}
+    assert 0 < picture.width * picture.height <= MAX_PIXELS
+    return picture
+
+
+# Of the corpus, those that are quick to mutate.
+FILES = {sample.name: sample.data for sample in corpus() if 0 < len(sample.data) < 12_000}
+
+
+@repeatable
+@given(
+    st.one_of(st.binary(max_size=300), st.builds(bytes.__add__, st.sampled_from(STARTS), st.binary(max_size=300))),
+    st.sampled_from(SPECS),
+    st.integers(1, MAX_VIEWS),
+)
+def test_arbitrary_bytes_are_a_picture_or_an_image_error(data: bytes, spec: InputSpec, views: int) -> None:
+    outcome(data, spec, views)
+
+
+@settings(repeatable, max_examples=400)
+@given(st.data(), st.sampled_from(SPECS), st.integers(1, MAX_VIEWS))
+def test_mutated_files_are_a_picture_or_an_image_error(data: st.DataObject, spec: InputSpec, views: int) -> None:
+    changed = bytearray(FILES[data.draw(st.sampled_from(sorted(FILES)))])
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(changed)) | st.integers(0, min(len(changed), 64)))
+        changed[start : start + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
+    outcome(bytes(changed), spec, views)
+
+
+@repeatable
+@given(
+    st.sampled_from([(mode, kind) for mode, kinds in STORED.items() for kind in kinds if kind in FORMATS]),
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.sampled_from(SPECS),
+    st.integers(1, MAX_VIEWS),
+    st.integers(0, 9),
+)
+def test_a_valid_picture_has_the_documented_shape(
+    stored: tuple[str, str], width: int, height: int, spec: InputSpec, views: int, orientation: int
+) -> None:
+    mode, kind = stored
+    image = Image.linear_gradient("L").resize((width, height))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    elif mode != "L":
+        image = image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    image.save(
+        file, kind, **({} if kind in ("GIF", "BMP") else {"exif": exif}), **({"speed": 10} if kind == "AVIF" else {})
+    )
+    picture = outcome(file.getvalue(), spec, views)
+    assert isinstance(picture, Picture), picture
+
+    turned = orientation in (5, 6, 7, 8) and kind not in ("GIF", "BMP")
+    assert (picture.width, picture.height) == ((height, width) if turned else (width, height))
+    short, long = sorted((width, height))
+    several = short >= 2 * spec.resize and long >= 1.1 * short
+    assert len(picture.pixels) == (views if several else 1)
+    small = (f"upscaled from {picture.width}x{picture.height}",)
+    assert picture.warnings == (small if short < spec.resize else ())
+
+
+@repeatable
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.sampled_from(["L", "RGB"]))
+def test_a_picture_is_refused_exactly_where_it_has_too_many_pixels(width: int, height: int, mode: str) -> None:
+    kind = "PNG" if mode == "RGB" else "TIFF"
+    found = outcome(announcing(kind, width, height), SPECS[0], 1)
+    told = f"the picture has {width} x {height} pixels, more than 200,000: send a smaller one"
+    assert (str(found) == told) == (width * height > MAX_PIXELS)
+
+
+def test_there_are_enough_files_to_mutate() -> None:
+    assert len(FILES) > 100
