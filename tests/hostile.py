@@ -225,6 +225,7 @@ def many_pieces(size: int) -> Iterator[Sample]:
     for name, data in (
         ("JPEG of empty segments", jpeg[:2] + filled(segment(0xE5, b"")) + jpeg[2:]),
         ("JPEG of EXIF in crumbs", jpeg[:2] + filled(segment(0xE1, b"Exif\0\0" + bytes(10))) + jpeg[2:]),
+        ("JPEG of EXIF in pieces", jpeg[:2] + filled(segment(0xE1, b"Exif\0\0" + bytes(590))) + jpeg[2:]),
         ("JPEG of EXIF behind an end", jpeg[:2] + b"\xff\xd9" + filled(segment(0xE1, b"Exif\0\0123")) + jpeg[2:]),
         ("JPEG of EXIF in a marker without length", jpeg[:2] + b"\xff\xf0" + filled(segment(0xE1, b"Exif\0\0123"))),
         ("JPEG of filling", jpeg[:20] + b"\0" * size + jpeg[20:]),
@@ -304,7 +305,7 @@ def _polyglots() -> Iterator[Sample]:
     comment = b"\x21\xfe" + bytes([len(script)]) + script + b"\0"
     yield Sample("GIF and JavaScript", gif[:first] + comment + gif[first:] + b"=1;alert(1)", OK)
     yield Sample("JPEG and PNG", jpeg + png, OK)
-    yield Sample("JPEG and a film full of what looks like scans", jpeg + b"\xff\xda\0\0" * 100_000, OK)
+    yield Sample("JPEG and a film full of what looks like scans", jpeg + b"\xff\xda\0\0" * 200_000, OK)
     yield Sample("ZIP and PNG", archive.getvalue() + png, UNSUPPORTED)
     yield Sample("PDF and JPEG", b"%PDF-1.7\n" + jpeg, UNSUPPORTED)
 

@@ -102,7 +102,7 @@ def test_there_are_bombs_of_every_accepted_format() -> None:
     assert {*FORMATS, "MPO"} - {"HEIF"} <= set(BOMBS)
 
 
-@pytest.mark.parametrize("sample", bombs(), ids=lambda sample: sample.name)
+@pytest.mark.parametrize("sample", list(bombs()), ids=lambda sample: sample.name)
 def test_a_bomb_is_refused_by_its_header(sample: Sample, running: Running) -> None:
     """The service runs in this process, so its memory and its CPU time are ours."""
     running.post(sample.data)
