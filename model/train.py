@@ -100,7 +100,9 @@ def main(
     device: Annotated[DeviceName, typer.Option(help="auto takes CUDA where there is one.")] = "auto",
     network: Annotated[str | None, typer.Option(help="Instead of the recipe's network: resnet18 to resnet152.")] = None,
     stem: Annotated[Stem | None, typer.Option(help="Instead of the recipe's stem.")] = None,
-    init: Annotated[Path | None, typer.Option(help="Start from this state dict, with a new head.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Start from this state dict; a head of another size is drawn anew.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only this many pictures, for a trial.")] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the checkpoint.  [default: runs/RECIPE]")] = None,
     out: Annotated[
