@@ -3,6 +3,9 @@
 import asyncio
 import logging
 import math
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +24,8 @@ from model import Classifier, ImageError, ModelError, Picture, Prediction, prepa
 
 logger = logging.getLogger("tenfold")
 
+# Of the threads that compute; 0 is the event loop's.
+_NICE = 10
 # Seconds between two looks at the engine.
 _WATCH = 0.5
 
@@ -57,8 +62,8 @@ class Service:
         self._reason = "the model is loading: ask again in a second"
         self._classifier: Classifier | None = None
         self._batcher: Batcher | None = None
-        self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._engine_thread = ThreadPoolExecutor(1, "engine", _give_way)
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode", _give_way)
 
     async def start(self) -> None:
         """Begin to load, and then to watch the engine."""
@@ -217,6 +222,14 @@ class Service:
     def _enter(self, state: State, reason: str) -> None:
         self.state, self._reason = state, reason
         self.telemetry.ready(state == "ready")
+
+
+def _give_way() -> None:
+    """Let the event loop run first where cores are few, so that probes and refusals do not wait for inference."""
+    if sys.platform == "linux":  # where a thread has a priority of its own; those that it starts inherit it
+        thread = threading.get_native_id()
+        # Never back up: that takes rights.
+        os.setpriority(os.PRIO_PROCESS, thread, max(_NICE, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def service_of(request: Request) -> Service:

@@ -1,4 +1,6 @@
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Coroutine
 from typing import Any
@@ -11,6 +13,7 @@ from app.settings import Settings
 from app.upload import Upload
 from model import Classifier, IntegrityError, UnreadableImage, UnsupportedImage
 from tests.app.fakes import FakeEngine, fake_classifier, photo, picture
+from tests.app.serving import serving
 
 
 async def until_not_loading(service: Service) -> None:
@@ -49,6 +52,18 @@ def test_it_loads_in_the_engines_thread() -> None:
         await service.stop()
 
     run(main())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_the_engine_gives_way_to_the_event_loop() -> None:
+    def load() -> Classifier:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return fake_classifier(FakeEngine())
+
+    seen: list[int] = []
+    with serving(load=load):
+        own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert seen == [max(10, own)]
 
 
 def test_nothing_is_served_before_it_has_loaded() -> None:
