@@ -81,22 +81,23 @@ class RequestContext:
             rejected = state.get("rejected")
             route = getattr(scope.get("route"), "path", "other")
             self.telemetry.request(route=route, status=status, seconds=seconds, rejected=rejected)
-            path = quote(scope["path"])  # a line break in it would forge a line
-            fields = {
-                "request_id": request_id,
-                "method": scope["method"],
-                "path": path,
-                "status": status,
-                "milliseconds": round(seconds * 1000, 1),
-                "stages": {name: round(value, 1) for name, value in timings.items() if name != "total"},
-            }
-            if rejected:
-                fields["rejected"] = rejected
-            access.info(
-                "%s %s %d %.1fms id=%s",
-                *(scope["method"], path, status, seconds * 1000, request_id),
-                extra={"fields": fields},
-            )
+            if access.isEnabledFor(logging.INFO):
+                path = quote(scope["path"])  # a line break in it would forge a line
+                fields = {
+                    "request_id": request_id,
+                    "method": scope["method"],
+                    "path": path,
+                    "status": status,
+                    "milliseconds": round(seconds * 1000, 1),
+                    "stages": {name: round(value, 1) for name, value in timings.items() if name != "total"},
+                }
+                if rejected:
+                    fields["rejected"] = rejected
+                access.info(
+                    "%s %s %d %.1fms id=%s",
+                    *(scope["method"], path, status, seconds * 1000, request_id),
+                    extra={"fields": fields},
+                )
 
 
 class BodyLimit:

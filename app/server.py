@@ -49,14 +49,14 @@ class Server(uvicorn.Server):
         if not self._told:
             self._told = True
             self._service.drain()
-            self.exit_after_delay(self._drain_delay if sig == signal.SIGTERM else 0.0)
+            self.exit_after(self._drain_delay if sig == signal.SIGTERM else 0.0)
         else:
             self.force_exit = self.should_exit = True
 
-    def exit_after_delay(self, delay: float | None = None) -> None:
-        """Go on answering for `delay` seconds, that of draining if none are given, and then end."""
+    def exit_after(self, seconds: float) -> None:
+        """Go on answering for so many seconds, and then end; the first call counts."""
         if self._exit_at is None:
-            self._exit_at = time.monotonic() + (self._drain_delay if delay is None else delay)
+            self._exit_at = time.monotonic() + seconds
 
     async def on_tick(self, counter: int) -> bool:
         if self._parent is not None and os.getppid() != self._parent and not self._told:
@@ -139,7 +139,7 @@ def serve(
     def give_up() -> None:
         nonlocal failed
         failed = True
-        server.exit_after_delay()
+        server.exit_after(settings.drain_delay)
 
     app = create_app(settings, load=load, on_failure=give_up)
     server = Server(config_of(settings, app), app.state.service, settings.drain_delay, parent=parent)

@@ -1,8 +1,7 @@
 """What is counted and measured, and how Prometheus is told."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -148,11 +147,9 @@ class Telemetry:
         """So many pictures more, or fewer, are under way."""
         self._under_way.inc(change)
 
-    @contextmanager
-    def upload(self) -> Iterator[None]:
-        """A request's body is being read."""
-        with self._uploads.track_inprogress():
-            yield
+    def upload(self) -> AbstractContextManager[object]:
+        """A request's body is being read within it."""
+        return self._uploads.track_inprogress()
 
     def ready(self, ready: bool) -> None:
         """Whether /readyz is 200 from now on."""

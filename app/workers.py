@@ -112,6 +112,9 @@ def supervise(settings: Settings) -> int:
         listening.listen(_BACKLOG)  # at once, so that nobody else takes the port while the workers load
     except SystemExit:  # uvicorn has logged why
         return 1
+    except OSError as error:  # somebody was quicker between the two
+        logger.error("nothing can listen at %s:%d: %s", settings.host, settings.port, error)
+        return 1
     with tempfile.TemporaryDirectory(prefix="tenfold-metrics-") as folder:
         supervisor = Supervisor(settings, listening, folder)
         for sig in (signal.SIGTERM, signal.SIGINT):

@@ -65,13 +65,11 @@ def test_a_second_head_that_drips_in_is_hung_up_on(impatient: Running) -> None:
 
 
 def test_a_body_that_drips_in_is_told_so_at_the_deadline_and_hung_up_on(impatient: Running) -> None:
-    began = time.monotonic()
     answer, seconds = dripped(impatient, HEAD, lambda _: b"x")
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"connection: close" in answer.lower()
     assert b"urn:tenfold:upload-too-slow" in answer
     assert TIMEOUT - 0.1 < seconds < TIMEOUT + 5
-    assert time.monotonic() - began < TIMEOUT + 5
     eventually(lambda: b"uploads_under_way 0.0" in impatient.service.telemetry.exposition(), "it counts no more")
 
 

@@ -6,7 +6,6 @@ import time
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.service import Service
 from tests.app.fakes import CARD, FakeEngine, photo, picture
 from tests.app.serving import Running, eventually, serving
 
@@ -133,4 +132,3 @@ def test_two_applications_in_one_process_count_apart() -> None:
         first.post(picture())
         assert samples(first)["tenfold_confidence_count"] == 1
         assert samples(second)["tenfold_confidence_count"] == 0
-        assert isinstance(first.service, Service)
