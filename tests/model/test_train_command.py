@@ -63,7 +63,7 @@ def test_smoke_learns_and_its_bundle_loads(smoke: Path) -> None:
 FAULTS = {
     "no data": (["--recipe", "quick", "--data", "{tmp}/none"], "no CIFAR-10 in .*none: add --download"),
     "unknown recipe": (["--recipe", "slow"],
-                       "no recipe 'slow': choose one of smoke, quick, restart, standard, best, article"),
+                       "no recipe 'slow': choose one of smoke, quick, restart, polish, standard, best, article"),
     "unknown network": (["--recipe", "smoke", "--network", "vgg16"], "no network 'vgg16': choose one of resnet18, "),
     "bundle exists": (["--recipe", "smoke", "--out", "{smoke}/resnet18-synthetic"], "exists: choose another --out"),
     "run exists": (["--recipe", "smoke", "--run", "{smoke}", "--out", "{tmp}/new"], "holds a run already"),
