@@ -3,7 +3,10 @@ BIN := .venv/bin
 
 .PHONY: serve test check soak install lock
 
-serve: install  ## serve on http://127.0.0.1:8000
+# What the machine's engine needs, and no more: OpenVINO, or PyTorch with its 5 GB of CUDA where there is an NVIDIA GPU.
+SERVE := $(if $(shell command -v nvidia-smi),serve-torch,serve)
+
+serve: $(if $(wildcard .venv/installed),install,.venv/$(SERVE)-installed)  ## serve on http://127.0.0.1:8000
 	@exec $(BIN)/python -m app
 
 test: install  ## run the tests
@@ -20,16 +23,24 @@ soak: install  ## ten minutes of overload; SOAK_FLAGS="--minutes 1" for less
 
 install: .venv/installed  ## make .venv and install the pinned requirements
 
-.venv/installed: requirements/uv.txt requirements/dev.txt
+.venv/installed: .venv/uv-installed requirements/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	@touch $@
+
+.venv/serve-installed .venv/serve-torch-installed: .venv/%-installed: .venv/uv-installed requirements/%.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/$*.txt
+	@touch $@
+
+.venv/uv-installed: requirements/uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/uv.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
 	@touch $@
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
 lock: install  ## pin the requirements anew from pyproject.toml; add LOCK_FLAGS=--upgrade for newer versions
-	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra torch -o requirements/serve.txt
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra dev -o requirements/dev.txt
+	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra openvino -c requirements/dev.txt -o requirements/serve.txt
+	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra torch -c requirements/dev.txt -o requirements/serve-torch.txt
 	echo uv | $(LOCK) $(LOCK_FLAGS) - -o requirements/uv.txt

@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import RedirectResponse
 
 from app import problems
+from app.auth import require_key
 from app.middleware import BodyLimit, RequestContext
 from app.routes import health, metrics, model, predict
 from app.service import Service
@@ -65,8 +66,10 @@ def create_app(
     app.add_middleware(
         RequestContext, telemetry=service.telemetry, closing=lambda: service.state in ("draining", "failed")
     )
-    for router in (predict.router, health.router, model.router, metrics.router):
-        app.include_router(router)
+    app.include_router(health.router)
+    keys = [Depends(require_key)] if settings.api_keys else []
+    for router in (predict.router, model.router, metrics.router):
+        app.include_router(router, dependencies=keys)
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     return app
 

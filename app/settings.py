@@ -29,7 +29,9 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
     workers: Annotated[int, Field(ge=1, le=64, description="Processes, each with its own copy of the model.")] = 1
     weights: Annotated[Path, Field(description="Folder of the bundle to serve.")] = Path("weights/resnet18-cifar10")
-    engine: Annotated[EngineName, Field(description="Runtime of the network.")] = "auto"
+    engine: Annotated[
+        EngineName, Field(description="Runtime: `auto` takes `torch` on CUDA, else `openvino`, else `torch`.")
+    ] = "auto"
     device: Annotated[DeviceName, Field(description="`auto` takes CUDA where there is one.")] = "auto"
     threads: Annotated[int, Field(ge=0, description="Threads of the network on a CPU; 0 leaves it to the runtime.")] = 0
     decode_threads: Annotated[int, Field(ge=1, description="Threads that decode pictures.")] = 2

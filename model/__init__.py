@@ -8,7 +8,7 @@
 What is listed in `__all__` is the public API; `app` uses nothing else.
 """
 
-from model.card import ModelCard
+from model.card import InputSpec, ModelCard
 from model.classifier import Classifier, Prediction, Ranked, load
 from model.engines.base import DeviceName, Engine, EngineName
 from model.errors import (
@@ -41,6 +41,7 @@ __all__ = [
     "EngineName",
     "ImageError",
     "ImageTooLarge",
+    "InputSpec",
     "IntegrityError",
     "ModelCard",
     "ModelError",

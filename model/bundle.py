@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -12,7 +13,6 @@ from model.card import ModelCard, read_card
 from model.errors import IntegrityError, SaveError
 
 CARD_FILE = "card.json"
-WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,29 @@ def open_bundle(folder: Path) -> Bundle:
         if found != expected:
             raise IntegrityError(f"{folder / name} does not have the SHA-256 on its card: fetch the bundle again")
     return Bundle(folder, card)
+
+
+def update_bundle(folder: Path, files: Mapping[str, bytes], card: ModelCard) -> None:
+    """Put files into a folder, and the card that lists them last.
+
+    Stopped half-way, the folder is as it was if the files are new; if not, its hashes say that it is not whole.
+
+    Raises:
+        SaveError: it cannot be written.
+    """
+    try:
+        for name, contents in {**files, CARD_FILE: readable(card).encode()}.items():
+            partial = folder / f".{name}.partial"
+            partial.write_bytes(contents)
+            partial.replace(folder / name)
+    except OSError as error:
+        raise SaveError(f"cannot write into {folder} ({error.strerror}): make room or copy the bundle") from error
+
+
+def readable(card: ModelCard) -> str:
+    """The card as indented JSON, each row of numbers on one line."""
+    rows = re.compile(r"\[([-+.\de,\s]+)\]")
+    return rows.sub(lambda row: "[" + " ".join(row[1].split()) + "]", card.model_dump_json(indent=2)) + "\n"
 
 
 def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -27,9 +27,21 @@ def class_mean_cosine(features: NDArray[np.float32], spec: OutOfDistribution) ->
     Returns:
         float64[N], -1..1; high for pictures like those learnt from.
     """
-    centred = features - np.asarray(spec.feature_mean)
-    directions = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    scores: NDArray[np.float64] = (directions @ np.asarray(spec.class_directions).T).max(axis=1)
+    return nearest_cosine(features, *class_means(spec))
+
+
+def class_means(spec: OutOfDistribution) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The mean of all classes, float64[D], and the classes' directions from it, float64[C, D]."""
+    return np.asarray(spec.feature_mean), np.asarray(spec.class_directions)
+
+
+def nearest_cosine(
+    features: NDArray[np.float32], mean: NDArray[np.float64], directions: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """`class_mean_cosine` for many calls: the card's lists become arrays once, by `class_means`."""
+    centred = features - mean
+    lengths = np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    scores: NDArray[np.float64] = (centred / lengths @ directions.T).max(axis=1)
     return scores
 
 

@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from model.errors import CardError
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
+WEIGHTS_FILE: Final = "model.safetensors"
+OPENVINO_FILES: Final = ("openvino.xml", "openvino.bin")
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -179,10 +181,28 @@ class SelfTest(_Strict):
     tolerance: Annotated[float, Field(gt=0, lt=1)]
 
 
+class OpenVino(_Strict):
+    """The same network as an OpenVINO model, in `OPENVINO_FILES`, made by `python -m model.quantize`.
+
+    Attributes:
+        weights: "int8", quantised after training, or "float16".
+        pictures: held-out ones that were looked at for the ranges of int8 activations; 0 for float16.
+        top1: share of the test pictures of `metrics` whose first class is right, 0..1.
+        agreement: share of them whose first class is the one that the float32 network gives, 0..1.
+        self_test: as the card's own, but with what this model gives.
+    """
+
+    weights: Literal["int8", "float16"]
+    pictures: Annotated[int, Field(ge=0)]
+    top1: Share
+    agreement: Share
+    self_test: SelfTest
+
+
 class ModelCard(_Strict):
     """All of card.json."""
 
-    format_version: Literal[2]
+    format_version: Literal[3]
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     architecture: Architecture
     labels: Annotated[list[str], Field(min_length=2)]
@@ -194,6 +214,7 @@ class ModelCard(_Strict):
     out_of_distribution: OutOfDistribution
     files: dict[str, Sha256]
     self_test: SelfTest
+    openvino: OpenVino | None
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -201,21 +222,29 @@ class ModelCard(_Strict):
             raise ValueError("labels are not unique")
         if self.architecture.arguments.get("num_classes") != len(self.labels):
             raise ValueError("architecture.arguments.num_classes is not the number of labels")
-        test = self.self_test
-        if any(len(row) != len(self.labels) for row in (*test.logits, *test.probabilities)):
-            raise ValueError("self_test.logits or probabilities has not one number for each label")
-        if not len(test.logits) == len(test.probabilities) == len(test.scores) == len(test.in_distribution):
-            raise ValueError("self_test has not as many rows of each kind")
+        tests = {"self_test": self.self_test}
+        if self.openvino:
+            tests["openvino.self_test"] = self.openvino.self_test
+        for name, test in tests.items():
+            if any(len(row) != len(self.labels) for row in (*test.logits, *test.probabilities)):
+                raise ValueError(f"{name}.logits or probabilities has not one number for each label")
+            if not len(test.logits) == len(test.probabilities) == len(test.scores) == len(test.in_distribution):
+                raise ValueError(f"{name} has not as many rows of each kind")
         if len(self.out_of_distribution.class_directions) != len(self.labels):
             raise ValueError("out_of_distribution.class_directions has not one row for each label")
-        if "model.safetensors" not in self.files:
-            raise ValueError("files lacks model.safetensors")
+        for name in (WEIGHTS_FILE, *(OPENVINO_FILES if self.openvino else ())):
+            if name not in self.files:
+                raise ValueError(f"files lacks {name}")
         return self
 
     @property
     def version(self) -> str:
         """First 12 hex digits of the weights' SHA-256."""
-        return self.files["model.safetensors"][:12]
+        return self.files[WEIGHTS_FILE][:12]
+
+    def self_test_on(self, engine: str) -> SelfTest:
+        """What the engine of that name must give."""
+        return self.openvino.self_test if self.openvino and engine == "openvino" else self.self_test
 
 
 def read_card(path: Path) -> ModelCard:

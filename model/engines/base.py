@@ -1,5 +1,8 @@
 """The engine protocol, and the choice of one. Imports no runtime: an engine does that when it is constructed."""
 
+import ctypes
+import importlib.util
+import sys
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -8,7 +11,7 @@ from numpy.typing import NDArray
 from model.bundle import Bundle
 from model.errors import EngineError
 
-EngineName = Literal["auto", "torch"]
+EngineName = Literal["auto", "openvino", "torch"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
@@ -43,16 +46,39 @@ def choose(bundle: Bundle, *, engine: EngineName = "auto", device: DeviceName = 
 
     Args:
         bundle: opened, so its hashes hold.
-        engine: "auto" takes the fastest that is installed.
+        engine: "auto" takes torch where it has a CUDA device, else OpenVINO where that is installed and the bundle
+            has a model for it, else torch.
         device: "auto" takes CUDA where there is one, else the CPU.
         threads: of the runtime on a CPU; 0 leaves it to the runtime.
 
     Raises:
-        EngineError: the runtime is not installed or has no such device.
+        EngineError: the runtime is not installed or has no such device, or the bundle has no model for it.
     """
-    runtime = "torch" if engine == "auto" else engine
+    if engine == "auto":
+        openvino = bundle.card.openvino is not None and importlib.util.find_spec("openvino") is not None
+        engine = "openvino" if openvino and (device == "cpu" or (device == "auto" and not _cuda())) else "torch"
+    if engine == "openvino" and device == "cuda":
+        raise EngineError(
+            "the engine 'openvino' runs on the CPU: set the device to cpu or auto, or the engine to torch"
+        )
     try:
+        if engine == "openvino":
+            from model.engines.openvino import OpenVinoEngine
+
+            return OpenVinoEngine.from_bundle(bundle, threads=threads)
         from model.engines.torch import TorchEngine
     except ImportError as error:
-        raise EngineError(f"the engine {runtime!r} is not installed ({error}): run make install") from error
+        raise EngineError(
+            f"the engine {engine!r} is not installed ({error}): install it, or set the engine to another"
+        ) from error
     return TorchEngine.from_bundle(bundle, device=device, threads=threads)
+
+
+def _cuda() -> bool:
+    """Whether torch can use CUDA here. It is asked only where there is a driver, because to import it takes seconds."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        import torch
+    except (ImportError, OSError):
+        return False
+    return torch.cuda.is_available()

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import nn
 
-from model.bundle import WEIGHTS_FILE, Bundle
-from model.card import InputSpec
+from model.bundle import Bundle
+from model.card import WEIGHTS_FILE, InputSpec
 from model.engines.base import DeviceName, Outputs
 from model.errors import CardError, EngineError, IntegrityError, RecipeError
 from model.nets.resnet import ResNet
@@ -60,7 +60,7 @@ class TorchEngine:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, device: DeviceName = "auto", threads: int = 0) -> Self:
-        """Build the card's network and load the bundle's weights into it.
+        """Run the bundle's network.
 
         Raises:
             CardError: the card names a network that does not exist.
@@ -69,19 +69,7 @@ class TorchEngine:
         """
         if threads:
             torch.set_num_threads(threads)
-        architecture = bundle.card.architecture
-        try:
-            net = build(architecture.name, **architecture.arguments)
-        except RecipeError as error:
-            raise CardError(f"{bundle.folder}/card.json: architecture: {error}") from error
-        try:
-            net.load_state_dict(load_file(bundle.folder / WEIGHTS_FILE))
-        except Exception as error:
-            raise IntegrityError(
-                f"{bundle.folder / WEIGHTS_FILE} does not hold the weights of {architecture.name}: "
-                "export the bundle again"
-            ) from error
-        return cls(net, bundle.card.input, device=device)
+        return cls(network_of(bundle), bundle.card.input, device=device)
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         with torch.inference_mode():
@@ -118,6 +106,27 @@ class TorchEngine:
         began = time.perf_counter()
         self.run(self._trial)
         return time.perf_counter() - began
+
+
+def network_of(bundle: Bundle) -> ResNet:
+    """Build the card's network and load the bundle's weights into it.
+
+    Raises:
+        CardError: the card names a network that does not exist.
+        IntegrityError: the weights are not of that network.
+    """
+    architecture = bundle.card.architecture
+    try:
+        net = build(architecture.name, **architecture.arguments)
+    except RecipeError as error:
+        raise CardError(f"{bundle.folder}/card.json: architecture: {error}") from error
+    try:
+        net.load_state_dict(load_file(bundle.folder / WEIGHTS_FILE))
+    except Exception as error:
+        raise IntegrityError(
+            f"{bundle.folder / WEIGHTS_FILE} does not hold the weights of {architecture.name}: export the bundle again"
+        ) from error
+    return net
 
 
 def _available(device: DeviceName) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,11 +10,22 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from model.bundle import CARD_FILE, WEIGHTS_FILE, write_bundle
+from model.bundle import CARD_FILE, readable, write_bundle
 from model.calibration import class_mean_cosine, in_distribution, softmax
-from model.card import FORMAT_VERSION, Architecture, Complexity, Metrics, ModelCard, SelfTest, Training
+from model.card import (
+    FORMAT_VERSION,
+    WEIGHTS_FILE,
+    Architecture,
+    Calibration,
+    Complexity,
+    Metrics,
+    ModelCard,
+    OutOfDistribution,
+    SelfTest,
+    Training,
+)
 from model.classifier import SELF_TEST_PICTURES, self_test_pixels
-from model.engines.base import DeviceName
+from model.engines.base import DeviceName, Engine
 from model.engines.torch import TorchEngine
 from model.nets.zoo import build, count_multiply_adds, count_parameters
 from model.training import report
@@ -63,8 +73,6 @@ def export(
     out_of_distribution = fit_out_of_distribution(out.features, truth, len(data.labels))
     assessment = assess(engine, spec, calibration, out_of_distribution, data.test, progress=progress)
     scores = assessment.scores
-    expected = engine.run(self_test_pixels(_SELF_TEST_SEED, SELF_TEST_PICTURES, spec.crop))
-    expected_scores = class_mean_cosine(expected.features, out_of_distribution)
 
     card = ModelCard(
         format_version=FORMAT_VERSION,
@@ -94,17 +102,11 @@ def export(
         calibration=calibration,
         out_of_distribution=out_of_distribution,
         files={WEIGHTS_FILE: hashlib.sha256(weights).hexdigest()},
-        self_test=SelfTest(
-            seed=_SELF_TEST_SEED,
-            logits=expected.logits.tolist(),
-            scores=expected_scores.tolist(),
-            probabilities=softmax(expected.logits, calibration.temperature).tolist(),
-            in_distribution=in_distribution(expected_scores, out_of_distribution).tolist(),
-            tolerance=_SELF_TEST_TOLERANCE,
-        ),
+        self_test=expected_of(engine, spec.crop, calibration, out_of_distribution),
+        openvino=None,
     )
     files = {
-        CARD_FILE: _readable(card).encode(),
+        CARD_FILE: readable(card).encode(),
         WEIGHTS_FILE: weights,
         **report.files(card, run.history, assessment, watched=recipe.watch),
     }
@@ -112,10 +114,20 @@ def export(
     return card, assessment
 
 
-def _readable(card: ModelCard) -> str:
-    """The card as indented JSON, each row of numbers on one line."""
-    rows = re.compile(r"\[([-+.\de,\s]+)\]")
-    return rows.sub(lambda row: "[" + " ".join(row[1].split()) + "]", card.model_dump_json(indent=2)) + "\n"
+def expected_of(
+    engine: Engine, crop: int, calibration: Calibration, out_of_distribution: OutOfDistribution
+) -> SelfTest:
+    """The self-test that an engine passes which gives what this one does."""
+    out = engine.run(self_test_pixels(_SELF_TEST_SEED, SELF_TEST_PICTURES, crop))
+    scores = class_mean_cosine(out.features, out_of_distribution)
+    return SelfTest(
+        seed=_SELF_TEST_SEED,
+        logits=out.logits.tolist(),
+        scores=scores.tolist(),
+        probabilities=softmax(out.logits, calibration.temperature).tolist(),
+        in_distribution=in_distribution(scores, out_of_distribution).tolist(),
+        tolerance=_SELF_TEST_TOLERANCE,
+    )
 
 
 def at_rest(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ HEAD = np.random.RandomState(0).normal(0, 4, (12, 10))
 
 CARD = ModelCard.model_validate(
     {
-        "format_version": 2,
+        "format_version": 3,
         "name": "fake-net",
         "architecture": {"name": "resnet18", "arguments": {"num_classes": 10}},
         "labels": LABELS,
@@ -69,6 +69,7 @@ CARD = ModelCard.model_validate(
             "in_distribution": [0.0],
             "tolerance": 0.1,
         },
+        "openvino": None,
     }
 )
 

@@ -67,8 +67,9 @@ def test_without_keys_nobody_needs_one(running: Running) -> None:
     assert running.post(picture(), headers={"Authorization": "Bearer whatever"}).status_code == 200
 
 
-def test_the_ways_to_bring_a_key_are_documented(running: Running) -> None:
-    schema = running.client.get("/openapi.json").json()
+def test_the_ways_to_bring_a_key_are_documented_where_one_is_needed(guarded: Running, running: Running) -> None:
+    assert "securitySchemes" not in running.client.get("/openapi.json").json()["components"]
+    schema = guarded.client.get("/openapi.json").json()
     assert set(schema["components"]["securitySchemes"]) == {"HTTPBearer", "APIKeyHeader"}
     assert {path for path, entry in schema["paths"].items() for each in entry.values() if each.get("security")} == {
         path for _, path in GUARDED

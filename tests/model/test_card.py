@@ -64,7 +64,7 @@ def test_a_card_survives_the_trip_through_json(card: dict[str, Any], tmp_path: P
         ("metrics.top1", NAN, "metrics.top1: "),
         ("metrics.top1", 1.01, "metrics.top1: "),
         ("training.seconds", float("inf"), "training.seconds: "),
-        ("format_version", 1, "format_version: Input should be 2"),
+        ("format_version", 2, "format_version: Input should be 3"),
         ("name", "../elsewhere", "name: "),
         ("input.crop", 33, r"input: .*crop \(33\) is larger than resize \(32\)"),
         ("labels", ["cat"] * 10, "labels are not unique"),
@@ -160,3 +160,35 @@ def test_a_missing_or_binary_card_cannot_be_read(tmp_path: Path) -> None:
 def test_the_version_is_the_start_of_the_weights_hash(card: dict[str, Any], tmp_path: Path) -> None:
     card["files"] = {"model.safetensors": "0123456789abcdef" * 4}
     assert read(card, tmp_path).version == "0123456789ab"
+
+
+def with_openvino(card: dict[str, Any]) -> dict[str, Any]:
+    about = {"weights": "int8", "pictures": 1, "top1": 0.5, "agreement": 0.5, "self_test": dict(card["self_test"])}
+    files = dict.fromkeys(("openvino.xml", "openvino.bin"), "0" * 64)
+    return {**card, "openvino": about, "files": {**card["files"], **files}}
+
+
+def test_the_model_for_openvino_has_a_self_test_of_its_own(card: dict[str, Any], tmp_path: Path) -> None:
+    found = read(altered(with_openvino(card), "openvino.self_test.tolerance", 0.5), tmp_path)
+    assert found.self_test_on("openvino").tolerance == 0.5
+    assert found.self_test_on("torch") == found.self_test
+    assert read(card, tmp_path).self_test_on("openvino") == found.self_test
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "said"),
+    [
+        ("openvino", DELETED, "openvino: Field required"),
+        ("openvino.weights", "int4", "openvino.weights: Input should be 'int8' or 'float16'"),
+        ("openvino.agreement", 1.1, "openvino.agreement: "),
+        ("openvino.self_test", DELETED, "openvino.self_test: Field required"),
+        ("openvino.self_test.scores", [], "openvino.self_test has not as many rows of each kind"),
+        ("openvino.self_test.logits", [[0.0]], "openvino.self_test.logits or probabilities has not one number for"),
+        ("files", {"model.safetensors": "0" * 64}, "files lacks openvino.xml"),
+    ],
+)
+def test_what_is_wrong_about_the_model_for_openvino_is_named(
+    where: str, value: object, said: str, card: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(CardError, match=said):
+        read(altered(with_openvino(card), where, value), tmp_path)

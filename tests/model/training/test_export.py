@@ -53,7 +53,7 @@ def test_a_bundle_holds_what_its_card_says(tiny_bundle: Path) -> None:
     assert card["training"]["recipe"] == json.loads(json.dumps(asdict(replace(recipe_named("smoke"), width=8))))
     assert (card["training"]["pictures"], card["metrics"]["pictures"]) == (40, 40)
     assert card["labels"][3] == "cat"
-    assert card["format_version"] == 2
+    assert card["format_version"] == 3
     assert card["calibration"]["pictures"] == card["out_of_distribution"]["pictures"] == 40
 
 

@@ -1,0 +1,75 @@
+"""OpenVINO on the CPU: needs neither torch nor torchvision."""
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+
+from model.bundle import Bundle
+from model.card import OPENVINO_FILES
+from model.engines.base import Outputs
+from model.errors import EngineError, IntegrityError
+
+# Most requests come with few pictures; the first batch of each size costs a little more than the next.
+_WARM_UP = (1, 2, 4, 8, 16, 32)
+_PRECISIONS = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+
+
+class OpenVinoEngine:
+    """A compiled model.
+
+    Args:
+        path: of an .xml file, the .bin of the same name beside it, as `model.training.quantize` writes them:
+            "pixels" uint8[N, crop, crop, 3] to "logits" float32[N, C] and "features" float32[N, D].
+        crop: of the card.
+        int8: whether its weights are of 8 bits.
+        threads: that it computes in; 0 leaves it to OpenVINO.
+
+    Raises:
+        openvino's own RuntimeError: the file is not a model.
+    """
+
+    name = "openvino"
+    device = "cpu"
+    precision: str
+    threads: int
+    """That it computes in."""
+
+    def __init__(self, path: Path, crop: int, *, int8: bool, threads: int = 0) -> None:
+        options: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        compiled = openvino.Core().compile_model(path, "CPU", options)
+        self.precision = "int8" if int8 else _PRECISIONS[compiled.get_property("INFERENCE_PRECISION_HINT").to_string()]
+        self.threads = compiled.get_property("INFERENCE_NUM_THREADS")
+        self._request = compiled.create_infer_request()
+        for count in _WARM_UP:
+            self.run(np.full((count, crop, crop, 3), 128, np.uint8))
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, threads: int = 0) -> Self:
+        """Compile the bundle's OpenVINO model.
+
+        Raises:
+            EngineError: it has none.
+            IntegrityError: OpenVINO cannot read it.
+        """
+        about = bundle.card.openvino
+        if about is None:
+            raise EngineError(
+                f"{bundle.folder} holds no OpenVINO model: add one with python -m model.quantize, or set the engine "
+                "to torch"
+            )
+        path = bundle.folder / OPENVINO_FILES[0]
+        try:
+            return cls(path, bundle.card.input.crop, int8=about.weights == "int8", threads=threads)
+        except RuntimeError as error:
+            raise IntegrityError(
+                f"{path} cannot be run by OpenVINO {openvino.__version__}: run python -m model.quantize again"
+            ) from error
+
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+        found = self._request.infer({"pixels": pixels}, share_inputs=True)
+        return Outputs(found["logits"], found["features"])

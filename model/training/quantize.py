@@ -1,0 +1,152 @@
+"""From a bundle's weights to a model for OpenVINO, in 8-bit integers where they answer as well."""
+
+import hashlib
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import openvino
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from model.bundle import open_bundle, update_bundle
+from model.card import OPENVINO_FILES, InputSpec, OpenVino
+from model.engines.base import Outputs
+from model.engines.openvino import OpenVinoEngine
+from model.engines.torch import TorchEngine, network_of
+from model.image import test_transform
+from model.nets.resnet import ResNet
+from model.training.data import DataSet, Pictures
+from model.training.evaluate import outputs
+from model.training.export import expected_of
+
+Choice = Literal["auto", "int8", "float16"]
+
+# Pictures that the ranges of the activations are taken from.
+_LOOKED_AT = 1000
+_BATCH = 50
+
+
+def add_openvino(
+    folder: Path,
+    data: DataSet,
+    *,
+    weights: Choice = "auto",
+    worth: float = 0.001,
+    say: Callable[[str], None] = lambda _: None,
+) -> OpenVino:
+    """Add a model for OpenVINO to a bundle, or replace the one that it has.
+
+    Args:
+        folder: of the bundle.
+        data: that it was trained on.
+        weights: "auto" takes int8 if that is worth its cost.
+        worth: the share of held-out pictures that may be answered wrong for it and right in float32, on balance.
+        say: is told what is going on.
+
+    Returns:
+        What the card then says of it.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        SaveError: it cannot be written to; it is as it was.
+    """
+    bundle = open_bundle(folder)
+    card, spec = bundle.card, bundle.card.input
+    # As in export: what the network has learnt from must do where nothing was held out.
+    known = data.holdout if len(data.holdout) else data.train
+    net = network_of(bundle)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / OPENVINO_FILES[0]
+
+        def engine(model: openvino.Model, *, int8: bool) -> OpenVinoEngine:
+            openvino.save_model(model, path)  # what ships is what is measured: float16 where it is not int8
+            return OpenVinoEngine(path, spec.crop, int8=int8)
+
+        say("converting the network")
+        model = converted(net, spec)
+        reference = TorchEngine(net, spec, device="cpu", precision="float32")
+        chosen, seen = None, known[:_LOOKED_AT].pixels.numpy()
+        if weights != "float16":
+            say(f"quantising it by {len(seen):,} pictures")
+            chosen = engine(quantized(model, seen, spec), int8=True)
+        if weights == "auto" and chosen:
+            before, after = (top1(known, outputs(each, spec, known.pixels.numpy())) for each in (reference, chosen))
+            say(f"{after:.2%} of {len(known):,} held-out pictures right in int8, {before:.2%} in float32")
+            chosen = chosen if after >= before - worth else None
+        int8 = chosen is not None
+        chosen = chosen or engine(model, int8=False)
+        say(f"testing it once, on {len(data.test):,} pictures")
+        expected, found = (outputs(each, spec, data.test.pixels.numpy()) for each in (reference, chosen))
+        about = OpenVino(
+            weights="int8" if int8 else "float16",
+            pictures=len(seen) if int8 else 0,
+            top1=top1(data.test, found),
+            agreement=float((expected.logits.argmax(1) == found.logits.argmax(1)).mean()),
+            self_test=expected_of(chosen, spec.crop, card.calibration, card.out_of_distribution),
+        )
+        files = {name: (path.parent / name).read_bytes() for name in OPENVINO_FILES}
+    hashes = {name: hashlib.sha256(contents).hexdigest() for name, contents in files.items()}
+    update_bundle(folder, files, card.model_copy(update={"openvino": about, "files": {**card.files, **hashes}}))
+    return about
+
+
+def converted(net: ResNet, spec: InputSpec) -> openvino.Model:
+    """The network with its normalisation: "pixels" uint8[N, crop, crop, 3] to "logits" and "features", float32."""
+    example = torch.zeros(2, spec.crop, spec.crop, 3, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit's, of its own age
+        model = openvino.convert_model(_Whole(net, spec).eval(), example_input=example)
+    model.reshape([-1, spec.crop, spec.crop, 3])
+    model.input(0).set_names({"pixels"})
+    for output, name in zip(model.outputs, ("logits", "features"), strict=True):
+        output.set_names({name})
+    return model
+
+
+def quantized(model: openvino.Model, pixels: NDArray[np.uint8], spec: InputSpec) -> openvino.Model:
+    """The model with 8-bit weights and activations (NNCF's quantisation after training).
+
+    Args:
+        model: as `converted`.
+        pixels: uint8[N, H, W, 3], pictures that the ranges of the activations are taken from.
+        spec: of the card.
+    """
+    import nncf
+
+    seen = np.stack([test_transform(Image.fromarray(picture), spec) for picture in pixels])
+    batches = [seen[start : start + _BATCH] for start in range(0, len(seen), _BATCH)]
+    return nncf.quantize(
+        model,
+        nncf.Dataset(batches),
+        preset=nncf.QuantizationPreset.MIXED,  # activations are positive after a ReLU, of both signs before
+        subset_size=len(batches),
+        target_device=nncf.TargetDevice.CPU,
+    )
+
+
+def top1(pictures: Pictures, out: Outputs) -> float:
+    """The share of the pictures whose likeliest class is right, 0..1."""
+    return float((out.logits.argmax(1) == pictures.labels.numpy()).mean())
+
+
+class _Whole(nn.Module):
+    """A network from uint8 pixels to logits and features."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: ResNet, spec: InputSpec) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(spec.mean)[:, None, None] * 255)
+        self.register_buffer("std", torch.tensor(spec.std)[:, None, None] * 255)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.net.features((pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std)
+        return self.net.fc(features), features

@@ -1,0 +1,157 @@
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+from numpy.typing import NDArray
+
+import model
+from model.bundle import CARD_FILE, open_bundle, update_bundle
+from model.card import OPENVINO_FILES, InputSpec, read_card
+from model.engines.base import Engine, choose
+from model.engines.openvino import OpenVinoEngine
+from model.engines.torch import TorchEngine, network_of
+from model.errors import EngineError, IntegrityError
+from model.training.quantize import converted
+
+_WITHOUT_TORCH = """
+import sys
+for name in ("torch", "torchvision", "safetensors", "nncf"):
+    sys.modules[name] = None  # to import it fails
+import numpy as np
+import model
+classifier = model.load(sys.argv[1])
+prediction, = classifier.classify([np.zeros((1, 32, 32, 3), np.uint8)])
+print(classifier.engine.name, classifier.engine.precision, len(prediction.top_k(3)))
+"""
+
+
+@pytest.fixture
+def pixels() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture
+def copied(int8_bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(int8_bundle, tmp_path / "copy")
+
+
+def test_the_converted_network_gives_the_networks_own_numbers(
+    tiny_bundle: Path, pixels: NDArray[np.uint8], spec: InputSpec
+) -> None:
+    net = network_of(open_bundle(tiny_bundle)).eval()
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    found = openvino.Core().compile_model(converted(net, spec), "CPU", options)({"pixels": pixels})
+    expected = TorchEngine(net, spec, device="cpu", precision="float32").run(pixels)
+    np.testing.assert_allclose(found["logits"], expected.logits, atol=1e-3)
+    np.testing.assert_allclose(found["features"], expected.features, atol=1e-3)
+
+
+def test_int8_is_close_but_is_not_float32(int8_bundle: Path, pixels: NDArray[np.uint8]) -> None:
+    bundle = open_bundle(int8_bundle)
+    engine = choose(bundle, device="cpu")
+    assert isinstance(engine, OpenVinoEngine)
+    assert isinstance(engine, Engine)
+    assert (engine.name, engine.device, engine.precision) == ("openvino", "cpu", "int8")
+    found = engine.run(pixels)
+    expected = TorchEngine(network_of(bundle), bundle.card.input, device="cpu", precision="float32").run(pixels)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == np.float32
+        assert one.shape == other.shape
+        assert 1e-5 < np.abs(one - other).max() < 0.3 * np.abs(other).max()
+
+
+def test_float16_runs_in_the_cpus_own_precision(float16_bundle: Path, pixels: NDArray[np.uint8]) -> None:
+    bundle = open_bundle(float16_bundle)
+    engine = choose(bundle)
+    assert engine.name == "openvino"
+    assert engine.precision in {"bfloat16", "float32"}
+    expected = TorchEngine(network_of(bundle), bundle.card.input, device="cpu", precision="float32").run(pixels).logits
+    assert np.abs(engine.run(pixels).logits - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_a_pictures_outputs_do_not_depend_on_its_batch(int8_bundle: Path) -> None:
+    engine = choose(open_bundle(int8_bundle), engine="openvino")
+    pixels = np.random.default_rng(1).integers(0, 256, (37, 32, 32, 3), np.uint8)
+    together = engine.run(pixels)
+    alone = [engine.run(pixels[i : i + 1]) for i in range(37)]
+    for index, name in enumerate(("logits", "features")):
+        rows = np.concatenate([out[index] for out in alone])
+        np.testing.assert_allclose(rows, together[index], atol=0.02 * np.abs(together[index]).max(), err_msg=name)
+
+
+def test_outputs_outlive_the_next_batch(int8_bundle: Path, pixels: NDArray[np.uint8]) -> None:
+    engine = choose(open_bundle(int8_bundle), engine="openvino")
+    first = engine.run(pixels)
+    kept = first.logits.copy(), first.features.copy()
+    engine.run(255 - pixels)
+    np.testing.assert_array_equal(first.logits, kept[0])
+    np.testing.assert_array_equal(first.features, kept[1])
+
+
+def test_it_neither_imports_nor_needs_torch(int8_bundle: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_TORCH, str(int8_bundle)], capture_output=True, text=True, check=False
+    )
+    assert result.stdout == "openvino int8 3\n", result.stderr
+
+
+def test_a_bundle_without_a_model_for_it_says_how_to_get_one(tiny_bundle: Path) -> None:
+    with pytest.raises(EngineError, match=r"no OpenVINO model: add one with python -m model\.quantize"):
+        model.load(tiny_bundle, engine="openvino")
+
+
+def test_auto_takes_torch_for_a_bundle_without_a_model_for_it(tiny_bundle: Path) -> None:
+    assert model.load(tiny_bundle, device="cpu").engine.name == "torch"
+
+
+def test_torch_can_be_asked_for_all_the_same(int8_bundle: Path) -> None:
+    assert model.load(int8_bundle, engine="torch", device="cpu").engine.name == "torch"
+
+
+def test_it_has_no_cuda(int8_bundle: Path) -> None:
+    with pytest.raises(EngineError, match="the engine 'openvino' runs on the CPU"):
+        model.load(int8_bundle, engine="openvino", device="cuda")
+
+
+@pytest.mark.parametrize("name", OPENVINO_FILES)
+def test_a_model_that_was_tampered_with_is_not_loaded(copied: Path, name: str) -> None:
+    with (copied / name).open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    with pytest.raises(IntegrityError, match=f"{name} does not have the SHA-256 on its card"):
+        model.load(copied)
+
+
+def test_what_openvino_cannot_read_is_not_served(copied: Path) -> None:
+    contents = b"<net/>"
+    (copied / "openvino.xml").write_bytes(contents)
+    card = read_card(copied / CARD_FILE)
+    digest = hashlib.sha256(contents).hexdigest()
+    update_bundle(copied, {}, card.model_copy(update={"files": {**card.files, "openvino.xml": digest}}))
+    with pytest.raises(IntegrityError, match="cannot be run by OpenVINO"):
+        model.load(copied)
+
+
+def test_a_model_that_gives_other_numbers_fails_its_self_test(copied: Path) -> None:
+    card = read_card(copied / CARD_FILE)
+    assert card.openvino is not None
+    test = card.openvino.self_test
+    wrong = test.model_copy(update={"logits": [[-value for value in row] for row in test.logits]})
+    openvino_of_another = card.openvino.model_copy(update={"self_test": wrong})
+    update_bundle(copied, {}, card.model_copy(update={"openvino": openvino_of_another}))
+    with pytest.raises(IntegrityError, match="failed in its logits on openvino"):
+        model.load(copied)
+    assert model.load(copied, engine="torch", device="cpu"), "which has its own"
+
+
+def test_the_number_of_threads_is_taken_over(int8_bundle: Path) -> None:
+    engine = choose(open_bundle(int8_bundle), engine="openvino", threads=1)
+    assert isinstance(engine, OpenVinoEngine)
+    assert engine.threads == 1
