@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.app.serving import ROOT
@@ -17,12 +18,12 @@ from tests.app.serving import ROOT
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.slow,
-    pytest.mark.timeout(3600),  # the image's packages are gigabytes
+    pytest.mark.timeout(3600),  # the image may have to be built
     pytest.mark.skipif(os.environ.get("TENFOLD_DOCKER") != "1", reason="TENFOLD_DOCKER=1 is not set"),
 ]
 
 PROJECT = "tenfold-test"
-READY = "http://127.0.0.1:8000/readyz"
+URL = "http://127.0.0.1:8000"
 
 
 def run(*command: str, check: bool = True) -> str:
@@ -43,7 +44,7 @@ def compose() -> list[str]:
 
 def is_ready() -> bool:
     try:
-        with urllib.request.urlopen(READY, timeout=5) as answer:
+        with urllib.request.urlopen(f"{URL}/readyz", timeout=5) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
@@ -119,6 +120,23 @@ open("/tmp/trial", "w").close()
 
 def test_docker_finds_it_healthy(container: str) -> None:
     wait(lambda: inspected(container)["State"]["Health"]["Status"] == "healthy", "it is healthy")
+
+
+def test_the_image_is_small(container: str) -> None:
+    size = int(run("docker", "image", "inspect", inspected(container)["Image"], "--format", "{{.Size}}"))
+    assert size < 600e6
+    have = "import importlib.util as u; print([name for name in ('openvino', 'torch', 'nncf') if u.find_spec(name)])"
+    assert run("docker", "exec", container, "python", "-c", have) == "['openvino']"
+
+
+def test_it_serves_in_little_memory(container: str, cat_jpeg: bytes) -> None:
+    with httpx.Client(base_url=URL, timeout=30) as client:
+        for _ in range(100):
+            answer = client.post("/predict", files={"file": ("cat.jpg", cat_jpeg)})
+            assert answer.json()["results"][0]["top_k"][0]["label"] == "cat"
+    status = run("docker", "exec", container, "cat", "/proc/1/status")
+    (kilobytes,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
+    assert kilobytes < 400_000
 
 
 def test_it_comes_back_after_a_crash(container: str) -> None:
