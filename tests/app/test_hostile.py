@@ -224,9 +224,9 @@ def settled(running: Process) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ten_thousand_hostile_uploads_leave_the_service_as_it_was(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_ten_thousand_hostile_uploads_leave_the_service_as_it_was(int8_bundle: Path, tmp_path: Path) -> None:
     environment = {
-        "TENFOLD_PORT": "0", "TENFOLD_WEIGHTS": str(tiny_bundle), "TENFOLD_DEVICE": "cpu", "TENFOLD_THREADS": "1",
+        "TENFOLD_PORT": "0", "TENFOLD_WEIGHTS": str(int8_bundle), "TENFOLD_DEVICE": "cpu", "TENFOLD_THREADS": "1",
         "TENFOLD_TIMEOUT": "60",
     }  # fmt: skip
     with process(environment, tmp_path / "log") as running:

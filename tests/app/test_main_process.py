@@ -35,8 +35,8 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "log"
 
 
-def test_a_process_becomes_ready_predicts_and_ends_well_on_ctrl_c(tiny_bundle: Path, log: Path) -> None:
-    with process(environment(tiny_bundle, TENFOLD_DRAIN_DELAY="60"), log) as running:
+def test_a_process_becomes_ready_predicts_and_ends_well_on_ctrl_c(int8_bundle: Path, log: Path) -> None:
+    with process(environment(int8_bundle, TENFOLD_DRAIN_DELAY="60"), log) as running:
         running.wait_ready()
         with running.client() as client:
             answer = client.post("/predict", content=picture(), headers={"X-Request-ID": "mine"})
@@ -57,9 +57,9 @@ def test_a_process_becomes_ready_predicts_and_ends_well_on_ctrl_c(tiny_bundle: P
         assert "Warning" not in running.log
 
 
-def test_sigterm_under_load_loses_nothing(tiny_bundle: Path, log: Path) -> None:
+def test_sigterm_under_load_loses_nothing(int8_bundle: Path, log: Path) -> None:
     delay = 1.5
-    with process(environment(tiny_bundle, TENFOLD_DRAIN_DELAY=str(delay)), log) as running:
+    with process(environment(int8_bundle, TENFOLD_DRAIN_DELAY=str(delay)), log) as running:
         running.wait_ready()
         visitors = [Visitor(running.port) for _ in range(CLIENTS)]
         eventually(lambda: all(len(visitor.answered) > 3 for visitor in visitors), "all are served", seconds=120)
@@ -96,8 +96,8 @@ def test_an_engine_that_stops_working_ends_the_process_so_that_it_is_restarted(w
         assert "the engine does not work any more" in running.log
 
 
-def test_sigterm_while_it_loads_ends_it_well(tiny_bundle: Path, log: Path) -> None:
-    with process(environment(tiny_bundle), log) as running:
+def test_sigterm_while_it_loads_ends_it_well(int8_bundle: Path, log: Path) -> None:
+    with process(environment(int8_bundle), log) as running:
         assert running.port
         running.popen.send_signal(signal.SIGTERM)
         assert running.exit_code() == 0
@@ -148,9 +148,9 @@ def test_a_missing_weights_folder_ends_it_and_says_what_to_do(tmp_path: Path, lo
     assert "GET /readyz 200" not in running.log
 
 
-def test_damaged_weights_end_it_and_say_what_to_do(tiny_bundle: Path, tmp_path: Path, log: Path) -> None:
+def test_damaged_weights_end_it_and_say_what_to_do(int8_bundle: Path, tmp_path: Path, log: Path) -> None:
     damaged = tmp_path / "damaged"
-    shutil.copytree(tiny_bundle, damaged)
+    shutil.copytree(int8_bundle, damaged)
     weights = damaged / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
@@ -160,26 +160,32 @@ def test_damaged_weights_end_it_and_say_what_to_do(tiny_bundle: Path, tmp_path: 
     assert "fetch the bundle again" in told_to_do(running)
 
 
-def test_a_device_that_is_not_there_ends_it_and_says_what_to_do(tiny_bundle: Path, log: Path) -> None:
+def test_a_device_that_is_not_there_ends_it_and_says_what_to_do(int8_bundle: Path, log: Path) -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
-    with process(environment(tiny_bundle, TENFOLD_DEVICE="cuda"), log) as running:
+    with process(environment(int8_bundle, TENFOLD_DEVICE="cuda"), log) as running:
         assert running.exit_code() == 1
     assert "no CUDA device" in told_to_do(running)
 
 
-def test_a_port_that_is_taken_ends_it(tiny_bundle: Path, log: Path) -> None:
+def test_an_engine_that_the_bundle_is_not_made_for_ends_it_and_says_what_to_do(tiny_bundle: Path, log: Path) -> None:
+    with process(environment(tiny_bundle, TENFOLD_ENGINE="openvino"), log) as running:
+        assert running.exit_code() == 1
+    assert "holds no OpenVINO model" in told_to_do(running)
+
+
+def test_a_port_that_is_taken_ends_it(int8_bundle: Path, log: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        with process(environment(tiny_bundle, TENFOLD_PORT=port), log) as running:
+        with process(environment(int8_bundle, TENFOLD_PORT=port), log) as running:
             assert running.exit_code() != 0
     assert "address already in use" in running.log
 
 
-def test_uvicorn_can_serve_the_application_by_its_name(tiny_bundle: Path, log: Path) -> None:
+def test_uvicorn_can_serve_the_application_by_its_name(int8_bundle: Path, log: Path) -> None:
     arguments = ["-m", "uvicorn", "app.main:app", "--port", "0"]
-    with process(environment(tiny_bundle), log, arguments=arguments) as running:
+    with process(environment(int8_bundle), log, arguments=arguments) as running:
         running.wait_ready()
         with running.client() as client:
             assert client.post("/predict", content=picture()).status_code == 200

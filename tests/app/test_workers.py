@@ -38,8 +38,8 @@ def children(service: Process) -> list[int]:
     return [int(each) for each in ids.split()]
 
 
-def test_sigterm_under_load_loses_nothing_and_the_metrics_are_of_all_of_them(tiny_bundle: Path, log: Path) -> None:
-    with process(two(tiny_bundle, TENFOLD_DRAIN_DELAY="1.5"), log) as running:
+def test_sigterm_under_load_loses_nothing_and_the_metrics_are_of_all_of_them(int8_bundle: Path, log: Path) -> None:
+    with process(two(int8_bundle, TENFOLD_DRAIN_DELAY="1.5"), log) as running:
         eventually(lambda: log.read_text(encoding="utf-8").count("serving tiny") == 2, "both have loaded", seconds=120)
         assert metric(running, "tenfold_ready") == 2
         visitors = [Visitor(running.port) for _ in range(CLIENTS)]
@@ -56,8 +56,8 @@ def test_sigterm_under_load_loses_nothing_and_the_metrics_are_of_all_of_them(tin
         assert "Traceback" not in running.log
 
 
-def test_a_worker_that_is_killed_is_replaced(tiny_bundle: Path, log: Path) -> None:
-    with process(two(tiny_bundle), log) as running:
+def test_a_worker_that_is_killed_is_replaced(int8_bundle: Path, log: Path) -> None:
+    with process(two(int8_bundle), log) as running:
         eventually(lambda: running.log.count("serving tiny") == 2, "both have loaded", seconds=120)
         before = children(running)
         assert len(before) == 2
@@ -80,18 +80,18 @@ def test_a_worker_that_cannot_begin_ends_all(tmp_path: Path, log: Path) -> None:
         assert "the model cannot be loaded" in running.log
 
 
-def test_workers_do_not_outlive_their_supervisor(tiny_bundle: Path, log: Path) -> None:
-    with process(two(tiny_bundle), log) as running:
+def test_workers_do_not_outlive_their_supervisor(int8_bundle: Path, log: Path) -> None:
+    with process(two(int8_bundle), log) as running:
         eventually(lambda: running.log.count("serving tiny") == 2, "both have loaded", seconds=120)
         orphans = children(running)
         running.popen.send_signal(signal.SIGKILL)
         eventually(lambda: not any(Path(f"/proc/{each}").exists() for each in orphans), "they have ended", seconds=60)
 
 
-def test_a_port_that_is_taken_ends_it(tiny_bundle: Path, log: Path) -> None:
-    with process(two(tiny_bundle), log) as running:
+def test_a_port_that_is_taken_ends_it(int8_bundle: Path, log: Path) -> None:
+    with process(two(int8_bundle), log) as running:
         began = time.monotonic()
-        with process(two(tiny_bundle, TENFOLD_PORT=str(running.port)), log.with_name("second")) as second:
+        with process(two(int8_bundle, TENFOLD_PORT=str(running.port)), log.with_name("second")) as second:
             assert second.exit_code() == 1
             assert "address already in use" in second.log.lower()
         assert time.monotonic() - began < 60

@@ -310,10 +310,10 @@ def test_what_must_hold(changes: dict[str, Any], broken: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_short_soak_of_the_real_service(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_short_soak_of_the_real_service(int8_bundle: Path, tmp_path: Path) -> None:
     settings = {"TENFOLD_DEVICE": "cpu", "TENFOLD_THREADS": "1", "TENFOLD_DRAIN_DELAY": "0", "TENFOLD_QUEUE_SIZE": "64"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TENFOLD_")}
-    flags = ["--weights", str(tiny_bundle), "--minutes", "0.05", "--measure", "1", "--log", str(tmp_path / "log")]
+    flags = ["--weights", str(int8_bundle), "--minutes", "0.05", "--measure", "1", "--log", str(tmp_path / "log")]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.soak", *flags],
         cwd=ROOT,

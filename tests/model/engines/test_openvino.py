@@ -29,6 +29,17 @@ prediction, = classifier.classify([np.zeros((1, 32, 32, 3), np.uint8)])
 print(classifier.engine.name, classifier.engine.precision, len(prediction.top_k(3)))
 """
 
+_WITHOUT_OPENVINO = """
+import sys
+sys.modules["openvino"] = None
+import model
+print(model.load(sys.argv[1], device="cpu").engine.name)
+try:
+    model.load(sys.argv[1], engine="openvino")
+except model.EngineError as error:
+    print(error)
+"""
+
 
 @pytest.fixture
 def pixels() -> NDArray[np.uint8]:
@@ -93,11 +104,20 @@ def test_outputs_outlive_the_next_batch(int8_bundle: Path, pixels: NDArray[np.ui
     np.testing.assert_array_equal(first.features, kept[1])
 
 
+def printed(program: str, bundle: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", program, bundle], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_it_neither_imports_nor_needs_torch(int8_bundle: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", _WITHOUT_TORCH, str(int8_bundle)], capture_output=True, text=True, check=False
-    )
-    assert result.stdout == "openvino int8 3\n", result.stderr
+    assert printed(_WITHOUT_TORCH, int8_bundle) == "openvino int8 3\n"
+
+
+def test_where_it_is_not_installed_auto_takes_torch_and_to_ask_for_it_is_an_engine_error(int8_bundle: Path) -> None:
+    chosen, refused = printed(_WITHOUT_OPENVINO, int8_bundle).splitlines()
+    assert chosen == "torch"
+    assert refused.startswith("the engine 'openvino' is not installed (")
 
 
 def test_a_bundle_without_a_model_for_it_says_how_to_get_one(tiny_bundle: Path) -> None:
