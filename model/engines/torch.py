@@ -1,7 +1,7 @@
-"""PyTorch: on CUDA in bfloat16, else on the CPU in bfloat16 or float32, whichever is faster there."""
+"""PyTorch, a kernel at a time: on the CPU in bfloat16 or float32, whichever is faster there. On CUDA see cuda.py."""
 
 import time
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from torch import nn
 
 from model.bundle import Bundle
 from model.card import WEIGHTS_FILE, InputSpec
-from model.engines.base import DeviceName, Outputs
-from model.errors import CardError, EngineError, IntegrityError, RecipeError
+from model.engines.base import DeviceName, Engine, Outputs
+from model.engines.cuda import CudaEngine, require_cuda
+from model.errors import CardError, IntegrityError, RecipeError
 from model.nets.resnet import ResNet
 from model.nets.zoo import build
 
@@ -59,17 +60,20 @@ class TorchEngine:
         self.run(self._trial)  # warmed up before the first request
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, *, device: DeviceName = "auto", threads: int = 0) -> Self:
-        """Run the bundle's network.
+    def from_bundle(cls, bundle: Bundle, *, device: DeviceName = "auto", threads: int = 0) -> Engine:
+        """The engine that serves the bundle: this one on a CPU, `CudaEngine` on CUDA.
 
         Raises:
             CardError: the card names a network that does not exist.
             IntegrityError: the weights are not of that network.
-            EngineError: there is no such device.
+            EngineError: there is no such device, or it cannot run the network.
         """
         if threads:
             torch.set_num_threads(threads)
-        return cls(network_of(bundle), bundle.card.input, device=device)
+        net = load_network(bundle)
+        if _available(device) == "cuda":
+            return CudaEngine(net, bundle.card.input)
+        return cls(net, bundle.card.input, device="cpu")
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         with torch.inference_mode():
@@ -108,7 +112,7 @@ class TorchEngine:
         return time.perf_counter() - began
 
 
-def network_of(bundle: Bundle) -> ResNet:
+def load_network(bundle: Bundle) -> ResNet:
     """Build the card's network and load the bundle's weights into it.
 
     Raises:
@@ -132,6 +136,6 @@ def network_of(bundle: Bundle) -> ResNet:
 def _available(device: DeviceName) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise EngineError("there is no CUDA device here: set the device to cpu or auto")
+    if device == "cuda":
+        require_cuda()
     return device

@@ -18,7 +18,7 @@ from model.bundle import open_bundle, update_bundle
 from model.card import OPENVINO_FILES, InputSpec, OpenVino
 from model.engines.base import Outputs
 from model.engines.openvino import OpenVinoEngine
-from model.engines.torch import TorchEngine, network_of
+from model.engines.torch import TorchEngine, load_network
 from model.image import test_transform
 from model.nets.resnet import ResNet
 from model.training.data import DataSet, Pictures
@@ -60,7 +60,7 @@ def add_openvino(
     card, spec = bundle.card, bundle.card.input
     # As in export: what the network has learnt from must do where nothing was held out.
     known = data.holdout if len(data.holdout) else data.train
-    net = network_of(bundle)
+    net = load_network(bundle)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / OPENVINO_FILES[0]
 

@@ -14,7 +14,7 @@ from model.bundle import CARD_FILE, open_bundle, update_bundle
 from model.card import OPENVINO_FILES, InputSpec, read_card
 from model.engines.base import Engine, choose
 from model.engines.openvino import OpenVinoEngine
-from model.engines.torch import TorchEngine, network_of
+from model.engines.torch import TorchEngine, load_network
 from model.errors import EngineError, IntegrityError
 from model.training.quantize import converted
 
@@ -54,7 +54,7 @@ def copied(int8_bundle: Path, tmp_path: Path) -> Path:
 def test_the_converted_network_gives_the_networks_own_numbers(
     tiny_bundle: Path, pixels: NDArray[np.uint8], spec: InputSpec
 ) -> None:
-    net = network_of(open_bundle(tiny_bundle)).eval()
+    net = load_network(open_bundle(tiny_bundle)).eval()
     options = {"INFERENCE_PRECISION_HINT": "f32"}
     found = openvino.Core().compile_model(converted(net, spec), "CPU", options)({"pixels": pixels})
     expected = TorchEngine(net, spec, device="cpu", precision="float32").run(pixels)
@@ -69,7 +69,7 @@ def test_int8_is_close_but_is_not_float32(int8_bundle: Path, pixels: NDArray[np.
     assert isinstance(engine, Engine)
     assert (engine.name, engine.device, engine.precision) == ("openvino", "cpu", "int8")
     found = engine.run(pixels)
-    expected = TorchEngine(network_of(bundle), bundle.card.input, device="cpu", precision="float32").run(pixels)
+    expected = TorchEngine(load_network(bundle), bundle.card.input, device="cpu", precision="float32").run(pixels)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == np.float32
         assert one.shape == other.shape
@@ -81,7 +81,9 @@ def test_float16_runs_in_the_cpus_own_precision(float16_bundle: Path, pixels: ND
     engine = choose(bundle)
     assert engine.name == "openvino"
     assert engine.precision in {"bfloat16", "float32"}
-    expected = TorchEngine(network_of(bundle), bundle.card.input, device="cpu", precision="float32").run(pixels).logits
+    expected = (
+        TorchEngine(load_network(bundle), bundle.card.input, device="cpu", precision="float32").run(pixels).logits
+    )
     assert np.abs(engine.run(pixels).logits - expected).max() < 0.05 * np.abs(expected).max()
 
 
