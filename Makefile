@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test check soak install lock
+.PHONY: serve test check soak bench install lock
 
 serve: install  ## serve on http://127.0.0.1:8000
 	@exec $(BIN)/python -m app
@@ -18,6 +18,9 @@ check: install  ## style, types and the direction of imports
 soak: install  ## ten minutes of overload; SOAK_FLAGS="--minutes 1" for less
 	$(BIN)/python -m benchmarks.soak $(SOAK_FLAGS)
 
+bench: .venv/bench-installed  ## other servers of the same network beside ours; BENCH_FLAGS="--rounds 2 --seconds 2" for less
+	$(BIN)/python -m benchmarks.serving $(BENCH_FLAGS)
+
 install: .venv/installed  ## make .venv and install the pinned requirements
 
 .venv/installed: requirements/uv.txt requirements/dev.txt
@@ -27,9 +30,14 @@ install: .venv/installed  ## make .venv and install the pinned requirements
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
 	@touch $@
 
+.venv/bench-installed: .venv/installed requirements/bench.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/bench.txt
+	@touch $@
+
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
 lock: install  ## pin the requirements anew from pyproject.toml; add LOCK_FLAGS=--upgrade for newer versions
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra torch -o requirements/serve.txt
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra dev -o requirements/dev.txt
+	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra bench -c requirements/dev.txt -o requirements/bench.txt
 	echo uv | $(LOCK) $(LOCK_FLAGS) - -o requirements/uv.txt
