@@ -11,29 +11,25 @@ from benchmarks.serving.report import Row, rows_of
 from benchmarks.serving.rounds import Results
 from benchmarks.serving.servers import SERVERS
 
-# After Okabe and Ito, whom colour-blind readers can tell apart.
-_COLOURS = dict(
-    zip(
-        [server.name for server in SERVERS],
-        ["#999999", "#56b4e9", "#e69f00", "#009e73", "#d55e00", "#f0e442"],
-        strict=True,
-    )
-)
+# The front does not classify, and is so quick that beside it the others could not be told apart.
+_NAMES = [server.name for server in SERVERS if server.classifies]
+# After Okabe and Ito, whose colours colour-blind readers can tell apart.
+_COLOURS = dict(zip(_NAMES, ["#999999", "#56b4e9", "#e69f00", "#009e73", "#d55e00"], strict=True))
 _TITLES = {"png": "PNG of 32 x 32", "jpeg": "JPEG of 12 megapixels"}
 
 
 def draw(results: Results, path: Path) -> None:
-    """Write a chart: one column a kind of request; above the rates, below the latencies.
+    """Write a chart of the servers that classify: a column a kind of request; above the rates, below the latencies.
 
     Raises:
         OSError: the file cannot be written.
     """
-    rows = rows_of(results)
+    rows = [row for row in rows_of(results) if row.server in _COLOURS]
     kinds = list(dict.fromkeys((row.case.payload, row.case.encoding) for row in rows))
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(max(5.0, 4.0 * len(kinds)), 6.5), layout="constrained")
         axes = figure.subplots(2, max(1, len(kinds)), squeeze=False)
-        for (payload, encoding), above, below in zip(kinds, axes[0], axes[1], strict=True):
+        for (payload, encoding), above, below in zip(kinds, axes[0], axes[1], strict=False):
             mine = [row for row in rows if (row.case.payload, row.case.encoding) == (payload, encoding)]
             _rates(above, mine)
             above.set_title(f"{_TITLES[payload]}, {encoding}")
@@ -41,7 +37,7 @@ def draw(results: Results, path: Path) -> None:
         axes[0][0].set_ylabel("requests answered a second")
         axes[1][0].set_ylabel("milliseconds, p50 (bar) to p99 (whisker)")
         handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(SERVERS), frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(_NAMES), frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
 
@@ -78,7 +74,7 @@ def _width(rows: Sequence[Row]) -> float:
 
 
 def _servers(rows: Sequence[Row]) -> list[str]:
-    return [server.name for server in SERVERS if any(row.server == server.name for row in rows)]
+    return [name for name in _NAMES if any(row.server == name for row in rows)]
 
 
 def _groups(rows: Sequence[Row]) -> list[int]:

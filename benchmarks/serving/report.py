@@ -27,7 +27,8 @@ class Row:
         p50: milliseconds; None where nothing was answered.
         p99: likewise.
         errors: over all rounds.
-        to_best_peer: its rate to that of the best peer under the same load; None where there is none.
+        to_best_peer: its rate to that of the best peer under the same load; None where there is none, and for the
+            front, which does not do their work.
         to_naive: likewise to the naive server's.
         share: of Tenfold's rate in what is possible if engine and service take turns: 1 / (1 / ceiling + 1 / front).
     """
@@ -58,7 +59,7 @@ def _row(results: Results, case: Case, name: str) -> Row:
     rate = statistics.median(load.rate for load in loads)
     peers = [results.rate(case, peer) or 0.0 for peer in PEERS]
     front = results.rate(case, "front")
-    ceiling = ceiling_rate(results)
+    ceiling = ceiling_rate(results, case.connections)
     possible = 1 / (1 / ceiling + 1 / front) if ceiling and front else None
     return Row(
         case,
@@ -67,15 +68,17 @@ def _row(results: Results, case: Case, name: str) -> Row:
         _median(loads, lambda load: load.p50),
         _median(loads, lambda load: load.p99),
         sum(load.errors for load in loads),
-        _ratio(rate, max(peers)),
-        _ratio(rate, results.rate(case, "naive")),
+        None if name == "front" else _ratio(rate, max(peers)),
+        None if name == "front" else _ratio(rate, results.rate(case, "naive")),
         _ratio(rate, possible) if name == "tenfold" else None,
     )
 
 
-def ceiling_rate(results: Results) -> float | None:
-    """Median pictures a second of the network alone."""
-    return statistics.median(each.rate for each in results.ceilings) if results.ceilings else None
+def ceiling_rate(results: Results, connections: int) -> float | None:
+    """Median pictures a second of the network alone: one by one for a single connection, else in batches."""
+    if not results.ceilings:
+        return None
+    return statistics.median(1000 / each.latency if connections == 1 else each.rate for each in results.ceilings)
 
 
 def _median(loads: Sequence[Load], of: Callable[[Load], float | None]) -> float | None:
@@ -111,8 +114,8 @@ def table(results: Results) -> Group:
         out.add_row(name, why)
     if results.ceilings:
         latency = statistics.median(each.latency for each in results.ceilings)
-        out.add_row("ceiling", "pixels", "batches", "-", _number(ceiling_rate(results)))
-        out.add_row("ceiling", "pixels", "single", "-", _number(1000 / latency), _number(latency))
+        out.add_row("ceiling", "pixels", "batches", "-", _number(ceiling_rate(results, 32)))
+        out.add_row("ceiling", "pixels", "single", "-", _number(ceiling_rate(results, 1)), _number(latency))
     parts = [out]
     if results.open_loop:
         parts.append(_open_loop_table(results))
