@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test check soak install lock
+.PHONY: serve test check soak bench install lock
 
 # What the machine's engine needs, and no more: OpenVINO, or PyTorch with its 5 GB of CUDA where there is an NVIDIA GPU.
 SERVE := $(if $(shell command -v nvidia-smi),serve-torch,serve)
@@ -21,6 +21,9 @@ check: install  ## style, types and the direction of imports
 soak: install  ## ten minutes of overload; SOAK_FLAGS="--minutes 1" for less
 	$(BIN)/python -m benchmarks.soak $(SOAK_FLAGS)
 
+bench: .venv/bench-installed  ## other servers of the same network beside ours; BENCH_FLAGS="--rounds 2 --seconds 2" for less
+	$(BIN)/python -m benchmarks.serving $(BENCH_FLAGS)
+
 install: .venv/installed  ## make .venv and install the pinned requirements
 
 .venv/installed: .venv/uv-installed requirements/dev.txt
@@ -37,10 +40,15 @@ install: .venv/installed  ## make .venv and install the pinned requirements
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/uv.txt
 	@touch $@
 
+.venv/bench-installed: .venv/installed requirements/bench.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/bench.txt
+	@touch $@
+
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
 lock: install  ## pin the requirements anew from pyproject.toml; add LOCK_FLAGS=--upgrade for newer versions
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra dev -o requirements/dev.txt
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra openvino -c requirements/dev.txt -o requirements/serve.txt
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra torch -c requirements/dev.txt -o requirements/serve-torch.txt
+	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra bench -c requirements/dev.txt -o requirements/bench.txt
 	echo uv | $(LOCK) $(LOCK_FLAGS) - -o requirements/uv.txt

@@ -1,0 +1,1 @@
+"""Tenfold beside other servers of the same network, on one machine: see benchmarks/README.md."""

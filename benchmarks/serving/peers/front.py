@@ -1,0 +1,46 @@
+"""Tenfold around an engine that answers at once: what the service itself costs."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.__main__ import share_one_heap
+from app.logs import logging_to_stderr
+from app.server import serve
+from app.settings import Settings
+from model import Classifier, ModelCard
+from model.bundle import CARD_FILE
+from model.card import read_card
+from model.engines.base import Outputs
+
+
+class InstantEngine:
+    """Gives every picture the same logits and features, of the right shapes, at once."""
+
+    name = "instant"
+    device = "none"
+    precision = "none"
+
+    def __init__(self, card: ModelCard) -> None:
+        self._logits = np.linspace(0, 1, len(card.labels), dtype=np.float32)
+        self._features = np.ones(len(card.out_of_distribution.feature_mean), np.float32)
+
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+        count = len(pixels)
+        return Outputs(np.tile(self._logits, (count, 1)), np.tile(self._features, (count, 1)))
+
+
+def instant_classifier(weights: Path) -> Classifier:
+    """The bundle's card with that engine."""
+    card = read_card(weights / CARD_FILE)
+    return Classifier(card, InstantEngine(card))
+
+
+if __name__ == "__main__":
+    share_one_heap()
+    settings = Settings()
+    with logging_to_stderr(settings.log_level, settings.log_format):
+        code = serve(settings, load=lambda: instant_classifier(settings.weights))
+    os._exit(code)  # as python -m app ends

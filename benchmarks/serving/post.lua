@@ -1,0 +1,27 @@
+-- Posts prepared bodies in rotation; prints one line of JSON at the end.
+-- Arguments after the URL: content type, then the files of the bodies.
+
+function init(args)
+   wrk.method = "POST"
+   wrk.headers["Content-Type"] = args[1]
+   local requests = {}
+   for number = 2, #args do
+      local file = assert(io.open(args[number], "rb"))
+      requests[#requests + 1] = wrk.format(nil, nil, nil, file:read("*a"))
+      file:close()
+   end
+   local turn = 0
+   function request()
+      turn = turn % #requests + 1
+      return requests[turn]
+   end
+end
+
+function done(summary, latency)
+   local errors = summary.errors
+   io.write(string.format(
+      '{"requests": %d, "microseconds": %d, "p50": %d, "p90": %d, "p99": %d, "refused": %d, "lost": %d}\n',
+      summary.requests, summary.duration,
+      latency:percentile(50), latency:percentile(90), latency:percentile(99),
+      errors.status, errors.connect + errors.read + errors.write + errors.timeout))
+end

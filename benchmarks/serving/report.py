@@ -1,0 +1,168 @@
+"""What is told of the results: rows, a table for people, JSON for the rest."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from benchmarks.serving.machine import hardware, versions
+from benchmarks.serving.rounds import Case, Results
+from benchmarks.serving.servers import PEERS, SERVERS
+from benchmarks.serving.wrk import Load
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A server under one load, medians over the rounds.
+
+    Attributes:
+        case: the load.
+        server: the server's name.
+        rate: good answers a second.
+        p50: milliseconds; None where nothing was answered.
+        p99: likewise.
+        errors: over all rounds.
+        to_best_peer: its rate to that of the best peer under the same load; None where there is none, and for the
+            front, which does not do their work.
+        to_naive: likewise to the naive server's.
+        share: of Tenfold's rate in what is possible if engine and service take turns: 1 / (1 / ceiling + 1 / front).
+    """
+
+    case: Case
+    server: str
+    rate: float
+    p50: float | None
+    p99: float | None
+    errors: int
+    to_best_peer: float | None
+    to_naive: float | None
+    share: float | None
+
+
+def rows_of(results: Results) -> list[Row]:
+    """One for each server and load that was measured, in the order of the servers."""
+    return [
+        _row(results, case, server.name)
+        for case in results.loads
+        for server in SERVERS
+        if server.name in results.loads[case]
+    ]
+
+
+def _row(results: Results, case: Case, name: str) -> Row:
+    loads = results.loads[case][name]
+    rate = statistics.median(load.rate for load in loads)
+    peers = [results.rate(case, peer) or 0.0 for peer in PEERS]
+    front = results.rate(case, "front")
+    ceiling = ceiling_rate(results, case.connections)
+    possible = 1 / (1 / ceiling + 1 / front) if ceiling and front else None
+    return Row(
+        case,
+        name,
+        rate,
+        _median(loads, lambda load: load.p50),
+        _median(loads, lambda load: load.p99),
+        sum(load.errors for load in loads),
+        None if name == "front" else _ratio(rate, max(peers)),
+        None if name == "front" else _ratio(rate, results.rate(case, "naive")),
+        _ratio(rate, possible) if name == "tenfold" else None,
+    )
+
+
+def ceiling_rate(results: Results, connections: int) -> float | None:
+    """Median pictures a second of the network alone: one by one for a single connection, else in batches."""
+    if not results.ceilings:
+        return None
+    return statistics.median(1000 / each.latency if connections == 1 else each.rate for each in results.ceilings)
+
+
+def _median(loads: Sequence[Load], of: Callable[[Load], float | None]) -> float | None:
+    values = [value for load in loads if (value := of(load)) is not None]
+    return statistics.median(values) if values else None
+
+
+def _ratio(value: float, base: float | None) -> float | None:
+    return value / base if base else None
+
+
+def table(results: Results) -> Group:
+    """The results for people."""
+    out = Table(title="medians over the rounds", title_justify="left")
+    for heading in ("server", "payload", "body"):
+        out.add_column(heading)
+    for heading in (
+        "connections", "requests/s", "p50 ms", "p99 ms", "errors", "to best peer", "to naive", "of possible",
+    ):  # fmt: skip
+        out.add_column(heading, justify="right")
+    before = None
+    for row in rows_of(results):
+        if before not in (None, row.case):
+            out.add_section()
+        before = row.case
+        out.add_row(
+            row.server, row.case.payload, row.case.encoding, str(row.case.connections),
+            _number(row.rate), _number(row.p50), _number(row.p99), str(row.errors),
+            _times(row.to_best_peer), _times(row.to_naive), "-" if row.share is None else f"{row.share:.0%}",
+        )  # fmt: skip
+    out.add_section()
+    for name, why in results.missing.items():
+        out.add_row(name, why)
+    if results.ceilings:
+        latency = statistics.median(each.latency for each in results.ceilings)
+        out.add_row("ceiling", "pixels", "batches", "-", _number(ceiling_rate(results, 32)))
+        out.add_row("ceiling", "pixels", "single", "-", _number(ceiling_rate(results, 1)), _number(latency))
+    parts = [out]
+    if results.open_loop:
+        parts.append(_open_loop_table(results))
+    return Group(*parts)
+
+
+def _open_loop_table(results: Results) -> Table:
+    deadline = results.open_loop[0].deadline
+    out = Table(title=f"tenfold, open loop: answers with 200 within {deadline:g} s", title_justify="left")
+    for heading in ("offered/s", "goodput/s", "p50 ms", "p99 ms", "200", "503", "504", "lost"):
+        out.add_column(heading, justify="right")
+    for outcome in results.open_loop:
+        out.add_row(
+            _number(outcome.offered), _number(outcome.goodput), _number(outcome.p50), _number(outcome.p99),
+            *(str(outcome.statuses.get(status, 0)) for status in (200, 503, 504)), str(outcome.lost),
+        )  # fmt: skip
+    return out
+
+
+def summary(results: Results, *, weights: Path, rounds: int, seconds: int, failures: Sequence[str]) -> dict[str, Any]:
+    """Everything, as JSON has it: rates a second, latencies in milliseconds."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "versions": versions(),
+        "weights": weights.name,
+        "rounds": rounds,
+        "seconds": seconds,
+        "missing": results.missing,
+        "failures": list(failures),
+        "ceilings": [asdict(each) for each in results.ceilings],
+        "rows": [asdict(row) for row in rows_of(results)],
+        "loads": [
+            {**asdict(case), "server": name, "rounds": [asdict(load) for load in loads]}
+            for case, by_server in results.loads.items()
+            for name, loads in by_server.items()
+        ],
+        "open_loop": [outcome.summary() for outcome in results.open_loop],
+    }
+
+
+def _number(value: float | None) -> str:
+    """Three digits that count, or all before the point."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} x"
