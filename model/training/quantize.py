@@ -1,6 +1,7 @@
 """From a bundle's weights to a model for OpenVINO, in 8-bit integers where they answer as well."""
 
 import hashlib
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from model.training.export import expected_of
 Choice = Literal["auto", "int8", "float16"]
 
 # Pictures that the ranges of the activations are taken from.
-_LOOKED_AT = 1000
+_LOOKED_AT = 3000
 _BATCH = 50
 
 
@@ -110,7 +111,10 @@ def converted(net: ResNet, spec: InputSpec) -> openvino.Model:
 
 
 def quantized(model: openvino.Model, pixels: NDArray[np.uint8], spec: InputSpec) -> openvino.Model:
-    """The model with 8-bit weights and activations (NNCF's quantisation after training).
+    """The model with 8-bit weights and activations (NNCF's quantisation after training), but for the first convolution.
+
+    On the shipped weights that one took half of the divergence from float32 (0.0011 nats over the held-out pictures,
+    0.0005 without it) and, having three channels only, none of the time.
 
     Args:
         model: as `converted`.
@@ -119,7 +123,9 @@ def quantized(model: openvino.Model, pixels: NDArray[np.uint8], spec: InputSpec)
     """
     import nncf
 
+    nncf.set_log_level(logging.ERROR)
     seen = np.stack([test_transform(Image.fromarray(picture), spec) for picture in pixels])
+    first = next(node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution")
     batches = [seen[start : start + _BATCH] for start in range(0, len(seen), _BATCH)]
     return nncf.quantize(
         model,
@@ -127,6 +133,7 @@ def quantized(model: openvino.Model, pixels: NDArray[np.uint8], spec: InputSpec)
         preset=nncf.QuantizationPreset.MIXED,  # activations are positive after a ReLU, of both signs before
         subset_size=len(batches),
         target_device=nncf.TargetDevice.CPU,
+        ignored_scope=nncf.IgnoredScope(names=[first.get_friendly_name()]),
     )
 
 
