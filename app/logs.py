@@ -65,7 +65,11 @@ class _Writer(logging.Handler):
     def _write(self) -> None:
         lines = []
         while self._records:
-            lines.append(self.format(self._records.popleft()) + "\n")
+            record = self._records.popleft()
+            try:
+                lines.append(self.format(record) + "\n")
+            except Exception:
+                self.handleError(record)
         if lines:
             with suppress(OSError, ValueError):  # nobody reads the stream any more: there is nowhere to say so
                 self._stream.write("".join(lines))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import model
@@ -61,12 +62,14 @@ def test_the_test_set_over_http_scores_what_the_card_says(shipped: Path, cifar10
         serving(load=partial(model.load, shipped), timeout=120.0) as service,
         ThreadPoolExecutor(CONNECTIONS) as threads,
     ):
-        said = service.client.get("/model").json()["metrics"]
+        card = service.client.get("/model").json()
         counted = list(threads.map(partial(right_and_accepted, service), range(0, len(labels), UPLOAD)))
     right, accepted = (sum(part) for part in zip(*counted, strict=True))
-    assert said["pictures"] == len(labels) == 10_000
-    assert right / len(labels) == pytest.approx(said["top1"], abs=0.001)
-    assert accepted / len(labels) == pytest.approx(said["accepted"]["test"], abs=0.005)
+    assert card["metrics"]["pictures"] == len(labels) == 10_000
+    # On CUDA it is float32's; either is off by what another processor rounds otherwise.
+    said = card["metrics" if torch.cuda.is_available() else "openvino"]["top1"]
+    assert right / len(labels) == pytest.approx(said, abs=0.001)
+    assert accepted / len(labels) == pytest.approx(card["metrics"]["accepted"]["test"], abs=0.005)
 
 
 @pytest.mark.slow

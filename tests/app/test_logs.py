@@ -2,6 +2,7 @@ import io
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -90,3 +91,26 @@ def test_all_is_written_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
     lines = logged(monkeypatch, write, "json").splitlines()
     assert [json.loads(line)["message"] for line in lines] == [str(number) for number in range(5000)]
+
+
+def test_a_line_that_cannot_be_made_is_told_of_and_the_next_one_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write() -> None:
+        logger.info("%d", "no number")
+        logger.info("so")
+
+    text = logged(monkeypatch, write, "json")
+    assert "--- Logging error ---" in text
+    assert json.loads(text.splitlines()[-1])["message"] == "so"
+
+
+def test_lines_are_written_while_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+
+    def write() -> None:
+        logger.info("so")
+        ends = time.monotonic() + 10
+        while not stream.getvalue():
+            assert time.monotonic() < ends, "nothing is written before the end"
+            time.sleep(0.01)
+
+    logged(monkeypatch, write, "json", stream=stream)

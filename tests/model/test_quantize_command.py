@@ -84,5 +84,6 @@ def test_the_shipped_int8_answers_as_its_card_says(cifar10_root: Path) -> None:
     test = load_cifar10_test(cifar10_root)
     found = outputs(classifier.engine, card.input, test.pixels.numpy()).logits.argmax(1)
     top1 = float(np.mean(found == test.labels.numpy()))
-    assert top1 == pytest.approx(about.top1, abs=0.0005), "but for another CPU's rounding"
-    assert top1 >= card.metrics.top1 - 0.001
+    assert top1 == pytest.approx(about.top1, abs=0.001), "but for another CPU's rounding"
+    assert about.top1 >= card.metrics.top1 - 0.001
+    assert about.agreement > 0.99
