@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from model.bundle import WEIGHTS_FILE, Bundle, open_bundle
+from model.bundle import Bundle, open_bundle
 from model.card import InputSpec
+from model.engines.torch import load_network as load
 from model.nets.resnet import ResNet
-from model.nets.zoo import build
 
 # As model/image.py has it, so that large pictures get the same answer.
 _DRAFT_MARGIN = 4
@@ -43,10 +42,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
 def load_network(opened: Bundle) -> ResNet:
     """The bundle's network in float32 on the CPU, in evaluation mode."""
-    architecture = opened.card.architecture
-    net = build(architecture.name, **architecture.arguments)
-    net.load_state_dict(load_file(opened.folder / WEIGHTS_FILE))
-    return net.eval()
+    return load(opened).eval()
 
 
 def load_fast_network(opened: Bundle, device: torch.device) -> nn.Module:
