@@ -18,6 +18,8 @@ from benchmarks.serving.wrk import find_wrk
 from model import ModelError
 
 _OPEN_LOOP_SECONDS = 6.0
+# Of a terminal or a file that is narrower, the lines are to be broken by it, not the figures by us.
+_TABLE_WIDTH = 130
 
 
 def main(
@@ -37,7 +39,7 @@ def main(
     """Compare servers of the same weights: a table, and all figures as JSON; 1 if a server failed."""
     servers = _chosen(only)
     counts = _counts(connections)
-    console = Console()
+    console = Console(width=max(Console().width, _TABLE_WIDTH))
     try:
         find_wrk()
         logs.mkdir(parents=True, exist_ok=True)

@@ -128,7 +128,6 @@ class Contest:
                     raise ServerError(agreement.complaint(server.name))
             warm_up = Case(self._payloads[0].name, server.encodings[0], _WARM_UP_CONNECTIONS)
             self._drive(running, warm_up, _WARM_UP)
-            running.pause()
 
     def run(self, cases: Sequence[Case], *, rounds: int, seconds: int, ceiling: bool) -> None:
         """Measure everything `rounds` times; in each case the servers come right after each other."""
@@ -140,7 +139,6 @@ class Contest:
                 for running in [each for each in self._running if case.encoding in each.server.encodings]:
                     with self._dropping_out(running):
                         load = self._drive(running, case, seconds)
-                        running.pause()
                         self.results.loads.setdefault(case, {}).setdefault(running.server.name, []).append(load)
 
     def run_open_loop(self, server: Server, payload: Payload, *, seconds: float, deadline: float) -> None:
@@ -171,8 +169,11 @@ class Contest:
     def _drive(self, running: Running, case: Case, seconds: int) -> Load:
         content_type, files = self._files[case.payload, case.encoding]
         running.resume()
+        load = drive(running.url, content_type, files, connections=case.connections, seconds=seconds)
+        # Not before: to a service that is stopped in a forward pass it seems, later, to have hung.
         running.settle(self._probe(running.server))
-        return drive(running.url, content_type, files, connections=case.connections, seconds=seconds)
+        running.pause()
+        return load
 
     def _probe(self, server: Server) -> Body:
         return self._payloads[0].bodies(server.encodings[0])[0]
@@ -184,7 +185,7 @@ class Contest:
         except ServerError as error:
             self.results.missing[running.server.name] = "failed"
             self.failures.append(str(error))
-            self._say(str(error))
+            self._say(str(error).splitlines()[0])
             self._running.remove(running)
             running.stop()
 

@@ -153,7 +153,7 @@ class Running:
         self._signal_all(signal.SIGCONT)
 
     def settle(self, body: Body) -> None:
-        """Let it finish what the run before has left with it: a picture is asked about until it is answered at once.
+        """Let it finish what a run has left with it: it is asked about a picture until it answers at once.
 
         Raises:
             ServerError: it does not answer.
