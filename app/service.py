@@ -176,9 +176,11 @@ class Service:
         loop = asyncio.get_running_loop()
         spec, limit = self.classifier.card.input, self.settings.max_pixels
         try:
-            picture = _prepared_at_once(data, spec, min(limit, _SMALL_PIXELS), views) or await loop.run_in_executor(
-                self._decoders, lambda: prepare(data, spec, max_pixels=limit, views=views)
-            )
+            picture = _prepared_at_once(data, spec, min(limit, _SMALL_PIXELS), views)
+            if picture is None:
+                picture = await loop.run_in_executor(
+                    self._decoders, lambda: prepare(data, spec, max_pixels=limit, views=views)
+                )
         except ImageError as error:
             return error
         decode = time.monotonic() - began
