@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -39,6 +40,22 @@ class Engine(Protocol):
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         """One forward pass over pictures after the test transform, uint8[N, H, W, 3], N >= 1. Normalises inside."""
         ...
+
+
+def passes(count: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Split a batch into forward passes.
+
+    Args:
+        count: pictures in the batch.
+        sizes: that the engine runs, smallest first.
+
+    Yields:
+        For each pass the number of pictures in it, and its size, the smallest that holds them. All
+        passes but the last are of the largest size.
+    """
+    for start in range(0, count, sizes[-1]):
+        taken = min(count - start, sizes[-1])
+        yield taken, next(size for size in sizes if size >= taken)
 
 
 def choose(bundle: Bundle, *, engine: EngineName = "auto", device: DeviceName = "auto", threads: int = 0) -> Engine:

@@ -1,6 +1,5 @@
 """PyTorch on CUDA: forward passes of a few batch sizes, captured once as CUDA graphs and replayed for every batch."""
 
-from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +9,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.card import InputSpec
-from model.engines.base import Outputs
+from model.engines.base import Outputs, passes
 from model.errors import EngineError
 from model.nets.resnet import ResNet
 
@@ -166,22 +165,6 @@ def graph_sizes(crop: int) -> tuple[int, ...]:
     224 x 224, where a ResNet-18 that does not shrink its input first takes about half a GiB. There is always 1.
     """
     return tuple(size for size in _SIZES if size == 1 or size * crop**2 <= _MOST_PIXELS)
-
-
-def passes(count: int, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Split a batch into forward passes.
-
-    Args:
-        count: pictures in the batch.
-        sizes: that there are graphs of, smallest first.
-
-    Yields:
-        For each pass the number of pictures in it, and the size of its graph, the smallest that holds them. All
-        passes but the last fill the largest graph.
-    """
-    for start in range(0, count, sizes[-1]):
-        taken = min(count - start, sizes[-1])
-        yield taken, next(size for size in sizes if size >= taken)
 
 
 def fold_batch_norms(net: ResNet) -> ResNet:

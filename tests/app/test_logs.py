@@ -94,8 +94,12 @@ def test_all_is_written_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_line_that_cannot_be_made_is_told_of_and_the_next_one_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shy:
+        def __str__(self) -> str:
+            raise ValueError("nobody knows what I am")
+
     def write() -> None:
-        logger.info("%d", "no number")
+        logger.info("who", extra={"fields": {"it": Shy()}})
         logger.info("so")
 
     text = logged(monkeypatch, write, "json")

@@ -84,7 +84,7 @@ def test_sigterm_under_load_loses_nothing(int8_bundle: Path, log: Path) -> None:
 
 @pytest.mark.parametrize("way", ["fails", "hangs"])
 def test_an_engine_that_stops_working_ends_the_process_so_that_it_is_restarted(way: str, log: Path) -> None:
-    limits = {"TENFOLD_STALL_TIMEOUT": "0.3", "TENFOLD_TIMEOUT": "1.5", "TENFOLD_DRAIN_DELAY": "1"}
+    limits = {"TENFOLD_STALL_TIMEOUT": "0.3", "TENFOLD_TIMEOUT": "1.5", "TENFOLD_DRAIN_DELAY": "4"}
     arguments = ["-m", "tests.app.faulty", way]
     with process({"TENFOLD_PORT": "0", **limits}, log, arguments=arguments) as running:
         running.wait_ready()

@@ -12,8 +12,8 @@ from torch import nn
 import model
 from model.bundle import open_bundle
 from model.card import InputSpec
-from model.engines.base import Engine, Outputs
-from model.engines.cuda import CudaEngine, fold_batch_norms, graph_sizes, passes
+from model.engines.base import Engine, Outputs, passes
+from model.engines.cuda import CudaEngine, fold_batch_norms, graph_sizes
 from model.engines.torch import TorchEngine, load_network
 from model.errors import EngineError
 from model.nets.zoo import build

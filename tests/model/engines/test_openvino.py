@@ -97,6 +97,35 @@ def test_a_pictures_outputs_do_not_depend_on_its_batch(int8_bundle: Path) -> Non
         np.testing.assert_allclose(rows, together[index], atol=0.02 * np.abs(together[index]).max(), err_msg=name)
 
 
+def test_every_size_of_batch_gets_its_own_rows_and_no_more(int8_bundle: Path) -> None:
+    engine = choose(open_bundle(int8_bundle), engine="openvino")
+    pixels = np.random.default_rng(2).integers(0, 256, (70, 32, 32, 3), np.uint8)
+    whole = engine.run(pixels)
+    for count in (*range(1, 36), 64, 65):
+        found = engine.run(pixels[:count])
+        for one, other in zip(found, whole, strict=True):
+            assert one.shape == other[:count].shape
+            np.testing.assert_allclose(one, other[:count], atol=0.02 * np.abs(other).max())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_sizes_of_batches(int8_bundle: Path) -> None:
+    program = """
+import sys
+import numpy as np
+import model
+engine = model.load(sys.argv[1], threads=1).engine
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+engine.run(np.zeros((65, 32, 32, 3), np.uint8))
+before = resident()
+for count in range(1, 65):
+    engine.run(np.zeros((count, 32, 32, 3), np.uint8))
+print(resident() - before)
+"""
+    assert int(printed(program, int8_bundle)) < 20_000, "kilobytes"
+
+
 def test_outputs_outlive_the_next_batch(int8_bundle: Path, pixels: NDArray[np.uint8]) -> None:
     engine = choose(open_bundle(int8_bundle), engine="openvino")
     first = engine.run(pixels)
