@@ -14,7 +14,7 @@ from model.errors import EngineError, IntegrityError
 
 # Batches are filled up to one of these: OpenVINO keeps 3 to 4 MB for every size that it has ever run, and the first
 # batch of a size waits for its kernels to be chosen.
-_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32)
+_SIZES = (1, 2, 4, 8, 16, 24, 32)
 _PRECISIONS = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 
