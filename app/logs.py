@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
 class _Writer(logging.Handler):
     """Keeps records, and a thread writes them some times a second.
 
-    To wake a thread for each of them, as logging's own QueueListener does, took a tenth of the service's rate.
+    A thread woken for each of them, as by logging's own QueueListener, fights the requests for the interpreter.
 
     Args:
         stream: that is written to.

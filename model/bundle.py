@@ -45,18 +45,24 @@ def open_bundle(folder: Path) -> Bundle:
 def update_bundle(folder: Path, files: Mapping[str, bytes], card: ModelCard) -> None:
     """Put files into a folder, and the card that lists them last.
 
-    Stopped half-way, the folder is as it was if the files are new; if not, its hashes say that it is not whole.
+    All are written before the first takes its place. Killed between two of these, a folder whose files are replaced is
+    not whole, and its hashes say so.
 
     Raises:
-        SaveError: it cannot be written.
+        SaveError: it cannot be written; it is as it was.
     """
+    contents = {**files, CARD_FILE: readable(card).encode()}
+    partials = {name: folder / f".{name}.partial" for name in contents}
     try:
-        for name, contents in {**files, CARD_FILE: readable(card).encode()}.items():
-            partial = folder / f".{name}.partial"
-            partial.write_bytes(contents)
+        for name, partial in partials.items():
+            partial.write_bytes(contents[name])
+        for name, partial in partials.items():
             partial.replace(folder / name)
     except OSError as error:
         raise SaveError(f"cannot write into {folder} ({error.strerror}): make room or copy the bundle") from error
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
 
 
 def readable(card: ModelCard) -> str:

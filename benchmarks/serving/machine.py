@@ -14,6 +14,7 @@ _PACKAGES = (
     "litserve",
     "mosec",
     "numpy",
+    "openvino",
     "pillow",
     "python-multipart",
     "starlette",

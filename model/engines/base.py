@@ -86,7 +86,7 @@ def choose(bundle: Bundle, *, engine: EngineName = "auto", device: DeviceName = 
         from model.engines.torch import TorchEngine
     except ImportError as error:
         raise EngineError(
-            f"the engine {engine!r} is not installed ({error}): install it, or set the engine to another"
+            f"the engine {engine!r} is not installed ({error}): run make install, or set the engine to another"
         ) from error
     return TorchEngine.from_bundle(bundle, device=device, threads=threads)
 

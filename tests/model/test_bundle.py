@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model.bundle import open_bundle, write_bundle
+from model.bundle import open_bundle, update_bundle, write_bundle
 from model.errors import CardError, IntegrityError, SaveError
 from tests.limits import files_limited_to
 
@@ -94,3 +94,11 @@ def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SaveError, match="cannot write"):
         write_bundle(tmp_path / "file" / "new", {"a.txt": b"A"})
+
+
+def test_an_update_that_the_disk_has_no_room_for_leaves_the_bundle_as_it_was(copy: Path) -> None:
+    card = open_bundle(copy).card
+    before = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
+    with files_limited_to(100_000), pytest.raises(SaveError, match="make room or copy the bundle"):
+        update_bundle(copy, {"README.md": b"new", "openvino.bin": bytes(200_000)}, card)
+    assert {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()} == before
