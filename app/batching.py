@@ -38,6 +38,16 @@ class _Waiting:
     deadline: float
 
 
+class _Pass(NamedTuple):
+    """A batch that has been run: when it ended, its pictures, and the seconds it took since the engine was free or,
+    if nobody waited then, since the first of them came.
+    """
+
+    ended: float
+    pictures: int
+    seconds: float
+
+
 class Batcher:
     """Runs pictures of many requests through the classifier together.
 
@@ -50,7 +60,7 @@ class Batcher:
         max_batch: most views in one call of `classify`; a picture with more has a call to itself.
         queue_size: most pictures admitted at a time.
         stall_timeout: seconds that one call may take before `check` gives up on it.
-        telemetry: is told of batches and of pictures under way.
+        telemetry: is told of batches.
     """
 
     def __init__(
@@ -74,7 +84,8 @@ class Batcher:
         self._admitted = 0
         self._batch_began: float | None = None
         self._failures = 0
-        self._finished: deque[tuple[float, int]] = deque(maxlen=1000)
+        self._passes: deque[_Pass] = deque()
+        self._ran, self._busy = 0, 0.0  # the pictures and seconds of these
         self._task = asyncio.create_task(self._run(), name="batcher")
 
     @property
@@ -83,33 +94,41 @@ class Batcher:
         return self._admitted
 
     @contextmanager
-    def admit(self, count: int) -> Iterator[None]:
+    def admit(self, count: int, *, deadline: float = math.inf) -> Iterator[None]:
         """Hold room for `count` pictures, from before they are decoded until they are answered.
 
         Raises:
-            QueueFull: there is none; it knows when to come back, from the measured rate of answers.
+            QueueFull: as `check_room`.
         """
-        self.check_room(count)
+        self.check_room(count, deadline=deadline)
         self._admitted += count
-        self._telemetry.under_way(count)
         try:
             yield
         finally:
             self._admitted -= count
-            self._telemetry.under_way(-count)
 
-    def check_room(self, count: int) -> None:
-        """Whether `count` pictures more could be admitted.
+    def check_room(self, count: int, *, deadline: float = math.inf) -> None:
+        """Whether `count` pictures more could be admitted, and be answered before the deadline (time.monotonic).
 
         Raises:
-            QueueFull: as `admit`.
+            QueueFull: they could not; it knows when to come back, from the measured rate of answers.
         """
         if self._admitted + count > self._queue_size:
             raise QueueFull(
                 f"{self._admitted} pictures are under way and {self._queue_size} may be: "
                 "send them again after the seconds in Retry-After",
-                self._admitted / self._rate(),
+                self._admitted / (self._rate() or 1.0),
             )
+        # Where others wait: alone, a picture is tried whatever the rate.
+        if self._admitted and (rate := self._rate()):
+            seconds = (self._admitted + count) / rate
+            late = time.monotonic() + seconds - deadline
+            if late > 0:
+                raise QueueFull(
+                    f"{self._admitted} pictures are under way, which takes {seconds:.1f} s, more than "
+                    "this request has left: send it again after the seconds in Retry-After",
+                    late,
+                )
 
     async def classify(self, pixels: NDArray[np.uint8], *, deadline: float = math.inf) -> Batched:
         """Queue one picture, uint8[V, H, W, 3].
@@ -145,6 +164,7 @@ class Batcher:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
+        free = 0.0
         while True:
             await self._queued.wait()
             batch = self._next_batch()
@@ -171,7 +191,9 @@ class Batcher:
                         waiting.future.set_result(answer)
             finally:
                 self._batch_began = None
-                self._finished.append((time.monotonic(), len(batch)))
+                ended = time.monotonic()
+                self._remember(_Pass(ended, len(batch), ended - max(free, batch[0].since)))
+                free = ended
 
     def _next_batch(self) -> list[_Waiting]:
         """What has queued, oldest first, up to the largest batch; without those who have left or waited too long."""
@@ -190,12 +212,16 @@ class Batcher:
             self._queued.clear()
         return batch
 
+    def _remember(self, about: _Pass) -> None:
+        self._passes.append(about)
+        self._ran += about.pictures
+        self._busy += about.seconds
+
     def _rate(self) -> float:
-        """Pictures finished per second, lately; one per second while nothing is known."""
-        now = time.monotonic()
-        recent = [(when, count) for when, count in self._finished if now - when < _RATE_WINDOW]
-        if not recent:
-            return 1.0
-        # The oldest batch's own pictures were computed before the span begins.
-        span, pictures = now - recent[0][0], sum(count for _, count in recent[1:])
-        return max(pictures / span, 1.0) if span > 0 else 1.0
+        """Pictures a second, lately, while there were any, one at least; 0 while nothing is known."""
+        since = time.monotonic() - _RATE_WINDOW
+        while self._passes and self._passes[0].ended < since:
+            oldest = self._passes.popleft()
+            self._ran -= oldest.pictures
+            self._busy -= oldest.seconds
+        return max(self._ran / self._busy, 1.0) if self._passes else 0.0

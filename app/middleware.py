@@ -2,12 +2,12 @@
 
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Callable
 from urllib.parse import quote
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -47,8 +47,8 @@ class RequestContext:
             return
         state = scope.setdefault("state", {})
         arrived = state.setdefault("arrived", time.monotonic())  # uvicorn's protocol, if it is ours, knows better
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
         timings: dict[str, float] = {}
         state.update(request_id=request_id, timings=timings)
         status = 0
@@ -57,13 +57,16 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
                 timings["total"] = (time.monotonic() - arrived) * 1000
-                headers["Server-Timing"] = ", ".join(f"{name};dur={value:.1f}" for name, value in timings.items())
+                stages = ", ".join([f"{name};dur={value:.1f}" for name, value in timings.items()])
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"server-timing", stages.encode()),
+                ]
                 if self.closing():
-                    headers["Connection"] = "close"
+                    MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         try:
@@ -119,8 +122,8 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
-        received = int(announced) if announced.isdecimal() and int(announced) > self.max_bytes else 0
+        announced = dict(scope["headers"]).get(b"content-length", b"")
+        received = int(announced) if announced.isdigit() and int(announced) > self.max_bytes else 0
         held = 0
 
         async def receive_within_limit() -> Message:

@@ -174,13 +174,14 @@ def documented(*kinds: type[Exception]) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
+async def handle(request: Request, error: Exception) -> Response:
+    """The response to a request that met `error`, of the table or of the framework."""
+    request.state.rejected = slug_of(error)
+    return problem_response(error, request.state.request_id)
+
+
 def install(app: FastAPI) -> None:
     """Answer every exception of the table, and HTTP errors of the framework, with a problem."""
-
-    async def handle(request: Request, error: Exception) -> Response:
-        request.state.rejected = slug_of(error)
-        return problem_response(error, request.state.request_id)
-
     for cls in (*TABLE, HTTPException):
         if cls is not Exception:  # those pass on to the middleware, which logs them
             app.add_exception_handler(cls, handle)

@@ -59,7 +59,7 @@ class Service:
 
     def __init__(self, settings: Settings, load: Callable[[], Classifier], on_failure: Callable[[], None]) -> None:
         self.settings = settings
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(pictures=lambda: self.admitted, uploads=lambda: self._uploads)
         self.state: State = "loading"
         self._uploads = 0
         self._load = load
@@ -123,21 +123,20 @@ class Service:
         return self._batcher.admitted if self._batcher else 0
 
     @contextmanager
-    def uploading(self) -> Iterator[None]:
+    def uploading(self, *, deadline: float = math.inf) -> Iterator[None]:
         """Hold room for a request whose body is being read.
 
         Raises:
             TooManyUploads: there is none.
-            QueueFull: not even for one picture, so that its body need not be read.
+            QueueFull: not even for one picture before the deadline, so that its body need not be read.
         """
         if self._batcher:
-            self._batcher.check_room(1)
+            self._batcher.check_room(1, deadline=deadline)
         if self._uploads >= self.settings.max_uploads:
             raise TooManyUploads(f"{self._uploads} uploads are under way: send this one again in a second")
         self._uploads += 1
         try:
-            with self.telemetry.upload():
-                yield
+            yield
         finally:
             self._uploads -= 1
 
@@ -158,7 +157,7 @@ class Service:
             raise NotReady(self._reason)
         if self.state == "failed":
             raise NotAlive(self._reason)
-        with self._batcher.admit(len(uploads)):
+        with self._batcher.admit(len(uploads), deadline=deadline):
             if len(uploads) == 1:  # as most are: no task of its own
                 return [await self._classify(self._batcher, uploads[0].data, views, deadline)]
             try:
@@ -217,6 +216,7 @@ class Service:
         """Look after the engine until it no longer works."""
         while True:
             await asyncio.sleep(_WATCH)
+            self.telemetry.look()
             try:
                 batcher.check()
             except NotAlive as error:

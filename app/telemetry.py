@@ -1,7 +1,7 @@
 """What is counted and measured, and how Prometheus is told."""
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -33,9 +33,14 @@ class Telemetry:
     """The metrics of one application. The README lists them.
 
     With `SHARED_FOLDER` in the environment each process writes its own there, and any of them tells the sum.
+
+    Args:
+        pictures: tells how many are being decoded, waiting or in a batch.
+        uploads: tells of how many requests the body is being read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pictures: Callable[[], int] = lambda: 0, uploads: Callable[[], int] = lambda: 0) -> None:
+        self._levels = (pictures, uploads)
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "tenfold_requests", "Requests answered, by route and status.", ("route", "status"), registry=self.registry
@@ -104,6 +109,7 @@ class Telemetry:
 
     def exposition(self) -> bytes:
         """All of it in Prometheus's text format, over all processes."""
+        self.look()
         if SHARED_FOLDER not in os.environ:
             return generate_latest(self.registry)
         shared = CollectorRegistry()
@@ -143,13 +149,12 @@ class Telemetry:
         """A forward pass over so many views has begun."""
         self._batch_views.observe(views)
 
-    def under_way(self, change: int) -> None:
-        """So many pictures more, or fewer, are under way."""
-        self._under_way.inc(change)
-
-    def upload(self) -> AbstractContextManager[object]:
-        """A request's body is being read within it."""
-        return self._uploads.track_inprogress()
+    def look(self) -> None:
+        """Note what is under way. To be called now and then, for other processes' sake; to count it at every change
+        takes longer than all the histograms.
+        """
+        for gauge, level in zip((self._under_way, self._uploads), self._levels, strict=True):
+            gauge.set(level())
 
     def ready(self, ready: bool) -> None:
         """Whether /readyz is 200 from now on."""

@@ -1,12 +1,11 @@
 """Request body -> picture files, within limits: multipart/form-data, or one picture as the raw body."""
 
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
+from app.multipart import boundary_of, parts_of
 from app.problems import BadUpload, TooManyFiles, UnsupportedBody
 
 FIELD = "file"
@@ -32,11 +31,13 @@ async def read_uploads(request: Request, *, max_files: int) -> list[Upload]:
         TooManyFiles: more than `max_files`.
         UnsupportedBody: neither multipart/form-data nor a picture's content type.
     """
-    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    header = request.headers.get("content-type", "")
+    content_type = header.partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
-        uploads = await _from_multipart(request, max_files)
+        boundary = boundary_of(header)
+        uploads = _in_form(await _body(request.receive), boundary, max_files)
     elif content_type.startswith("image/") or content_type in ("", "application/octet-stream"):
-        uploads = [Upload(None, await request.body())]
+        uploads = [Upload(None, await _body(request.receive))]
     else:
         raise UnsupportedBody(
             f"a body of type {content_type} is not accepted: send multipart/form-data with a part named "
@@ -49,39 +50,33 @@ async def read_uploads(request: Request, *, max_files: int) -> list[Upload]:
     return uploads
 
 
-class _Parser(MultiPartParser):
-    """Starlette's parser, but it keeps files in memory, where the body limit bounds them, and wants the last boundary.
+async def _body(receive: Receive) -> bytes:
+    """The whole body.
 
-    Without that, an upload that was cut off would lose its last picture and nobody would be told.
+    Raises:
+        ClientDisconnect: the caller hung up before its end.
     """
-
-    spool_max_size = 0  # SpooledTemporaryFile never rolls over to a disk at 0
-
-    def __init__(self, request: Request, *, max_files: int) -> None:
-        super().__init__(request.headers, self._whole(request), max_files=max_files, max_fields=100)
-        self._ended = False
-
-    def on_end(self) -> None:
-        self._ended = True
-
-    async def _whole(self, request: Request) -> AsyncGenerator[bytes, None]:
-        async for chunk in request.stream():
-            yield chunk
-        if not self._ended:
-            raise MultiPartException("It ends before its last boundary.")
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body"):
+        return message.get("body", b"")  # type: ignore[no-any-return]  # as most are, in one piece: not copied
+    pieces = [message.get("body", b"")]
+    while message["type"] == "http.request" and message.get("more_body"):
+        message = await receive()
+        pieces.append(message.get("body", b""))
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return b"".join(pieces)
 
 
-async def _from_multipart(request: Request, max_files: int) -> list[Upload]:
-    too_many = TooManyFiles(f"more than {max_files} pictures in one request: send them in several")
-    try:
-        form = await _Parser(request, max_files=max_files).parse()
-    except MultiPartException as error:
-        if error.message.startswith("Too many files"):
-            raise too_many from error
-        raise BadUpload(f"the multipart body is malformed ({error.message.rstrip('.')}): send it anew") from error
-    files = [part for part in form.getlist(FIELD) if isinstance(part, UploadFile)]
-    uploads = [Upload(part.filename or None, await part.read()) for part in files]
-    await form.close()
+def _in_form(body: bytes, boundary: bytes, max_files: int) -> list[Upload]:
+    uploads, files = [], 0
+    for part in parts_of(body, boundary):
+        if part.filename is not None:
+            files += 1
+            if files > max_files:
+                raise TooManyFiles(f"more than {max_files} pictures in one request: send them in several")
+            if part.name == FIELD:
+                uploads.append(Upload(part.filename or None, body[part.start : part.stop]))
     if not uploads:
         raise BadUpload(f"there is no picture in the upload: send it as a part named {FIELD}, with a filename")
     return uploads

@@ -47,8 +47,9 @@ class Prediction:
 
     def top_k(self, k: int) -> list[Ranked]:
         """The k likeliest classes, likeliest first; equal ones in the order of the labels."""
-        order = np.argsort(-self.probabilities, kind="stable")[:k]
-        return [Ranked(self.labels[index], int(index), float(self.probabilities[index])) for index in order]
+        values = self.probabilities.tolist()  # for so few, Python's sort is quicker than to call NumPy's
+        order = sorted(range(len(values)), key=values.__getitem__, reverse=True)[:k]
+        return [Ranked(self.labels[index], index, values[index]) for index in order]
 
 
 class Classifier:

@@ -161,17 +161,19 @@ def views_of(image: Image.Image, spec: InputSpec, count: int) -> NDArray[np.uint
     Returns:
         uint8[V, crop, crop, 3], V = count or 1.
     """
-    views = [test_transform(image, spec)]
+    first = test_transform(image, spec)
     short, long = sorted(image.size)
-    if count > 1 and short >= 2 * spec.resize and long >= _OBLONG * short:
-        # Once, so that each view costs little however large the picture is.
-        if short > _VIEW_SOURCE * spec.resize:
-            scale = _VIEW_SOURCE * spec.resize / short
-            size = (round(image.width * scale), round(image.height * scale))
-            image = image.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
-        for view in _VIEWS[: count - 1]:
-            box = _box(*image.size, *view)
-            views.append(np.array(image.resize((spec.crop, spec.crop), _FILTERS[spec.interpolation], box=box)))
+    if count == 1 or short < 2 * spec.resize or long < _OBLONG * short:
+        return first[None]
+    # Once, so that each view costs little however large the picture is.
+    if short > _VIEW_SOURCE * spec.resize:
+        scale = _VIEW_SOURCE * spec.resize / short
+        size = (round(image.width * scale), round(image.height * scale))
+        image = image.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
+    views = [first]
+    for view in _VIEWS[: count - 1]:
+        box = _box(*image.size, *view)
+        views.append(np.array(image.resize((spec.crop, spec.crop), _FILTERS[spec.interpolation], box=box)))
     return np.stack(views)
 
 

@@ -411,13 +411,53 @@ def test_retry_after_follows_the_measured_rate() -> None:
 def test_a_slow_rate_never_asks_for_more_than_a_second_a_picture() -> None:
     async def main() -> None:
         engine = FakeEngine()
-        engine.seconds = 0.3
+        engine.seconds = 1.2
         async with batching(engine, max_batch=1, queue_size=5) as batcher:
-            await asyncio.gather(*queue(batcher, range(2)))
-            await asyncio.sleep(0.9)
+            await asyncio.gather(*queue(batcher, range(1)))
             with batcher.admit(5), pytest.raises(QueueFull) as caught, batcher.admit(1):
                 pass
             assert caught.value.retry_after == 5
+
+    asyncio.run(main())
+
+
+def test_the_rate_is_that_of_busy_seconds() -> None:
+    """However long nobody came, what was measured while pictures waited holds."""
+
+    async def main() -> None:
+        engine = FakeEngine()
+        engine.seconds = 0.1
+        async with batching(engine, max_batch=1, queue_size=10) as batcher:
+            await asyncio.gather(*queue(batcher, range(3)))
+            await asyncio.sleep(1)
+            await asyncio.gather(*queue(batcher, range(3)))
+            with batcher.admit(10), pytest.raises(QueueFull) as caught, batcher.admit(1):
+                pass
+            assert caught.value.retry_after is not None
+            assert 1.0 <= caught.value.retry_after < 1.5  # 2.7 if the second had counted
+
+    asyncio.run(main())
+
+
+def test_who_would_be_answered_after_his_deadline_is_refused_at_once() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        engine.seconds = 0.1
+        async with batching(engine, max_batch=1) as batcher:
+            soon = time.monotonic() + 0.3
+            with batcher.admit(20), batcher.admit(5, deadline=soon):
+                pass  # no rate is known yet
+            await asyncio.gather(*queue(batcher, range(3)))
+            soon = time.monotonic() + 0.3
+            with batcher.admit(20):  # alone, whatever they take
+                with pytest.raises(QueueFull, match="more than this request has left") as caught:
+                    batcher.check_room(1, deadline=soon)
+                assert caught.value.retry_after is not None
+                assert 1.8 <= caught.value.retry_after < 2.5  # 21 pictures at 10 a second, less 0.3 s
+                with batcher.admit(5, deadline=time.monotonic() + 60):
+                    pass
+            with batcher.admit(20, deadline=soon):
+                pass
 
     asyncio.run(main())
 

@@ -344,6 +344,7 @@ def test_a_caller_who_hangs_up_while_waiting_costs_no_inference() -> None:
         service.wait_admitted(0)
         assert service.post(picture(3)).status_code == 200
         assert service.engine.views == 2, "that of who hung up was not computed"
+        assert b'tenfold_requests_total{route="/predict",status="499"} 1.0' in service.service.telemetry.exposition()
 
 
 @pytest.mark.parametrize(("asked", "granted"), [("0.3", 0.3), ("60", 0.6)])

@@ -13,7 +13,7 @@ import model
 from model.bundle import CARD_FILE, open_bundle, update_bundle
 from model.card import OPENVINO_FILES, InputSpec, read_card
 from model.engines.base import Engine, choose
-from model.engines.openvino import OpenVinoEngine
+from model.engines.openvino import OpenVinoEngine, cheapest_passes
 from model.engines.torch import TorchEngine, load_network
 from model.errors import EngineError, IntegrityError
 from model.training.quantize import converted
@@ -109,6 +109,20 @@ def test_every_size_of_batch_gets_its_own_rows_and_no_more(int8_bundle: Path) ->
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("count", "passes"),
+    [(1, (1,)), (3, (2, 1)), (7, (8,)), (13, (8, 4, 1)), (15, (16,)), (18, (16, 2)), (31, (32,)), (70, (32, 32, 4, 2))],
+)
+def test_a_batch_is_run_in_the_cheapest_passes(count: int, passes: tuple[int, ...]) -> None:
+    assert cheapest_passes(count) == passes
+
+
+def test_passes_hold_the_whole_batch_and_only_the_last_is_padded() -> None:
+    for count in range(1, 2000):
+        passes = cheapest_passes(count)
+        assert sum(passes[:-1]) < count <= sum(passes)
+
+
 def test_memory_does_not_grow_with_the_sizes_of_batches(int8_bundle: Path) -> None:
     program = """
 import sys
