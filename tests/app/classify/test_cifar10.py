@@ -1,4 +1,4 @@
-"""The command on the CIFAR-10 test set as ten folders of PNGs: the card's figure, in the memory that a few files take."""
+"""The command on the CIFAR-10 test set as folders of PNGs: the card's figure, in little memory."""
 
 import csv
 import os
@@ -26,7 +26,7 @@ def folder(cifar10_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     for label in labels:
         (root / label).mkdir()
     pictures = load_cifar10_test(cifar10_root)
-    for number, (pixels, label) in enumerate(zip(pictures.images, pictures.labels, strict=True)):
+    for number, (pixels, label) in enumerate(zip(pictures.pixels.numpy(), pictures.labels.tolist(), strict=True)):
         Image.fromarray(pixels).save(root / labels[label] / f"{number:05}.png", compress_level=1)
     return root
 
