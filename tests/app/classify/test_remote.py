@@ -140,11 +140,11 @@ def test_a_service_that_stays_busy_is_given_up_after_the_patience(files: list[st
 
 def test_a_service_that_takes_fewer_files_gets_fewer(files: list[str]) -> None:
     with serving(max_files=5) as running:
-        assert without_answers(Asked(running).all(files)) == {}
-        assert running.engine.views == len(files)
+        assert without_answers(Asked(running).all(files * 4)) == {}
+        assert running.engine.views == 4 * len(files)
         refused = 'tenfold_rejections_total{reason="too-many-files"} '
         (line,) = [line for line in running.client.get("/metrics").text.splitlines() if line.startswith(refused)]
-        assert float(line.removeprefix(refused)) < 20, "it has learned"
+        assert float(line.removeprefix(refused)) < 30, "it has learned; else more than 80"
 
 
 def test_a_service_that_takes_fewer_bytes_gets_fewer(tmp_path: Path, files: list[str]) -> None:
