@@ -8,7 +8,9 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 UV_NO_CACHE=1 UV_LINK_MOD
 COPY requirements/uv.txt /requirements/
 RUN python -m venv /opt/uv \
     && /opt/uv/bin/pip install --require-hashes -r /requirements/uv.txt \
-    && python -m venv --without-pip /opt/venv
+    && python -m venv --without-pip /opt/venv \
+    && printf '#!/opt/venv/bin/python\nfrom app.cli import main\nmain()\n' > /opt/venv/bin/tenfold \
+    && chmod 755 /opt/venv/bin/tenfold
 
 FROM uv AS cpu-packages
 COPY requirements/serve.txt /requirements/
@@ -23,6 +25,7 @@ RUN useradd --system --uid 10001 --no-create-home tenfold
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
+    PYTHONPATH=/srv/tenfold \
     TENFOLD_HOST=0.0.0.0 \
     TENFOLD_PORT=8000
 WORKDIR /srv/tenfold
@@ -36,7 +39,7 @@ COPY --from=cpu-packages /opt/venv /opt/venv
 COPY weights weights
 COPY model model
 COPY app app
-RUN python -m compileall -q model app && python -c "import app.server, openvino"
+RUN python -m compileall -q model app && tenfold classify --help > /dev/null && python -c "import app.server, openvino"
 USER 10001
 
 FROM uv AS gpu-packages
@@ -48,7 +51,7 @@ COPY --from=gpu-packages /opt/venv /opt/venv
 COPY weights weights
 COPY model model
 COPY app app
-RUN python -m compileall -q model app && python -c "import app.server, torch"
+RUN python -m compileall -q model app && tenfold classify --help > /dev/null && python -c "import app.server, torch"
 USER 10001
 
 FROM cpu

@@ -26,12 +26,17 @@ bench: .venv/bench-installed  ## other servers of the same network beside ours; 
 
 install: .venv/installed  ## make .venv and install the pinned requirements
 
-.venv/installed: .venv/uv-installed requirements/dev.txt
+# The project itself, for .venv/bin/tenfold: from this folder, with the setuptools that uv.txt has pinned.
+ITSELF := $(BIN)/uv pip install --quiet --offline --python $(BIN)/python --no-deps --no-build-isolation --editable .
+
+.venv/installed: .venv/uv-installed requirements/dev.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	$(ITSELF)
 	@touch $@
 
-.venv/serve-installed .venv/serve-torch-installed: .venv/%-installed: .venv/uv-installed requirements/%.txt
+.venv/serve-installed .venv/serve-torch-installed: .venv/%-installed: .venv/uv-installed requirements/%.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/$*.txt
+	$(ITSELF)
 	@touch $@
 
 .venv/uv-installed: requirements/uv.txt
@@ -51,4 +56,4 @@ lock: install  ## pin the requirements anew from pyproject.toml; add LOCK_FLAGS=
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra openvino -c requirements/dev.txt -o requirements/serve.txt
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra torch -c requirements/dev.txt -o requirements/serve-torch.txt
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra bench -c requirements/dev.txt -o requirements/bench.txt
-	echo uv | $(LOCK) $(LOCK_FLAGS) - -o requirements/uv.txt
+	printf 'uv\nsetuptools\n' | $(LOCK) $(LOCK_FLAGS) - -c requirements/dev.txt -o requirements/uv.txt

@@ -5,12 +5,13 @@ import os
 import socket
 import sys
 from contextlib import suppress
+from typing import Never
 
 from pydantic import ValidationError
 
 from app.logs import logging_to_stderr
 from app.server import serve
-from app.settings import Settings
+from app.settings import Settings, complaints
 from app.workers import supervise
 
 # malloc.h
@@ -41,9 +42,8 @@ def main(arguments: list[str]) -> int:
     try:
         settings = Settings()
     except ValidationError as error:
-        for problem in error.errors():
-            names = [f"TENFOLD_{str(part).upper()}: " for part in problem["loc"][:1]]  # none where settings disagree
-            print(f"error: {''.join(names)}{problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        for complaint in complaints(error):
+            print(f"error: {complaint}", file=sys.stderr)
         return 2
     with logging_to_stderr(settings.log_level, settings.log_format):
         if arguments:
@@ -51,9 +51,14 @@ def main(arguments: list[str]) -> int:
         return serve(settings) if settings.workers == 1 else supervise(settings)
 
 
-if __name__ == "__main__":
+def run(arguments: list[str]) -> Never:
+    """As `main`, and end the process."""
     share_one_heap()
-    code = main(sys.argv[1:])
+    code = main(arguments)
     # Not sys.exit: it would wait for the engine's thread, which may still be loading, or stall for good.
     sys.stderr.flush()
     os._exit(code)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -1,9 +1,10 @@
 """Every knob of the service, once. Each is read from the environment variable TENFOLD_<NAME>."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.logs import LogFormat
@@ -98,3 +99,21 @@ class Settings(BaseSettings):
                 "a full request would never fit"
             )
         return self
+
+
+def complaints(error: ValidationError) -> list[str]:
+    """What is wrong with the settings, a sentence each, by the variables' names."""
+    return [
+        # No name where settings disagree.
+        "".join(f"TENFOLD_{str(part).upper()}: " for part in problem["loc"][:1])
+        + problem["msg"].removeprefix("Value error, ")
+        for problem in error.errors()
+    ]
+
+
+def weights_at_hand() -> Path:
+    """The bundle for the commands: the environment's, else the default one, from wherever they are run."""
+    default: Path = Settings.model_fields["weights"].default
+    named = Path(os.environ.get("TENFOLD_WEIGHTS", default))
+    beside = Path(__file__).resolve().parents[1] / default
+    return beside if named == default and not named.exists() and beside.exists() else named

@@ -129,6 +129,11 @@ def test_the_image_is_small(container: str) -> None:
     assert run("docker", "exec", container, "python", "-c", have) == "['openvino']"
 
 
+def test_it_has_the_command(container: str) -> None:
+    said = run("docker", "exec", "--workdir", "/tmp", container, "tenfold", "--help")
+    assert "classify" in said
+
+
 def test_it_serves_in_little_memory(container: str, cat_jpeg: bytes) -> None:
     with httpx.Client(base_url=URL, timeout=30) as client:
         for _ in range(100):
