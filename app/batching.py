@@ -17,7 +17,10 @@ from app.problems import NotAlive, QueueFull
 from app.telemetry import Telemetry
 from model import Prediction
 
-_RATE_WINDOW = 10.0
+# Seconds over which the rate of answers is measured.
+_RATE_WINDOW = 3.0
+# By so much longer than reckoned what is under way may take: the more are refused, the slower are the others.
+_CAUTION = 1.25
 # Forward passes failing one after the other: the engine, not the pictures, is at fault.
 _MOST_FAILURES = 3
 
@@ -121,7 +124,7 @@ class Batcher:
             )
         # Where others wait: alone, a picture is tried whatever the rate.
         if self._admitted and (rate := self._rate()):
-            seconds = (self._admitted + count) / rate
+            seconds = _CAUTION * (self._admitted + count) / rate
             late = time.monotonic() + seconds - deadline
             if late > 0:
                 raise QueueFull(
