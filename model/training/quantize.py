@@ -4,7 +4,7 @@ import hashlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -87,6 +87,8 @@ def add_openvino(
         chosen = chosen or engine(with_maps(model, net), int8=False)
         say(f"testing it once, on {len(data.test):,} pictures")
         expected, found = (outputs(each, spec, data.test.pixels.numpy()).logits for each in (reference, chosen))
+        for line in differences(expected, found, data.test.labels.numpy(), card.labels):
+            say(line)
         about = OpenVino(
             weights="int8" if int8 else "float16",
             pictures=len(seen) if int8 else 0,
@@ -98,6 +100,24 @@ def add_openvino(
     hashes = {name: hashlib.sha256(contents).hexdigest() for name, contents in files.items()}
     update_bundle(folder, files, card.model_copy(update={"openvino": about, "files": {**card.files, **hashes}}))
     return about
+
+
+def differences(
+    expected: NDArray[np.float32], found: NDArray[np.float32], truth: NDArray[np.int64], labels: Sequence[str]
+) -> list[str]:
+    """Which pictures are answered otherwise, a line each, told by their numbers from 0 on.
+
+    Args:
+        expected: logits float32[N, C] of the network in float32.
+        found: those of the other model.
+        truth: right classes, int64[N].
+        labels: of the classes.
+    """
+    before, after = expected.argmax(1), found.argmax(1)
+    return [
+        f"picture {index}, of class {labels[truth[index]]}: {labels[after[index]]}, in float32 {labels[before[index]]}"
+        for index in np.flatnonzero(before != after)
+    ]
 
 
 def converted(net: ResNet, spec: InputSpec) -> openvino.Model:

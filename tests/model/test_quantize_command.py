@@ -15,7 +15,7 @@ from model.card import read_card
 from model.training import data as datasets
 from model.training.data import load_cifar10_test
 from model.training.evaluate import outputs
-from model.training.quantize import add_openvino
+from model.training.quantize import add_openvino, differences
 from tests.app.serving import ROOT
 
 
@@ -44,6 +44,8 @@ def test_it_adds_a_model_and_says_what_it_is_worth(bundle: Path) -> None:
     card = read_card(bundle / "card.json")
     assert card.openvino is not None
     assert (card.openvino.weights, card.openvino.pictures) == ("int8", 50)
+    told = re.findall(r"^picture \d+, of class \w+: (\w+), in float32 (\w+)$", result.stdout, re.MULTILINE)
+    assert len(told) == round(60 * (1 - card.openvino.agreement))
     assert card.model_copy(update={"openvino": None, "files": before.files}) == before, "nothing else changed"
     assert model.load(bundle, device="cpu").engine.precision == "int8"
 
@@ -61,6 +63,15 @@ def test_a_folder_without_a_card_is_refused(tmp_path: Path) -> None:
     result = quantize(tmp_path)
     assert (result.returncode, result.stdout) == (1, "")
     assert "name a weights folder that holds a card.json" in result.stderr
+
+
+def test_the_pictures_that_are_answered_otherwise_are_told() -> None:
+    expected = np.array([[0, 1], [1, 0], [0, 1]], np.float32)
+    found = np.array([[0, 2], [0, 2], [3, 0]], np.float32)
+    assert differences(expected, found, np.array([1, 0, 0]), ["cat", "dog"]) == [
+        "picture 1, of class cat: dog, in float32 cat",
+        "picture 2, of class cat: cat, in float32 dog",
+    ]
 
 
 def test_int8_that_is_not_worth_it_gives_way_to_float16_and_the_next_one_replaces_it(bundle: Path) -> None:
