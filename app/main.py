@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse
 from app import problems
 from app.auth import require_key
 from app.middleware import BodyLimit, RequestContext
-from app.routes import health, metrics, model, predict
+from app.routes import explain, health, metrics, model, predict
 from app.service import Service
 from app.settings import Settings
 from app.shortcut import Shortcut
@@ -71,7 +71,7 @@ def create_app(
     )
     app.include_router(health.router)
     keys = [Depends(require_key)] if settings.api_keys else []
-    for router in (predict.router, model.router, metrics.router):
+    for router in (predict.router, explain.router, model.router, metrics.router):
         app.include_router(router, dependencies=keys)
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     return app

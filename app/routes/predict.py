@@ -1,10 +1,8 @@
 """POST /predict: pictures in, ranked classes out."""
 
-import asyncio
-import time
-from collections.abc import Coroutine
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -13,7 +11,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 from starlette.responses import Response
 
-from app.middleware import ClientGone
+from app.deadline import in_time
 from app.problems import (
     BadUpload,
     BodyTooLarge,
@@ -33,33 +31,19 @@ from app.problems import (
 )
 from app.schemas import Answered, ModelName, Predictions, Ranked, Refused
 from app.service import Answer, Service, service_of
-from app.upload import FIELD, Upload, read_uploads
+from app.upload import FIELD, Upload
 from model import MAX_VIEWS, ImageError, ImageTooLarge, UnreadableImage, UnsupportedImage
 
 router = APIRouter(tags=["predict"])
 
-T = TypeVar("T")
+BINARY = {"type": "string", "format": "binary"}
 
-# Seconds after which it is looked whether the caller is still there; that takes a task, and most are answered by then.
-_PATIENCE = 0.25
 
-_BINARY = {"type": "string", "format": "binary"}
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": [FIELD],
-                    "properties": {FIELD: {"type": "array", "items": _BINARY}},
-                }
-            },
-            "image/*": {"schema": _BINARY},
-            "application/octet-stream": {"schema": _BINARY},
-        },
-    }
-}
+def body(files: dict[str, Any]) -> dict[str, Any]:
+    """What OpenAPI is told of a request's body, the parts named `file` being described by `files`."""
+    form = {"type": "object", "required": [FIELD], "properties": {FIELD: files}}
+    raw = {"image/*": {"schema": BINARY}, "application/octet-stream": {"schema": BINARY}}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}, **raw}}}
 
 
 class Asked(BaseModel):
@@ -81,6 +65,13 @@ class Asked(BaseModel):
         Field(ge=0, le=1, description="Least probability of an accepted answer. Else the setting counts."),
     ] = None
 
+    def check(self, classes: int) -> None:
+        """Raises:
+        InvalidTopK: more are asked for than there are, or none.
+        """
+        if not 1 <= self.top_k <= classes:
+            raise InvalidTopK(f"top_k is {self.top_k}: choose 1 to {classes}")
+
 
 Patience = Annotated[FiniteFloat | None, Field(gt=0)]
 
@@ -88,7 +79,7 @@ Patience = Annotated[FiniteFloat | None, Field(gt=0)]
 @router.post(
     "/predict",
     response_model=Predictions,
-    openapi_extra=_BODY,
+    openapi_extra=body({"type": "array", "items": BINARY}),
     responses=documented(
         BadUpload,
         Unauthorized,
@@ -123,27 +114,17 @@ async def predict(
     several, a bad one carries its own `problem` while the others are answered.
     """
     card = service.classifier.card
-    if not 1 <= asked.top_k <= len(card.labels):
-        raise InvalidTopK(f"top_k is {asked.top_k}: choose 1 to {len(card.labels)}")
+    asked.check(len(card.labels))
     settings = service.settings
-    limit = min(settings.timeout, x_request_timeout or settings.timeout)
     min_confidence = settings.min_confidence if asked.min_confidence is None else asked.min_confidence
-    ends = request.state.arrived + limit
-    uploads = None
-    deadline = asyncio.timeout_at(asyncio.get_running_loop().time() + ends - time.monotonic())
-    try:
-        async with deadline:
-            with service.uploading(deadline=ends):
-                uploads = await read_uploads(request, max_files=settings.max_files)
-            work = service.classify(uploads, asked.views or settings.views, deadline=ends)
-            outcomes = await _while_connected(request, work)
-    except TimeoutError as error:
-        if not deadline.expired():
-            raise  # the engine's own
-        if uploads is None:
-            raise UploadTooSlow(f"the body was not here within {limit:g} s: send smaller pictures") from error
-        raise DeadlinePassed(f"no answer within {limit:g} s: send fewer or smaller pictures, or try later") from error
-    _record(service, outcomes, min_confidence)
+    uploads, outcomes = await in_time(
+        request,
+        service,
+        x_request_timeout,
+        settings.max_files,
+        lambda uploads, ends: service.classify(uploads, asked.views or settings.views, deadline=ends),
+    )
+    record(service, outcomes, min_confidence)
     if len(outcomes) == 1 and isinstance(outcomes[0], ImageError):
         raise outcomes[0]
 
@@ -198,7 +179,8 @@ def _invalid(error: ValidationError, *where: str) -> RequestValidationError:
 (route,) = (each for each in router.routes if isinstance(each, APIRoute))
 
 
-def _record(service: Service, outcomes: list[Answer | ImageError], min_confidence: float) -> None:
+def record(service: Service, outcomes: Sequence[Answer | ImageError], min_confidence: float) -> None:
+    """Tell the telemetry of every picture."""
     for outcome in outcomes:
         if isinstance(outcome, ImageError):
             service.telemetry.refused_picture(slug_of(outcome))
@@ -219,11 +201,16 @@ def _result(
 ) -> Answered | Refused:
     if isinstance(outcome, ImageError):
         return Refused(filename=upload.filename, problem=problem_of(outcome, request_id))
+    return answered(upload, outcome, top_k, min_confidence)
+
+
+def answered(upload: Upload, answer: Answer, top_k: int, min_confidence: float) -> Answered:
+    """What the caller is told of a picture."""
+    picture, prediction = answer.picture, answer.prediction
     ranking = [
         Ranked(label=ranked.label, index=ranked.index, probability=round(ranked.probability, 6))
-        for ranked in outcome.prediction.top_k(top_k)
+        for ranked in prediction.top_k(top_k)
     ]
-    picture, prediction = outcome.picture, outcome.prediction
     return Answered(
         filename=upload.filename,
         width=picture.width,
@@ -234,53 +221,3 @@ def _result(
         views=len(picture.pixels),
         warnings=list(picture.warnings),
     )
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, given up soon after the caller hangs up.
-
-    Raises:
-        ClientGone: it did.
-    """
-    watch = _Watch(request)
-    looking = asyncio.get_running_loop().call_later(_PATIENCE, watch.begin)
-    try:
-        result = await work
-    except asyncio.CancelledError:
-        if watch.gone and watch.forgive():
-            raise ClientGone from None
-        raise
-    finally:
-        looking.cancel()
-        watch.end()
-    if watch.gone:  # just now: who goes on would be cancelled where he waits next
-        raise ClientGone
-    return result
-
-
-class _Watch:
-    """Cancels the task that it is made in when the caller hangs up."""
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self._watched = asyncio.current_task()
-        self._task: asyncio.Task[None] | None = None
-        self.gone = False
-
-    def begin(self) -> None:
-        self._task = asyncio.create_task(self._run())
-
-    def end(self) -> None:
-        if self._task:
-            self._task.cancel()
-
-    def forgive(self) -> bool:
-        """Take the cancellation back; whether that was the only one."""
-        return self._watched is not None and self._watched.uncancel() == 0
-
-    async def _run(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass  # the body has been read, so nothing else can come
-        self.gone = True
-        if self._watched:
-            self._watched.cancel()
