@@ -1,0 +1,19 @@
+const SVG = ["svg", "rect", "line", "text", "title"];
+
+/** Make an element: h("button", {class: "quiet", onclick: f}, "text", child). False and null are left out. */
+export function h(tag, attributes = {}, ...children) {
+	const element = SVG.includes(tag) ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+	for (const [name, value] of Object.entries(attributes)) {
+		if (value === false || value == null) continue;
+		if (name.startsWith("on")) element[name] = value;
+		else if (name.startsWith("--")) element.style.setProperty(name, value); // an attribute is against the policy
+		else element.setAttribute(name, value === true ? "" : value);
+	}
+	element.append(...children.flat(Infinity).filter((child) => child || child === 0));
+	return element;
+}
+
+export const find = (id) => document.getElementById(id);
+
+/** Tell who cannot see it. */
+export const announce = (text) => (find("live").textContent = text);
