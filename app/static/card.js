@@ -4,18 +4,17 @@ import { find, h } from "./dom.js";
 import { count, percent, thousands } from "./words.js";
 
 export function showCard(card) {
-	const { name, labels, metrics, complexity, input, openvino } = card;
-	find("chip").replaceChildren(name, h("span", {}, card.files["model.safetensors"].slice(0, 12)));
-	find("classes").replaceChildren(...labels.map((label) => h("li", {}, label)));
+	const { name, labels, metrics, input, openvino } = card;
+	find("chip").replaceChildren(name, h("span", card.files["model.safetensors"].slice(0, 12)));
+	find("classes").replaceChildren(...labels.map((label) => h("li", label)));
 	const others = Object.entries(metrics.accepted).filter(([kind]) => kind !== "test");
 	const smaller = openvino ? `; ${percent(openvino.top1)} by its smaller copy for CPUs` : "";
 	const facts = [
 		["Right", percent(metrics.top1), `of ${thousands(metrics.pictures)} test pictures${smaller}`],
 		["Calibration error", percent(metrics.ece), "how far its percentages are from how often it is right, on average"],
-		["Size", `${thousands(Math.round(complexity.parameters / 1e5) / 10)} M`, `learnt numbers, in a ${card.architecture.name}`],
 		["Sees", `${input.crop} × ${input.crop}`, "pixels of each view, whatever the size of the picture"],
 	];
-	find("facts").replaceChildren(...facts.map(([term, ...rest]) => h("div", {}, h("dt", {}, term), rest.map((text) => h("dd", {}, text)))));
+	find("facts").replaceChildren(...facts.map(([term, ...rest]) => h("div", h("dt", term), rest.map((text) => h("dd", text)))));
 	const ten = count(labels.length);
 	const cannot = [
 		`It knows ${ten} classes and nothing else. Whatever it is shown, it ranks these ${ten}.`,
@@ -24,13 +23,13 @@ export function showCard(card) {
 			`${others.map(([kind, share]) => `${percent(share)} of ${kind}`).join(", ")}.`,
 		"A heat map tells what its last layer answered to, not why: it is a hint, not a reason.",
 	];
-	find("cannot").replaceChildren(...cannot.map((text) => h("li", {}, text)));
+	find("cannot").replaceChildren(...cannot.map((text) => h("li", text)));
 	const { confusion, reliability } = metrics;
 	find("figures").replaceChildren(...[confusion && confusionOf(labels, confusion), reliability && reliabilityOf(reliability)].filter(Boolean));
 	find("model").hidden = false;
 }
 
-const figure = (title, text, ...parts) => h("figure", {}, h("figcaption", {}, h("h3", {}, title), h("p", { class: "note" }, text)), parts);
+const figure = (title, text, ...parts) => h("figure", h("figcaption", h("h3", title), h("p.note", text)), parts);
 const heads = (scope, titles) => titles.map((title) => h("th", { scope }, title));
 
 function confusionOf(labels, rows) {
@@ -41,11 +40,11 @@ function confusionOf(labels, rows) {
 			const strength = Math.sqrt(Math.min(1, (value / total) * (i === j ? 1 : 4)));
 			return h("td", { class: `${i === j ? "right" : ""} ${strength > 0.6 ? "strong" : ""}`, "--strength": strength }, String(value));
 		});
-		return h("tr", {}, heads("row", [labels[i]]), cells);
+		return h("tr", heads("row", [labels[i]]), cells);
 	});
-	const table = h("table", { class: "confusion" }, h("thead", {}, h("tr", {}, heads("col", ["true class", ...labels]))), h("tbody", {}, body));
+	const table = h("table.confusion", h("thead", h("tr", heads("col", ["true class", ...labels]))), h("tbody", body));
 	const title = "What it takes for what";
-	const scroll = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title }, table);
+	const scroll = h("div.scroll", { tabindex: 0, role: "region", "aria-label": title }, table);
 	return figure(title, "Test pictures by true class (rows) and answered class (columns).", scroll);
 }
 
@@ -65,9 +64,9 @@ function reliabilityOf(bins) {
 	const line = (share) => h("line", { x1: low, y1: size - low, x2: at(1), y2: size - at(share) });
 	const svg = h("svg", { viewBox: `0 0 ${size} ${size}`, role: "img", "aria-label": "Reliability diagram, as in the table below" }, bars, line(0), line(1), ticks);
 	const rows = bins.map(({ confidence, accuracy, pictures }) =>
-		h("tr", {}, [percent(confidence), percent(accuracy), thousands(pictures)].map((value) => h("td", {}, value))),
+		h("tr", [percent(confidence), percent(accuracy), thousands(pictures)].map((value) => h("td", value))),
 	);
-	const head = h("thead", {}, h("tr", {}, heads("col", ["how sure", "how often right", "pictures"])));
-	const table = h("details", {}, h("summary", {}, "As a table"), h("table", {}, head, h("tbody", {}, rows)));
+	const head = h("thead", h("tr", heads("col", ["how sure", "how often right", "pictures"])));
+	const table = h("details", h("summary", "As a table"), h("table", head, h("tbody", rows)));
 	return figure("How sure, how right", "How often it is right (upwards) when it is so sure (to the right); on the line they are equal. Pale: few pictures.", svg, table);
 }

@@ -43,9 +43,9 @@ export class Detail {
 		find("name").textContent = picture.name;
 		const image = h("img", { src: this.#url, alt: `The picture ${picture.name}` });
 		image.onload = () => picture.answer || this.#shape(image.naturalWidth, image.naturalHeight);
-		image.onerror = () => image.replaceWith(h("p", { class: "note" }, "This browser cannot show the picture; the service may read it all the same."));
+		image.onerror = () => image.replaceWith(h("p.note", "This browser cannot show the picture."));
 		this.#shape(4, 3);
-		find("stage").replaceChildren(image, h("canvas", { role: "img", hidden: true }), h("div", { class: "box", hidden: true }));
+		find("stage").replaceChildren(image, h("canvas", { role: "img", hidden: true }), h("div.box", { hidden: true }));
 		this.update();
 	}
 
@@ -72,23 +72,22 @@ export class Detail {
 	}
 
 	#heading(kind, title, text) {
-		return [h("h2", { id: "verdict", class: kind, tabindex: -1 }, title), h("p", { class: "lead" }, text)];
+		return [h("h2", { id: "verdict", class: kind, tabindex: -1 }, title), h("p.lead", text)];
 	}
 
 	#pending() {
 		const title = { queued: "In the queue", waiting: "Waiting for the service", sending: "Looking …" }[this.picture.state];
-		return [...this.#heading("pending", title, ""), h("div", { class: "progress" }), h("button", { onclick: this.#actions.cancel }, "Cancel")];
+		return [...this.#heading("pending", title, ""), h("div.progress", {}), h("button", { onclick: this.#actions.cancel }, "Cancel")];
 	}
 
 	#failure() {
 		const { picture } = this;
 		const { title, detail, status, kind } = picture.problem ?? { title: "Cancelled", detail: "It was not classified" };
 		const shrinkable = (status === 413 || kind === "not-sent") && !picture.shrunk;
-		const shrink = h("button", { class: "primary", onclick: () => this.#actions.shrink(picture) }, "Shrink it and send that");
+		const shrink = shrinkable && h("button.primary", { onclick: () => this.#actions.shrink(picture) }, "Send a smaller copy");
 		return [
 			...this.#heading("failed", title, sentence(detail)),
-			h("p", { class: "buttons" }, shrinkable && shrink, h("button", { onclick: () => this.#actions.retry(picture) }, "Try again")),
-			shrinkable && h("p", { class: "note" }, "The answer will be that of a smaller copy, made in this browser."),
+			h("p.buttons", shrink, h("button", { onclick: () => this.#actions.retry(picture) }, "Try again")),
 		];
 	}
 
@@ -98,8 +97,8 @@ export class Detail {
 		const warnings = [...answer.result.warnings, ...(shrunk ? ["this is the answer for a smaller copy"] : [])];
 		return [
 			...this.#heading(kind, title, text),
-			note && h("p", { class: "note" }, note),
-			warnings.length && h("ul", { class: "warnings", "aria-label": "Warnings" }, warnings.map((each) => h("li", {}, sentence(each)))),
+			note && h("p.note", note),
+			warnings.length && h("ul.warnings", { "aria-label": "Warnings" }, warnings.map((each) => h("li", sentence(each)))),
 			this.#ranking(answer),
 			this.#familiar(answer.result.in_distribution),
 			this.#timing(answer),
@@ -109,35 +108,33 @@ export class Detail {
 
 	#ranking({ result, views }) {
 		const rows = result.top_k.map(({ label, probability }) => {
-			const cells = [h("span", {}, label), h("span", { class: "track" }, h("i", { "--share": probability })), h("span", { class: "share" }, percent(probability))];
-			if (!views) return h("li", { class: "row" }, cells);
+			const cells = [h("span", label), h("span.track", h("i", { "--share": probability })), h("span.share", percent(probability))];
+			if (!views) return h("li.row", cells);
 			const name = `${label}, ${percent(probability)}: show what speaks for it`;
-			return h("li", {}, h("button", { class: "row", "aria-label": name, "data-label": label, onclick: () => this.#explain(label) }, cells));
+			return h("li", h("button.row", { "aria-label": name, "data-label": label, onclick: () => this.#explain(label) }, cells));
 		});
-		const hint = views && h("p", { class: "note" }, "Choose a class to see what in the picture speaks for it.");
-		return h("div", {}, h("ol", { class: "ranking", "aria-label": "Classes, likeliest first" }, rows), hint);
+		const hint = views && h("p.note", "Choose a class to see what in the picture speaks for it.");
+		return h("div", h("ol.ranking", { "aria-label": "Classes, likeliest first" }, rows), hint);
 	}
 
 	#familiar(share) {
 		const { threshold } = this.#card.out_of_distribution;
 		return h(
-			"div",
-			{ class: "part" },
-			h("p", {}, "Familiarity ", h("b", {}, percent(share))),
+			"div.part",
+			h("p", "Familiarity ", h("b", percent(share))),
 			h("div", { class: "track least", "--least": threshold }, h("i", { "--share": share })),
-			h("p", { class: "note" }, `So many known pictures look no more like their class than this one. Below ${percent(threshold)} it counts as none of the classes.`),
+			h("p.note", `So many known pictures look no more like their class than this one. Below ${percent(threshold)} it counts as none of the classes.`),
 		);
 	}
 
 	#timing({ stages, milliseconds: whole }) {
 		const sum = stages.reduce((total, [, value]) => total + value, 0);
-		const parts = stages.map(([name, value], i) => h("div", { class: `stage-${i}` }, h("dt", {}, name), h("dd", {}, milliseconds(value))));
+		const parts = stages.map(([name, value], i) => h("div", { class: `stage-${i}` }, h("dt", name), h("dd", milliseconds(value))));
 		return h(
-			"div",
-			{ class: "part timing" },
-			h("p", {}, "Time in the service ", h("b", {}, milliseconds(sum)), `, ${milliseconds(whole)} with the way there and back`),
-			h("div", { class: "stack" }, stages.map(([, value], i) => h("i", { class: `stage-${i}`, "--share": value / sum }))),
-			h("dl", {}, parts),
+			"div.part timing",
+			h("p", "Time in the service ", h("b", milliseconds(sum)), `, ${milliseconds(whole)} with the way there and back`),
+			h("div.stack", stages.map(([, value], i) => h("i", { class: `stage-${i}`, "--share": value / sum }))),
+			h("dl", parts),
 		);
 	}
 
@@ -156,7 +153,7 @@ export class Detail {
 				announce("Selected: copy it with the keyboard.");
 			}
 		};
-		return h("div", { class: "curl" }, h("button", { id: "copy", onclick: copy }, "Copy as curl"), code);
+		return h("div.curl", h("button", { id: "copy", onclick: copy }, "Copy as curl"), code);
 	}
 
 	async #explain(label) {
@@ -198,7 +195,7 @@ export class Detail {
 				find("view-list").querySelectorAll("button")[i].focus();
 			};
 			const name = `View ${i + 1} of ${views.length}: show its part of the picture`;
-			return h("li", {}, h("button", { "aria-label": name, "aria-pressed": `${one === views[i]}`, onclick }, h("img", { src: input, alt: "" })));
+			return h("li", h("button", { "aria-label": name, "aria-pressed": `${one === views[i]}`, onclick }, h("img", { src: input, alt: "" })));
 		});
 		find("view-list").replaceChildren(...buttons);
 	}

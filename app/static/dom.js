@@ -1,7 +1,10 @@
 const SVG = ["svg", "rect", "line", "text", "title"];
 
-/** Make an element: h("button", {class: "quiet", onclick: f}, "text", child). False and null are left out. */
-export function h(tag, attributes = {}, ...children) {
+/** Make an element: h("button.quiet", {onclick: f}, "text", child), h("p", "text"). False and null are left out. */
+export function h(kind, attributes, ...children) {
+	if (attributes?.constructor !== Object) return h(kind, {}, attributes, ...children);
+	const [tag, name] = kind.split(".");
+	if (name) attributes.class = name;
 	const element = SVG.includes(tag) ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
 	for (const [name, value] of Object.entries(attributes)) {
 		if (value === false || value == null) continue;

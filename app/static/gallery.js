@@ -68,7 +68,7 @@ export class Gallery {
 	}
 
 	#fill(picture) {
-		if (!this.#tiles.has(picture)) this.#tiles.set(picture, h("li", {}, h("button", { onclick: () => this.#choose(picture) })));
+		if (!this.#tiles.has(picture)) this.#tiles.set(picture, h("li", h("button", { onclick: () => this.#choose(picture) })));
 		const kind = this.#kind(picture);
 		const { name, thumb, state, problem } = picture;
 		const best = first(picture);
@@ -80,8 +80,8 @@ export class Gallery {
 		button.title = name;
 		const seen = thumb
 			? h("img", { src: thumb, alt: "", loading: "lazy" })
-			: h("span", { class: "no-thumb" }, thumb === "" && name.split(".").pop().slice(0, 5));
-		button.replaceChildren(seen, h("span", { class: "caption" }, h("b", {}, text), h("span", {}, share)));
+			: h("span.no-thumb", thumb === "" && name.split(".").pop().slice(0, 5));
+		button.replaceChildren(seen, h("span.caption", h("b", text), h("span", share)));
 	}
 
 	#arrange() {

@@ -85,7 +85,7 @@ for (const [name, draw] of Object.entries(EXAMPLES)) {
 	draw(canvas.getContext("2d"));
 	const file = (blob) => new File([blob], `${name.replace(" ", "-")}.png`, { type: "image/png" });
 	const onclick = () => canvas.toBlob((blob) => add([file(blob)], "Drawn by this page."));
-	find("examples").append(h("li", {}, h("button", { onclick, "aria-label": name }, canvas, h("span", {}, name))));
+	find("examples").append(h("li", h("button", { onclick, "aria-label": name }, canvas, h("span", name))));
 }
 
 // What happens to them.

@@ -74,8 +74,9 @@ export class Service extends EventTarget {
 		const query = new URLSearchParams({ top_k: labels.length, ...(label && { label }) });
 		const options = { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } };
 		const post = (path) => this.#request(`${path}?${query}`, options, signal, onstate);
-		const response = await post(this.explains ? "explain" : "predict").catch((problem) => {
-			if (!this.explains || ![404, 405].includes(problem.status)) throw problem;
+		const { explains } = this;
+		const response = await post(explains ? "explain" : "predict").catch((problem) => {
+			if (!explains || ![404, 405].includes(problem.status)) throw problem;
 			this.explains = false;
 			this.#set(this.wait);
 			return post("predict");
