@@ -50,7 +50,7 @@ function confusionOf(labels, rows) {
 
 function reliabilityOf(bins) {
 	const BINS = 15;
-	const [size, low] = [280, 34];
+	const [size, low] = [280, 42];
 	const at = (share) => low + share * (size - low - 8);
 	const most = Math.max(...bins.map(({ pictures }) => pictures));
 	const width = at(1 / BINS) - low;

@@ -3,12 +3,12 @@
 const SIDE = 256; // of the drawing's longer side: the browser smooths the rest
 // From "adds nothing" to "adds most", as red, green, blue, opacity (after matplotlib's inferno).
 const COLOURS = [
-	[13, 8, 60, 0.62],
+	[13, 8, 60, 0.66],
 	[66, 10, 104, 0.6],
-	[147, 38, 103, 0.56],
-	[221, 81, 58, 0.52],
-	[252, 165, 10, 0.5],
-	[252, 255, 164, 0.5],
+	[147, 38, 103, 0.5],
+	[221, 81, 58, 0.42],
+	[252, 165, 10, 0.36],
+	[252, 255, 164, 0.36],
 ];
 
 /** Four [cell, weight] for a place of 0..1 along `cells` cells, of a cubic B-spline: smooth, and never beyond its cells. */
