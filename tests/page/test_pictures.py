@@ -274,7 +274,7 @@ def three(page: Page) -> None:
 
 
 def labels(page: Page) -> list[str]:
-    return page.locator("#tiles b").all_inner_texts()
+    return page.locator("#tiles b").all_text_contents()
 
 
 def test_the_gallery_is_sorted_and_filtered(page: Page) -> None:
