@@ -10,7 +10,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from app import problems
 from app.auth import require_key
 from app.middleware import BodyLimit, RequestContext
-from app.routes import health, metrics, model, page, predict
+from app.routes import explain, health, metrics, model, page, predict
 from app.service import Service
 from app.settings import Settings
 from model import Classifier
@@ -68,7 +68,7 @@ def create_app(
     app.include_router(health.router)
     app.include_router(page.router)
     keys = [Depends(require_key)] if settings.api_keys else []
-    for router in (predict.router, model.router, metrics.router):
+    for router in (predict.router, explain.router, model.router, metrics.router):
         app.include_router(router, dependencies=keys)
     return app
 

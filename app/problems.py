@@ -58,6 +58,10 @@ class InvalidTopK(ServiceError):
     """top_k is not between 1 and the number of classes."""
 
 
+class UnknownLabel(ServiceError):
+    """label is none of the card's."""
+
+
 class QueueFull(ServiceError):
     """No room for more pictures now."""
 
@@ -107,6 +111,7 @@ TABLE: Mapping[type[Exception], Kind] = {
     UnsupportedImage: Kind(415, "unsupported-picture", "Not a picture format that is accepted"),
     UnreadableImage: Kind(422, "unreadable-picture", "The picture is damaged"),
     InvalidTopK: Kind(422, "invalid-top-k", "top_k is out of range"),
+    UnknownLabel: Kind(422, "unknown-label", "There is no such class"),
     RequestValidationError: Kind(422, "invalid-parameter", "A parameter is malformed"),
     Exception: Kind(500, "internal-error", "The service failed"),
     QueueFull: Kind(503, "queue-full", "The service is at capacity"),

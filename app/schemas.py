@@ -60,6 +60,32 @@ class Predictions(BaseModel):
     results: list[Answered | Refused]
 
 
+class ExplainedView(BaseModel):
+    """What the network saw of a picture, and what it made of it."""
+
+    box: Annotated[
+        tuple[float, float, float, float],
+        Field(description="Left, top, right and bottom of what it shows, pixels of the picture as seen."),
+    ]
+    input: Annotated[str, Field(description="The pixels that the network saw, as a PNG in a data: URL.")]
+    map: Annotated[
+        list[list[float]],
+        Field(description="What each cell of a grid over it adds to the class's logit, row by row; signed."),
+    ]
+
+
+class Explanation(BaseModel):
+    """Why a picture has the probability that it has for one class."""
+
+    model: ModelName
+    result: Answered
+    label: Annotated[str, Field(description="The class that is explained.")]
+    index: Annotated[int, Field(ge=0, description="The class's number.")]
+    probability: Annotated[float, Field(ge=0, le=1, description="Of that class.")]
+    method: Annotated[str, Field(description="How the maps came about.")]
+    views: Annotated[list[ExplainedView], Field(description="As many as the result says.")]
+
+
 class Health(BaseModel):
     """The answer to a probe that finds all well."""
 

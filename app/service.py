@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from fastapi import Request
 
@@ -33,6 +33,8 @@ _SMALL_PIXELS = 4_096
 
 # Seconds between two looks at the engine.
 _WATCH = 0.5
+
+T = TypeVar("T")
 
 State = Literal["loading", "ready", "draining", "failed"]
 
@@ -154,22 +156,40 @@ class Service:
             QueueFull: no room for so many pictures.
             Exception: what the classifier raised for one of them; the others leave the queue.
         """
-        if self._batcher is None:
-            raise NotReady(self._reason)
-        if self.state == "failed":
-            raise NotAlive(self._reason)
-        with self._batcher.admit(len(uploads)):
+        batcher = self._working()
+        with batcher.admit(len(uploads)):
             if len(uploads) == 1:  # as most are: no task of its own
-                return [await self._classify(self._batcher, uploads[0].data, views, deadline)]
+                return [await self._classify(batcher, uploads[0].data, views, deadline)]
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = [
-                        group.create_task(self._classify(self._batcher, upload.data, views, deadline))
-                        for upload in uploads
+                        group.create_task(self._classify(batcher, upload.data, views, deadline)) for upload in uploads
                     ]
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             return [task.result() for task in tasks]
+
+    async def explain(
+        self, upload: Upload, views: int, draw: Callable[[Answer], T], *, deadline: float = math.inf
+    ) -> tuple[Answer, T] | ImageError:
+        """Classify one picture as `classify` does, and draw what explains its answer, in a thread that decodes.
+
+        Raises:
+            NotReady, NotAlive, QueueFull, Exception: as `classify`.
+        """
+        batcher = self._working()
+        with batcher.admit(1):
+            answer = await self._classify(batcher, upload.data, views, deadline)
+            if isinstance(answer, ImageError):
+                return answer
+            return answer, await asyncio.get_running_loop().run_in_executor(self._decoders, draw, answer)
+
+    def _working(self) -> Batcher:
+        if self._batcher is None:
+            raise NotReady(self._reason)
+        if self.state == "failed":
+            raise NotAlive(self._reason)
+        return self._batcher
 
     async def _classify(self, batcher: Batcher, data: bytes, views: int, deadline: float) -> Answer | ImageError:
         began = time.monotonic()

@@ -4,12 +4,14 @@
     picture = model.prepare(data, classifier.card.input, max_pixels=50_000_000)
     prediction, = classifier.classify([picture.pixels])
     prediction.top_k(3), prediction.accepted()
+    overlay(data, picture, prediction.maps[:, 3], max_pixels=50_000_000)
 
 What is listed in `__all__` is the public API; `app` uses nothing else.
 """
 
 from model.card import InputSpec, ModelCard
 from model.classifier import Classifier, Prediction, Ranked, load
+from model.decode import FORMATS
 from model.engines.base import DeviceName, Engine, EngineName
 from model.errors import (
     BundleError,
@@ -26,7 +28,8 @@ from model.errors import (
     UnreadableImage,
     UnsupportedImage,
 )
-from model.image import FORMATS, MAX_VIEWS, Picture, prepare
+from model.heatmap import overlay, png
+from model.image import MAX_VIEWS, Picture, prepare
 
 __all__ = [
     "FORMATS",
@@ -54,5 +57,7 @@ __all__ = [
     "UnreadableImage",
     "UnsupportedImage",
     "load",
+    "overlay",
+    "png",
     "prepare",
 ]

@@ -66,9 +66,13 @@ def update_bundle(folder: Path, files: Mapping[str, bytes], card: ModelCard) -> 
 
 
 def readable(card: ModelCard) -> str:
-    """The card as indented JSON, each row of numbers on one line."""
-    rows = re.compile(r"\[([-+.\de,\s]+)\]")
-    return rows.sub(lambda row: "[" + " ".join(row[1].split()) + "]", card.model_dump_json(indent=2)) + "\n"
+    """The card as indented JSON, each row of numbers and each member of a list on one line."""
+    text = card.model_dump_json(indent=2)
+    text = re.sub(r"\[([-+.\de,\s]+)\]", lambda row: "[" + " ".join(row[1].split()) + "]", text)
+    return (
+        re.sub(r"(?<=[\[,]\n)( *)\{([^{}]*)\}", lambda part: part[1] + "{" + " ".join(part[2].split()) + "}", text)
+        + "\n"
+    )
 
 
 def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:

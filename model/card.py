@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from model.errors import CardError
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 WEIGHTS_FILE: Final = "model.safetensors"
 OPENVINO_FILES: Final = ("openvino.xml", "openvino.bin")
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -92,6 +92,20 @@ class Training(_Strict):
     init_sha256: Sha256 | None = None
 
 
+class ReliabilityBin(_Strict):
+    """The test pictures whose confidence, the calibrated probability of the likeliest class, is in one bin.
+
+    Attributes:
+        confidence: its mean, 0..1.
+        accuracy: share whose likeliest class is right, 0..1.
+        pictures: how many there are.
+    """
+
+    confidence: Share
+    accuracy: Share
+    pictures: Annotated[int, Field(ge=1)]
+
+
 class Metrics(_Strict):
     """Measured on the test set, once, after the last epoch.
 
@@ -100,6 +114,8 @@ class Metrics(_Strict):
         nll: mean negative log-likelihood of the calibrated probabilities, nats.
         ece: expected calibration error of the calibrated probabilities, 15 bins of equal width, 0..1.
         ece_uncalibrated: the same at temperature 1.
+        confusion: test pictures of true class i whose likeliest class is j, int[C][C].
+        reliability: the bins of `ece` that hold any pictures, by ascending confidence.
         auroc: chance that a test picture looks more like the classes than one of another kind does, 0..1, by kind.
         accepted: share accepted of the test pictures ("test") and of each other kind, 0..1.
         pictures: how many were tested.
@@ -110,10 +126,29 @@ class Metrics(_Strict):
     nll: Annotated[float, Field(ge=0)]
     ece: Share
     ece_uncalibrated: Share
+    confusion: Annotated[list[list[Annotated[int, Field(ge=0)]]], Field(min_length=2)]
+    reliability: Annotated[list[ReliabilityBin], Field(min_length=1)]
     auroc: dict[str, Share]
     accepted: dict[str, Share]
     pictures: Annotated[int, Field(ge=1)]
     measured: str
+
+    @model_validator(mode="after")
+    def _well_formed(self) -> Self:
+        if any(len(row) != len(self.confusion) for row in self.confusion):
+            raise ValueError("confusion is not square")
+        if sum(map(sum, self.confusion)) != self.pictures:
+            raise ValueError("confusion does not hold as many pictures as were tested")
+        if abs(sum(row[index] for index, row in enumerate(self.confusion)) / self.pictures - self.top1) > 1e-6:
+            raise ValueError("confusion has not top1 on its diagonal")
+        if sum(part.pictures for part in self.reliability) != self.pictures:
+            raise ValueError("reliability does not hold as many pictures as were tested")
+        if any(low.confidence > high.confidence for low, high in pairwise(self.reliability)):
+            raise ValueError("the confidence of reliability does not ascend")
+        gaps = sum(part.pictures * abs(part.confidence - part.accuracy) for part in self.reliability)
+        if abs(gaps / self.pictures - self.ece) > 1e-5:
+            raise ValueError("the gaps of reliability are not ece")
+        return self
 
 
 class Calibration(_Strict):
@@ -202,7 +237,7 @@ class OpenVino(_Strict):
 class ModelCard(_Strict):
     """All of card.json."""
 
-    format_version: Literal[3]
+    format_version: Literal[4]
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     architecture: Architecture
     labels: Annotated[list[str], Field(min_length=2)]
@@ -222,6 +257,8 @@ class ModelCard(_Strict):
             raise ValueError("labels are not unique")
         if self.architecture.arguments.get("num_classes") != len(self.labels):
             raise ValueError("architecture.arguments.num_classes is not the number of labels")
+        if len(self.metrics.confusion) != len(self.labels):
+            raise ValueError("metrics.confusion has not one row for each label")
         tests = {"self_test": self.self_test}
         if self.openvino:
             tests["openvino.self_test"] = self.openvino.self_test

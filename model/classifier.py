@@ -34,12 +34,14 @@ class Prediction:
         probabilities: float32[C], calibrated, summing to 1; the mean over the picture's views.
         in_distribution: the share, 0..1, of held-out pictures of the classes that look no more like them.
         threshold: the card's; a picture below it is probably of none of the classes.
+        maps: what each cell of each view adds to each class's logit, float32[V, C, h, w]; see `Outputs`.
     """
 
     labels: tuple[str, ...]
     probabilities: NDArray[np.float32]
     in_distribution: float
     threshold: float
+    maps: NDArray[np.float32]
 
     def accepted(self, min_confidence: float = 0.0) -> bool:
         """Whether the picture looks like one of the classes and the first one's probability is high enough."""
@@ -79,14 +81,15 @@ class Classifier:
         """
         views = np.concatenate(pictures)
         out = self.engine.run(views)
-        logits, features = out
-        if logits.shape != (len(views), len(self._labels)) or features.shape[:1] != logits.shape[:1]:
+        logits, features, maps = out
+        rows = (len(views), len(self._labels))
+        if logits.shape != rows or features.shape[:1] != rows[:1] or maps.shape[:-2] != rows:
             raise EngineError(
-                f"the engine gave logits of shape {logits.shape} and features of shape {features.shape} "
-                f"for {len(views)} views"
+                f"the engine gave logits of shape {logits.shape}, features of shape {features.shape} and maps of shape "
+                f"{maps.shape} for {len(views)} views"
             )
-        if not (np.isfinite(logits).all() and np.isfinite(features).all()):
-            raise EngineError("the engine gave logits or features that are not finite")
+        if not (np.isfinite(logits).all() and np.isfinite(features).all() and np.isfinite(maps).all()):
+            raise EngineError("the engine gave logits, features or maps that are not finite")
         by_view, scores = self._interpreted(out)
         first = np.cumsum([0, *(len(picture) for picture in pictures[:-1])])
         counts = np.array([len(picture) for picture in pictures])
@@ -94,8 +97,8 @@ class Classifier:
         shares = in_distribution(np.add.reduceat(scores, first) / counts, self.card.out_of_distribution)
         threshold = self.card.out_of_distribution.threshold
         return [
-            Prediction(self._labels, row, float(share), threshold)
-            for row, share in zip(probabilities, shares, strict=True)
+            Prediction(self._labels, row, float(share), threshold, maps[start : start + count])
+            for row, share, start, count in zip(probabilities, shares, first, counts, strict=True)
         ]
 
     def _interpreted(self, out: Outputs) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -118,10 +121,15 @@ class Classifier:
             len(self.card.out_of_distribution.feature_mean),
         ):
             raise self._failed("shapes")
+        if out.maps.shape[:-2] != out.logits.shape:
+            raise self._failed("shapes")
+        # What is left of a logit without its map is the head's bias, whatever the picture.
+        bias = out.logits - out.maps.sum(axis=(2, 3))
         probabilities, scores = self._interpreted(out)
         shares = in_distribution(scores, self.card.out_of_distribution)
         for name, found, expected, scale in (
             ("logits", out.logits, test.logits, np.abs(test.logits).max()),
+            ("maps", bias, bias[:1], np.abs(test.logits).max()),
             ("scores", scores, test.scores, np.abs(test.scores).max()),
             ("probabilities", probabilities, test.probabilities, 1.0),
             ("in_distribution", shares, test.in_distribution, 1.0),

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -37,29 +37,20 @@ router = APIRouter(tags=["predict"])
 
 T = TypeVar("T")
 
-_BINARY = {"type": "string", "format": "binary"}
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": [FIELD],
-                    "properties": {FIELD: {"type": "array", "items": _BINARY}},
-                }
-            },
-            "image/*": {"schema": _BINARY},
-            "application/octet-stream": {"schema": _BINARY},
-        },
-    }
-}
+BINARY = {"type": "string", "format": "binary"}
+
+
+def body(files: dict[str, Any]) -> dict[str, Any]:
+    """What OpenAPI is told of a request's body, the parts named `file` being described by `files`."""
+    form = {"type": "object", "required": [FIELD], "properties": {FIELD: files}}
+    raw = {"image/*": {"schema": BINARY}, "application/octet-stream": {"schema": BINARY}}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}, **raw}}}
 
 
 @router.post(
     "/predict",
     response_model=Predictions,
-    openapi_extra=_BODY,
+    openapi_extra=body({"type": "array", "items": BINARY}),
     responses=documented(
         BadUpload,
         Unauthorized,
@@ -109,25 +100,16 @@ async def predict(
     if not 1 <= top_k <= len(card.labels):
         raise InvalidTopK(f"top_k is {top_k}: choose 1 to {len(card.labels)}")
     settings = service.settings
-    limit = min(settings.timeout, x_request_timeout or settings.timeout)
     if min_confidence is None:
         min_confidence = settings.min_confidence
-    ends = request.state.arrived + limit
-    uploads = None
-    deadline = asyncio.timeout_at(asyncio.get_running_loop().time() + ends - time.monotonic())
-    try:
-        async with deadline:
-            with service.uploading():
-                uploads = await read_uploads(request, max_files=settings.max_files)
-            work = service.classify(uploads, views or settings.views, deadline=ends)
-            outcomes = await _while_connected(request, work)
-    except TimeoutError as error:
-        if not deadline.expired():
-            raise  # the engine's own
-        if uploads is None:
-            raise UploadTooSlow(f"the body was not here within {limit:g} s: send smaller pictures") from error
-        raise DeadlinePassed(f"no answer within {limit:g} s: send fewer or smaller pictures, or try later") from error
-    _record(service, outcomes, min_confidence)
+    uploads, outcomes = await in_time(
+        request,
+        service,
+        x_request_timeout,
+        settings.max_files,
+        lambda uploads, ends: service.classify(uploads, views or settings.views, deadline=ends),
+    )
+    record(service, outcomes, min_confidence)
     if len(outcomes) == 1 and isinstance(outcomes[0], ImageError):
         raise outcomes[0]
 
@@ -147,7 +129,50 @@ async def predict(
     return Response(predictions.model_dump_json(), media_type="application/json")
 
 
-def _record(service: Service, outcomes: list[Answer | ImageError], min_confidence: float) -> None:
+async def in_time(
+    request: Request,
+    service: Service,
+    patience: float | None,
+    max_files: int,
+    work: Callable[[list[Upload], float], Coroutine[Any, Any, T]],
+) -> tuple[list[Upload], T]:
+    """Read a request's pictures and do the work for them, within its deadline and while its caller is there.
+
+    Args:
+        request: the body of which has not been read.
+        service: whose settings hold.
+        patience: seconds to the answer, if fewer than the setting's.
+        max_files: most pictures in it.
+        work: is given the pictures and the deadline (time.monotonic).
+
+    Returns:
+        The pictures, and what the work gave.
+
+    Raises:
+        UploadTooSlow: the body was not here in time.
+        DeadlinePassed: the work was not done in time.
+        ClientGone: nobody waits for it any more.
+        Exception: what reading or working raised.
+    """
+    limit = min(service.settings.timeout, patience or service.settings.timeout)
+    ends = request.state.arrived + limit
+    uploads = None
+    deadline = asyncio.timeout_at(asyncio.get_running_loop().time() + ends - time.monotonic())
+    try:
+        async with deadline:
+            with service.uploading():
+                uploads = await read_uploads(request, max_files=max_files)
+            return uploads, await _while_connected(request, work(uploads, ends))
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise  # the engine's own
+        if uploads is None:
+            raise UploadTooSlow(f"the body was not here within {limit:g} s: send smaller pictures") from error
+        raise DeadlinePassed(f"no answer within {limit:g} s: send fewer or smaller pictures, or try later") from error
+
+
+def record(service: Service, outcomes: Sequence[Answer | ImageError], min_confidence: float) -> None:
+    """Tell the telemetry of every picture."""
     for outcome in outcomes:
         if isinstance(outcome, ImageError):
             service.telemetry.refused_picture(slug_of(outcome))
@@ -168,11 +193,16 @@ def _result(
 ) -> Answered | Refused:
     if isinstance(outcome, ImageError):
         return Refused(filename=upload.filename, problem=problem_of(outcome, request_id))
+    return answered(upload, outcome, top_k, min_confidence)
+
+
+def answered(upload: Upload, answer: Answer, top_k: int, min_confidence: float) -> Answered:
+    """What the caller is told of a picture."""
+    picture, prediction = answer.picture, answer.prediction
     ranking = [
         Ranked(label=ranked.label, index=ranked.index, probability=round(ranked.probability, 6))
-        for ranked in outcome.prediction.top_k(top_k)
+        for ranked in prediction.top_k(top_k)
     ]
-    picture, prediction = outcome.picture, outcome.prediction
     return Answered(
         filename=upload.filename,
         width=picture.width,

@@ -17,10 +17,21 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 
 
 class Outputs(NamedTuple):
-    """What one forward pass gives: logits float32[N, C], and the penultimate features float32[N, D]."""
+    """What one forward pass gives.
+
+    Every network here ends in a mean over the last stage's h x w cells and a linear layer, so a class's logit is a sum
+    over the cells. Its parts are the class activation map (Zhou et al. 2016, arXiv:1512.04150); Grad-CAM of that stage
+    (Selvaraju et al. 2017, arXiv:1610.02391) is the positive part of it.
+
+    Attributes:
+        logits: float32[N, C].
+        features: penultimate, float32[N, D].
+        maps: what each cell adds to each logit, float32[N, C, h, w]; with the head's bias they sum to the logits.
+    """
 
     logits: NDArray[np.float32]
     features: NDArray[np.float32]
+    maps: NDArray[np.float32]
 
 
 @runtime_checkable

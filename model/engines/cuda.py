@@ -1,5 +1,6 @@
 """PyTorch on CUDA: forward passes of a few batch sizes, captured once as CUDA graphs and replayed for every batch."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ from model.card import InputSpec
 from model.engines.base import Outputs, passes
 from model.errors import EngineError
 from model.nets.resnet import ResNet
+from model.nets.zoo import map_size
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 # Most pixels in one forward pass: with 64 channels of 16 bits a layer of that many holds 128 MiB, and about four
@@ -27,15 +29,14 @@ class CudaEngine:
     At small batches a ResNet-18 is so short on a GPU that it waits for Python to launch its kernels; a graph launches
     all of them at once. A graph has one batch size, so a batch is filled up to the next one, and a batch larger than
     the largest is split (`passes`). Pixels cross the bus as bytes, from pinned memory; the network computes in
-    bfloat16, or in float16 where the card has no bfloat16, with each BatchNorm folded into its convolution; features
-    and logits are float32.
+    bfloat16, or in float16 where the card has no bfloat16, with each BatchNorm folded into its convolution; the head
+    computes in float32.
 
     The engine may be called from another thread than the one that constructed it, but from one at a time. It keeps
     the memory of its largest graph (`graph_sizes`) for as long as it lives.
 
     Args:
-        net: its `features` takes float[N, 3, H, W] and gives float[N, D], its `fc` makes logits float[N, C] of them.
-            The engine keeps and converts it.
+        net: the engine keeps and converts it.
         spec: mean, std and crop of the card. The graphs are of pictures of crop x crop.
 
     Raises:
@@ -75,8 +76,7 @@ class CudaEngine:
             raise EngineError(
                 f"the CUDA graphs take uint8[N, {', '.join(map(str, picture))}], not {pixels.dtype}{list(pixels.shape)}"
             )
-        logits = np.empty((len(pixels), self._classes), np.float32)
-        features = np.empty((len(pixels), self._landed.shape[1] - self._classes), np.float32)
+        rows = np.empty((len(pixels), self._landed.shape[1]), np.float32)
         start = 0
         # Both are settings of a thread, and this need not be the one that captured the graphs.
         with torch.inference_mode(), torch.cuda.stream(self._stream):
@@ -88,10 +88,10 @@ class CudaEngine:
                 self._graphs[size].replay()
                 self._landing[:count].copy_(self._outputs[:count], non_blocking=True)
                 self._stream.synchronize()
-                logits[start:stop] = self._landed[:count, : self._classes]
-                features[start:stop] = self._landed[:count, self._classes :]
+                rows[start:stop] = self._landed[:count]
                 start = stop
-        return Outputs(logits, features)
+        logits, features, maps = np.split(rows, self._ends, axis=1)
+        return Outputs(logits, features, maps.reshape(len(pixels), logits.shape[1], *self._cells))
 
     def _load(self, net: ResNet, spec: InputSpec) -> None:
         """Bring the network to the device, and make the buffers that every graph reads from and writes to."""
@@ -101,6 +101,7 @@ class CudaEngine:
         self.precision = "bfloat16" if native else "float16"
         self._dtype = torch.bfloat16 if native else torch.float16
 
+        self._cells = map_size(net, spec.crop)
         self._net = fold_batch_norms(net.eval())
         for module in self._net.modules():
             if isinstance(module, nn.Conv2d):  # the head is too small to be worth a loss
@@ -109,9 +110,10 @@ class CudaEngine:
         self._mean = torch.tensor(spec.mean, device=device)[:, None, None] * 255
         self._std = torch.tensor(spec.std, device=device)[:, None, None] * 255
 
-        largest, self._classes = self._sizes[-1], net.fc.out_features
+        largest, classes, width = self._sizes[-1], net.fc.out_features, net.fc.in_features
         pictures = (largest, spec.crop, spec.crop, 3)
-        rows = (largest, self._classes + net.fc.in_features)  # logits and features, to come back in one copy
+        self._ends = (classes, classes + width)  # of logits and features; maps are the rest of a row
+        rows = (largest, classes + width + classes * math.prod(self._cells))  # to come back in one copy
         self._staging = torch.zeros(pictures, dtype=torch.uint8, pin_memory=True)
         self._pixels = torch.zeros(pictures, dtype=torch.uint8, device=device)
         self._outputs = torch.zeros(rows, device=device)
@@ -146,8 +148,8 @@ class CudaEngine:
         """Order the work of one forward pass over the first `size` pictures: no copy to or from the CPU, no wait."""
         batch = self._pixels[:size].permute(0, 3, 1, 2)
         batch = ((batch - self._mean) / self._std).to(self._dtype, memory_format=torch.channels_last)
-        features = self._net.features(batch).float()
-        torch.cat((self._net.fc(features), features), dim=1, out=self._outputs[:size])
+        logits, features, maps = self._net.head(self._net.stages(batch).float())
+        torch.cat((logits, features, maps.flatten(1)), dim=1, out=self._outputs[:size])
 
 
 def require_cuda() -> None:

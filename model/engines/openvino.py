@@ -23,12 +23,13 @@ class OpenVinoEngine:
 
     Args:
         path: of an .xml file, the .bin of the same name beside it, as `model.training.quantize` writes them:
-            "pixels" uint8[N, crop, crop, 3] to "logits" float32[N, C] and "features" float32[N, D].
+            "pixels" uint8[N, crop, crop, 3] to "logits", "features" and "maps" as in `Outputs`.
         crop: of the card.
         int8: whether its weights are of 8 bits.
         threads: that it computes in; 0 leaves it to OpenVINO.
 
     Raises:
+        IntegrityError: the model lacks one of these outputs.
         openvino's own RuntimeError: the file is not a model.
     """
 
@@ -43,6 +44,9 @@ class OpenVinoEngine:
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         compiled = openvino.Core().compile_model(path, "CPU", options)
+        given = {name for output in compiled.outputs for name in output.names}
+        if lacking := ", ".join(name for name in Outputs._fields if name not in given):
+            raise IntegrityError(f"{path} does not give {lacking}: run python -m model.quantize again")
         self.precision = "int8" if int8 else _PRECISIONS[compiled.get_property("INFERENCE_PRECISION_HINT").to_string()]
         self.threads = compiled.get_property("INFERENCE_NUM_THREADS")
         self._request = compiled.create_infer_request()
@@ -56,7 +60,7 @@ class OpenVinoEngine:
 
         Raises:
             EngineError: it has none.
-            IntegrityError: OpenVINO cannot read it.
+            IntegrityError: OpenVINO cannot read it, or it was made before engines gave maps.
         """
         about = bundle.card.openvino
         if about is None:
@@ -78,7 +82,7 @@ class OpenVinoEngine:
             # Whatever an earlier batch left in the rows up to `size` is computed with, and left out.
             self._pixels[:count] = pixels[start : start + count]
             found = self._request.infer({"pixels": self._pixels[:size]}, share_inputs=True)
-            parts.append((found["logits"][:count], found["features"][:count]))
+            parts.append(tuple(found[name][:count] for name in Outputs._fields))
             start += count
         if len(parts) == 1:
             return Outputs(*parts[0])

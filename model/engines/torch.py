@@ -29,8 +29,7 @@ class TorchEngine:
     """A network in evaluation mode.
 
     Args:
-        net: its `features` takes float[N, 3, H, W] and gives float[N, D], its `fc` makes logits float[N, C] of them.
-            The engine keeps and converts it.
+        net: the engine keeps and converts it.
         spec: mean, std and crop of the card.
         device: "auto" takes CUDA where there is one.
         precision: "auto" takes bfloat16 on CUDA, and on a CPU what a short trial finds faster.
@@ -80,9 +79,8 @@ class TorchEngine:
             batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float()
             batch = (batch - self._mean[:, None, None]) / self._std[:, None, None]
             batch = batch.to(self._dtype, memory_format=torch.channels_last)
-            features = self._net.features(batch).float()
-            logits = self._net.fc(features)
-            return Outputs(logits.cpu().numpy(), features.cpu().numpy())
+            out = self._net.head(self._net.stages(batch).float())
+            return Outputs(*(part.cpu().numpy() for part in out))
 
     def _use(self, precision: str) -> None:
         self._dtype = _DTYPES[precision]

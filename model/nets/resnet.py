@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Stem = Literal["cifar", "imagenet"]
@@ -137,11 +138,28 @@ class ResNet(nn.Module):
             self._in_channels = channels * block.expansion
         return nn.Sequential(*blocks)
 
+    def stages(self, x: Tensor) -> Tensor:
+        """Normalised pictures, float[N, 3, H, W], to what the last stage gives, float[N, D, h, w]."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        last: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return last
+
     def features(self, x: Tensor) -> Tensor:
         """Normalised pictures, float[N, 3, H, W], to the penultimate features, float[N, D]."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return torch.flatten(self.avgpool(x), 1)
+        return torch.flatten(self.avgpool(self.stages(x)), 1)
+
+    def head(self, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the last stage gives, float[N, D, h, w], to logits, features and maps.
+
+        Returns:
+            logits: float[N, C].
+            features: penultimate, float[N, D].
+            maps: what each cell adds to each logit (Zhou et al. 2016, arXiv:1512.04150), float[N, C, h, w]; with the
+                bias they sum to the logits.
+        """
+        features = torch.flatten(self.avgpool(last), 1)
+        cells = F.linear(last.movedim(1, -1), self.fc.weight).movedim(-1, 1)
+        return self.fc(features), features, cells / (last.shape[2] * last.shape[3])
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised pictures, float[N, 3, H, W], to logits, float[N, C]."""

@@ -43,6 +43,14 @@ def count_parameters(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
+def map_size(net: ResNet, side: int) -> tuple[int, int]:
+    """Rows and columns of the maps of a picture of side x side."""
+    shapes = copy.deepcopy(net).float().eval().to("meta")  # knows shapes without computing
+    with torch.inference_mode():
+        rows, columns = shapes.stages(torch.zeros(1, 3, side, side, device="meta")).shape[2:]
+    return rows, columns
+
+
 def count_multiply_adds(net: nn.Module, side: int) -> int:
     """Multiply-adds of one forward pass over one picture of side x side, convolutions and linear layers only."""
     from torch.utils.flop_counter import FlopCounterMode

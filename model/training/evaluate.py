@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.calibration import class_mean_cosine, in_distribution, softmax
-from model.card import Calibration, InputSpec, OutOfDistribution
+from model.card import Calibration, InputSpec, OutOfDistribution, ReliabilityBin
 from model.engines.base import Engine, Outputs
 from model.image import test_transform
 from model.training.data import Pictures
@@ -81,6 +81,15 @@ def score(logits: NDArray[np.float32], truth: NDArray[np.int64], temperature: fl
     return Scores(
         count, float(right.mean()), float(-log_likelihood.mean()), ece, per_class, confusion, bins, probabilities, truth
     )
+
+
+def reliability(scores: Scores) -> list[ReliabilityBin]:
+    """The bins that hold any pictures, by ascending confidence, as a card tells of them."""
+    return [
+        ReliabilityBin(confidence=round(confidence, 6), accuracy=round(accuracy, 6), pictures=int(pictures))
+        for pictures, confidence, accuracy in scores.bins.tolist()
+        if pictures
+    ]
 
 
 def auroc(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:

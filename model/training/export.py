@@ -31,7 +31,7 @@ from model.nets.zoo import build, count_multiply_adds, count_parameters
 from model.training import report
 from model.training.calibrate import UNCALIBRATED, fit_out_of_distribution, fit_temperature
 from model.training.data import DataSet
-from model.training.evaluate import Assessment, assess, outputs
+from model.training.evaluate import Assessment, assess, outputs, reliability
 from model.training.loop import Run, network_arguments
 
 _SELF_TEST_SEED = 10
@@ -94,6 +94,8 @@ def export(
             nll=scores.nll,
             ece=scores.ece,
             ece_uncalibrated=assessment.uncalibrated.ece,
+            confusion=scores.confusion.tolist(),
+            reliability=reliability(scores),
             auroc=assessment.auroc,
             accepted=assessment.accepted,
             pictures=scores.pictures,

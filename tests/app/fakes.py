@@ -18,7 +18,7 @@ HEAD = np.random.RandomState(0).normal(0, 4, (12, 10))
 
 CARD = ModelCard.model_validate(
     {
-        "format_version": 3,
+        "format_version": 4,
         "name": "fake-net",
         "architecture": {"name": "resnet18", "arguments": {"num_classes": 10}},
         "labels": LABELS,
@@ -46,9 +46,11 @@ CARD = ModelCard.model_validate(
             "nll": 2.3,
             "ece": 0.0,
             "ece_uncalibrated": 0.1,
+            "confusion": [*np.roll(np.eye(10, dtype=int), 1, axis=1).tolist()[:9], [0] * 9 + [1]],
+            "reliability": [{"confidence": 0.1, "accuracy": 0.1, "pictures": 10}],
             "auroc": {"drawn shapes": 0.5},
             "accepted": {"test": 0.5, "drawn shapes": 0.5},
-            "pictures": 1,
+            "pictures": 10,
             "measured": "never",
         },
         "calibration": {"temperature": 2.0, "pictures": 1},
@@ -75,7 +77,7 @@ CARD = ModelCard.model_validate(
 
 
 class FakeEngine:
-    """A linear layer on twelve numbers of each view, which can be held up, made to fail, and counts its batches.
+    """A linear layer on the mean colours of a view's quarters. It can be held up, made to fail, and counts its batches.
 
     Attributes:
         batches: how many views each call was given.
@@ -107,7 +109,10 @@ class FakeEngine:
             raise self.failure
         quarters = pixels.reshape(len(pixels), 2, pixels.shape[1] // 2, 2, pixels.shape[2] // 2, 3).mean(axis=(2, 4))
         features = np.concatenate([quarters.reshape(len(pixels), 12) / 255, np.zeros((self.surplus, 12))])
-        return Outputs((features @ HEAD).astype(np.float32), features.astype(np.float32))
+        # Each quarter is a cell.
+        parts = features.reshape(-1, 4, 3, 1) * HEAD.reshape(4, 3, 10)
+        maps = parts.sum(axis=2).swapaxes(1, 2).reshape(-1, 10, 2, 2)
+        return Outputs(*(part.astype(np.float32) for part in (features @ HEAD, features, maps)))
 
     def block(self) -> None:
         """Hold up every call from now on."""

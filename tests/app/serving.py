@@ -44,7 +44,10 @@ class Running:
         service: what its routes are given.
         port: that it listens at.
         client: speaks to it.
+        path: that pictures are sent to.
     """
+
+    path = "/predict"
 
     def __init__(self, app: FastAPI, server: Server, thread: threading.Thread, engine: FakeEngine) -> None:
         self.server = server
@@ -59,12 +62,12 @@ class Running:
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)
 
     def post(self, data: bytes, **options: Any) -> httpx.Response:
-        """POST /predict with a raw body."""
-        return self.client.post("/predict", content=data, **options)
+        """Send a picture as the raw body."""
+        return self.client.post(self.path, content=data, **options)
 
     def upload(self, *files: tuple[str, bytes], **options: Any) -> httpx.Response:
-        """POST /predict as multipart/form-data."""
-        return self.client.post("/predict", files=[("file", file) for file in files], **options)
+        """Send pictures as multipart/form-data."""
+        return self.client.post(self.path, files=[("file", file) for file in files], **options)
 
     def in_background(self, send: Callable[[], httpx.Response]) -> "Pending":
         """Send a request in a thread."""

@@ -7,7 +7,7 @@ from tests.app.serving import Running, serving
 from tests.app.test_problems import is_a_problem
 
 KEYS = ("first-key", "second-key")
-GUARDED = [("POST", "/predict"), ("GET", "/model"), ("GET", "/metrics")]
+GUARDED = [("POST", "/predict"), ("POST", "/explain"), ("GET", "/model"), ("GET", "/metrics")]
 
 
 @pytest.fixture(scope="module")

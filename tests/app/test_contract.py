@@ -20,6 +20,7 @@ from app.main import create_app
 from app.settings import Settings
 from tests.app.fakes import photo, picture
 from tests.app.serving import Running
+from tests.app.test_problems import PATHS
 from tests.hostile import corpus
 
 # What a part or a body of the type "a picture" is made of, besides bytes of schemathesis's own.
@@ -42,7 +43,7 @@ OPERATIONS = [
 ]
 # The others take nothing that could be wrong.
 CASES = [(operation, GenerationMode.POSITIVE) for operation in OPERATIONS]
-CASES += [(operation, GenerationMode.NEGATIVE) for operation in OPERATIONS if operation.path == "/predict"]
+CASES += [(operation, GenerationMode.NEGATIVE) for operation in OPERATIONS if operation.path in PATHS]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_every_answer_is_as_the_schema_says(
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
-        max_examples=50 if operation.path == "/predict" else 3,
+        max_examples=50 if operation.path in PATHS else 3,
     )
     @given(operation.as_strategy(generation_mode=mode))
     def holds(case: Case[Any]) -> None:
@@ -67,12 +68,12 @@ def test_every_answer_is_as_the_schema_says(
         statuses[answer.status_code] += 1
 
     holds()
-    if operation.path == "/predict":
+    if operation.path in PATHS:
         assert len(statuses) > (2 if mode is GenerationMode.POSITIVE else 1), "cases that all end alike are too weak"
     else:
         assert set(statuses) == {200}
 
 
 def test_every_operation_is_called() -> None:
-    paths = {"/predict", "/livez", "/readyz", "/healthz", "/model", "/metrics"}
+    paths = {*PATHS, "/livez", "/readyz", "/healthz", "/model", "/metrics"}
     assert {operation.path for operation in OPERATIONS} == paths

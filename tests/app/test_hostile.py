@@ -1,5 +1,6 @@
 """Hostile pictures over real HTTP: each its documented answer, and the service none the worse for ten thousand."""
 
+import io
 import random
 import re
 import threading
@@ -10,10 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from app.problems import TABLE
 from model import ImageTooLarge, UnreadableImage, UnsupportedImage, prepare
-from model.image import FORMATS
+from model.decode import FORMATS
 from tests.app.fakes import CARD, photo, picture
 from tests.app.serving import Process, Running, process
 from tests.app.test_problems import is_a_problem
@@ -41,6 +43,18 @@ def test_every_hostile_picture_gets_its_documented_answer(sample: Sample, runnin
     (result,) = answer.json()["results"]
     assert result.items() >= as_sent(sample).items()
     assert len(result["top_k"]) == 5
+
+
+@pytest.mark.parametrize("sample", corpus(), ids=lambda sample: sample.name)
+def test_a_hostile_picture_is_explained_or_gets_its_documented_answer(sample: Sample, running: Running) -> None:
+    answer = running.client.post("/explain", content=sample.data, params={"format": "png"})
+    if sample.status != OK:
+        assert is_a_problem(answer, sample.status)["type"] == KINDS[sample.status]
+        return
+    assert answer.status_code == OK, answer.text
+    drawn = Image.open(io.BytesIO(answer.content))
+    scale = min(1, 1024 / max(sample.size))
+    assert drawn.size == tuple(max(1, round(side * scale)) for side in sample.size)
 
 
 def test_each_stands_or_falls_alone_among_others(running: Running) -> None:

@@ -7,7 +7,7 @@ from app.problems import MEDIA_TYPE
 from app.schemas import Problem
 from model import MAX_VIEWS
 from tests.app.serving import Running
-from tests.app.test_problems import CASES
+from tests.app.test_problems import CASES, PATHS
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,10 @@ def operations(schema: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     return {(method, path): entry for path, entries in schema["paths"].items() for method, entry in entries.items()}
 
 
-def test_predict_documents_exactly_the_statuses_that_can_be_provoked(schema: dict[str, Any]) -> None:
-    provoked = {str(case.status) for case in CASES} | {"200"}
-    assert set(schema["paths"]["/predict"]["post"]["responses"]) == provoked
+@pytest.mark.parametrize("path", PATHS)
+def test_exactly_the_statuses_that_can_be_provoked_are_documented(schema: dict[str, Any], path: str) -> None:
+    provoked = {str(case.status) for case in CASES if path in case.paths} | {"200"}
+    assert set(schema["paths"][path]["post"]["responses"]) == provoked
 
 
 def test_every_failure_is_documented_as_a_problem(schema: dict[str, Any]) -> None:
@@ -81,9 +82,32 @@ def test_the_body_of_predict_is_documented(schema: dict[str, Any]) -> None:
     assert form["properties"]["file"]["items"]["format"] == "binary"
 
 
-def test_the_parameters_of_predict_are_documented_with_their_ranges(schema: dict[str, Any]) -> None:
-    parameters = {entry["name"]: entry for entry in schema["paths"]["/predict"]["post"]["parameters"]}
-    assert set(parameters) == {"top_k", "views", "min_confidence", "x-request-timeout"}
+def test_explain_takes_one_file_and_answers_in_json_or_png(schema: dict[str, Any]) -> None:
+    operation = schema["paths"]["/explain"]["post"]
+    body = operation["requestBody"]
+    assert body["required"] is True
+    assert set(body["content"]) == {"multipart/form-data", "image/*", "application/octet-stream"}
+    form = body["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["file"]
+    assert form["properties"]["file"] == {"type": "string", "format": "binary"}
+    assert set(operation["responses"]["200"]["content"]) == {"application/json", "image/png"}
+
+
+def test_the_fields_of_an_explanation_are_documented(schema: dict[str, Any]) -> None:
+    for name, fields in (
+        ("Explanation", {"model", "result", "label", "index", "probability", "method", "views"}),
+        ("ExplainedView", {"box", "input", "map"}),
+    ):
+        component = schema["components"]["schemas"][name]
+        assert set(component["properties"]) == set(component["required"]) == fields
+        for field, entry in component["properties"].items():
+            assert "$ref" in entry or entry["description"].endswith("."), field
+
+
+@pytest.mark.parametrize(("path", "more"), [("/predict", set()), ("/explain", {"label", "format"})])
+def test_the_parameters_are_documented_with_their_ranges(schema: dict[str, Any], path: str, more: set[str]) -> None:
+    parameters = {entry["name"]: entry for entry in schema["paths"][path]["post"]["parameters"]}
+    assert set(parameters) == {"top_k", "views", "min_confidence", "x-request-timeout"} | more
     for name, entry in parameters.items():
         assert entry["in"] == ("header" if name == "x-request-timeout" else "query"), name
         assert entry["required"] is False, name

@@ -1,4 +1,4 @@
-"""Every way in which POST /predict can fail, provoked over the wire. test_openapi.py compares it with the schema."""
+"""Every way in which POST /predict and /explain can fail, over the wire. test_openapi.py holds the schema to it."""
 
 import http.client
 import struct
@@ -26,6 +26,9 @@ PART = (
 END = f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
+PATHS = ("/predict", "/explain")
+
+
 @dataclass
 class Case:
     """One way to fail."""
@@ -38,6 +41,7 @@ class Case:
     retry_after: bool = False
     loading: bool = False
     ends: bool = False
+    paths: tuple[str, ...] = PATHS
 
 
 def raw(data: bytes, content_type: str = "image/png") -> Callable[[Running], httpx.Response]:
@@ -82,7 +86,8 @@ def huge_png() -> bytes:
 
 def a_full_queue(service: Running) -> httpx.Response:
     service.engine.block()
-    holding = service.in_background(lambda: service.upload(*[("a.png", picture())] * 4))
+    files = [("file", ("a.png", picture()))] * 4
+    holding = service.in_background(lambda: service.client.post("/predict", files=files))
     service.wait_admitted(4)
     refused = service.post(picture())
     service.engine.release()
@@ -101,9 +106,14 @@ def no_time(service: Running) -> httpx.Response:
     return service.post(picture(), headers={"X-Request-Timeout": "0"})
 
 
+def begun(service: Running, length: int) -> bytes:
+    """The head of a request whose body is to have so many bytes."""
+    return f"POST {service.path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
 def a_slow_upload(service: Running) -> httpx.Response:
     with service.connect() as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n" + bytes(500))
+        connection.sendall(begun(service, 1000) + bytes(500))
         answer = http.client.HTTPResponse(connection)
         answer.begin()
         return httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
@@ -119,7 +129,7 @@ def a_dead_engine(service: Running) -> httpx.Response:
 
 def an_upload_too_many(service: Running) -> httpx.Response:
     with service.connect() as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n" + bytes(500))
+        connection.sendall(begun(service, 1000) + bytes(500))
         eventually(lambda: b"uploads_under_way 1.0" in service.service.telemetry.exposition(), "the upload has begun")
         refused = service.post(picture())
     eventually(lambda: b"uploads_under_way 0.0" in service.service.telemetry.exposition(), "the upload has ended")
@@ -128,7 +138,7 @@ def an_upload_too_many(service: Running) -> httpx.Response:
 
 def a_full_memory(service: Running) -> httpx.Response:
     with service.connect() as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1500\r\n\r\n" + bytes(1400))
+        connection.sendall(begun(service, 1500) + bytes(1400))
         eventually(lambda: b"uploads_under_way 1.0" in service.service.telemetry.exposition(), "the upload has begun")
         time.sleep(0.1)
         refused = service.post(bytes(700))
@@ -154,7 +164,7 @@ def an_engine_that_times_out(service: Running) -> httpx.Response:
 
 def an_engine_of_two_minds(service: Running) -> httpx.Response:
     service.engine.surplus = 1
-    answer = service.upload(*[("a.png", picture())] * 3)
+    answer = service.upload(*[("a.png", picture())] * (3 if service.path == "/predict" else 1))
     service.engine.surplus = 0
     assert service.post(picture()).status_code == 200, "the next request is answered"
     return answer
@@ -182,7 +192,13 @@ CASES = [
     ),
     Case("multipart cut off within a file", 400, "bad-upload", multipart(PART + PNG[:50])),
     Case("multipart cut off within its headers", 400, "bad-upload", multipart(PART[:40])),
-    Case("multipart cut off within its second file", 400, "bad-upload", multipart(PART + PNG + b"\r\n" + PART + PNG)),
+    Case(
+        "multipart cut off within its second file",
+        400,
+        "bad-upload",
+        multipart(PART + PNG + b"\r\n" + PART + PNG),
+        paths=("/predict",),
+    ),
     Case("multipart without its last boundary", 400, "bad-upload", multipart(PART + PNG)),
     Case("a part without a name", 400, "bad-upload", multipart(PART.replace(b'name="file"; ', b"") + PNG + END)),
     Case("a part of another name", 400, "bad-upload", multipart(PART.replace(b'"file"', b'"picture"') + PNG + END)),
@@ -190,14 +206,18 @@ CASES = [
         "a text field named file",
         400,
         "bad-upload",
-        lambda service: service.client.post("/predict", files=[("file", (None, "cat"))]),
+        lambda service: service.client.post(service.path, files=[("file", (None, "cat"))]),
     ),
     Case("an empty file", 400, "bad-upload", lambda service: service.upload(("a.png", b""))),
     Case(
-        "an empty file among others", 400, "bad-upload", lambda service: service.upload(("a.png", PNG), ("b.png", b""))
+        "an empty file among others",
+        400,
+        "bad-upload",
+        lambda service: service.upload(("a.png", PNG), ("b.png", b"")),
+        paths=("/predict",),
     ),
     Case("an empty body", 400, "bad-upload", raw(b"")),
-    Case("an empty body of no type", 400, "bad-upload", lambda service: service.client.post("/predict")),
+    Case("an empty body of no type", 400, "bad-upload", lambda service: service.client.post(service.path)),
     Case(
         "a body over the limit by its Content-Length",
         413,
@@ -209,7 +229,7 @@ CASES = [
         "a body over the limit that does not say so",
         413,
         "body-too-large",
-        lambda service: service.client.post("/predict", content=chunks()),
+        lambda service: service.client.post(service.path, content=chunks()),
         {"max_body_bytes": 20_000},
     ),
     Case(
@@ -223,7 +243,7 @@ CASES = [
         "multipart over the limit that does not say so",
         413,
         "body-too-large",
-        lambda service: service.client.post("/predict", content=chunks_of_multipart(), headers=MULTIPART),
+        lambda service: service.client.post(service.path, content=chunks_of_multipart(), headers=MULTIPART),
         {"max_body_bytes": 20_000},
     ),
     Case("more pixels than the limit", 413, "picture-too-large", raw(picture(size=(40, 26))), {"max_pixels": 1039}),
@@ -242,6 +262,10 @@ CASES = [
     Case("top_k of 0", 422, "invalid-top-k", parameter("top_k", "0")),
     Case("top_k below 0", 422, "invalid-top-k", parameter("top_k", "-3")),
     Case("top_k of 11 classes out of 10", 422, "invalid-top-k", parameter("top_k", "11")),
+    Case("a label that is none", 422, "unknown-label", parameter("label", "cats"), paths=("/explain",)),
+    Case("no label", 422, "unknown-label", parameter("label", ""), paths=("/explain",)),
+    Case("a format that is none", 422, "invalid-parameter", parameter("format", "gif"), paths=("/explain",)),
+    Case("two pictures to explain", 413, "too-many-files", files(2), paths=("/explain",)),
     Case("top_k in letters", 422, "invalid-parameter", parameter("top_k", "abc")),
     Case("an empty top_k", 422, "invalid-parameter", parameter("top_k", "")),
     Case("no view", 422, "invalid-parameter", parameter("views", "0")),
@@ -288,8 +312,12 @@ def is_a_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
     return problem
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_failed_request_is_told_as_a_problem(case: Case) -> None:
+@pytest.mark.parametrize(
+    ("case", "path"),
+    [(case, path) for case in CASES for path in case.paths],
+    ids=lambda part: part if isinstance(part, str) else part.name,
+)
+def test_a_failed_request_is_told_as_a_problem(case: Case, path: str) -> None:
     loaded = threading.Event()
     engine = FakeEngine()
 
@@ -299,6 +327,7 @@ def test_a_failed_request_is_told_as_a_problem(case: Case) -> None:
         return fake_classifier(engine)
 
     with serving(engine, load=load, wait_ready=not case.loading, **case.settings) as service:
+        service.path = path
         answer = case.provoke(service)
         loaded.set()
         problem = is_a_problem(answer, case.status)

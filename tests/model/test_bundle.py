@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from model.bundle import open_bundle, update_bundle, write_bundle
+from model.bundle import open_bundle, readable, update_bundle, write_bundle
+from model.card import ModelCard
 from model.errors import CardError, IntegrityError, SaveError
 from tests.limits import files_limited_to
 
@@ -53,6 +54,17 @@ def test_a_written_bundle_holds_the_files_readable_for_all(tmp_path: Path) -> No
     assert (folder / "plots/b.txt").read_bytes() == b"B"
     assert folder.stat().st_mode & 0o777 == 0o755
     assert [path.name for path in folder.parent.iterdir()] == ["new"]
+
+
+def test_a_card_can_be_read_by_people_and_says_the_same(tiny_bundle: Path) -> None:
+    card = open_bundle(tiny_bundle).card
+    text = readable(card)
+    assert ModelCard.model_validate_json(text) == card
+    lines = [line.strip() for line in text.splitlines()]
+    for row in card.metrics.confusion:
+        assert str(row) in {line.rstrip(",") for line in lines}
+    for part in card.metrics.reliability:
+        assert part.model_dump_json().replace(":", ": ").replace(",", ", ") in text
 
 
 def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:

@@ -18,6 +18,17 @@ def directions(classes: int, row: int = 0, column: int = 0, value: float = 1.0, 
     return found
 
 
+def wrong_throughout(classes: int) -> list[list[int]]:
+    """The confusion of 40 pictures, none of them right."""
+    found = [[0] * classes for _ in range(classes)]
+    found[0][1] = 40
+    return found
+
+
+def bin_of(confidence: float, accuracy: float, pictures: int = 40) -> dict[str, float]:
+    return {"confidence": confidence, "accuracy": accuracy, "pictures": pictures}
+
+
 @pytest.fixture
 def card(tiny_bundle: Path) -> dict[str, Any]:
     """A valid card, as plain JSON."""
@@ -64,7 +75,7 @@ def test_a_card_survives_the_trip_through_json(card: dict[str, Any], tmp_path: P
         ("metrics.top1", NAN, "metrics.top1: "),
         ("metrics.top1", 1.01, "metrics.top1: "),
         ("training.seconds", float("inf"), "training.seconds: "),
-        ("format_version", 2, "format_version: Input should be 3"),
+        ("format_version", 3, "format_version: Input should be 4"),
         ("name", "../elsewhere", "name: "),
         ("input.crop", 33, r"input: .*crop \(33\) is larger than resize \(32\)"),
         ("labels", ["cat"] * 10, "labels are not unique"),
@@ -79,6 +90,23 @@ def test_a_card_survives_the_trip_through_json(card: dict[str, Any], tmp_path: P
         ("self_test.probabilities", [], "self_test has not as many rows of each kind"),
         ("self_test.in_distribution", [0.5] * 5, "self_test has not as many rows of each kind"),
         ("metrics.ece_uncalibrated", DELETED, "metrics.ece_uncalibrated: Field required"),
+        ("metrics.confusion", DELETED, "metrics.confusion: Field required"),
+        ("metrics.confusion", [[1.5] * 10] * 10, r"metrics.confusion.0.0: Input should be a valid integer"),
+        ("metrics.confusion", [[-1] * 10] * 10, r"metrics.confusion.0.0: Input should be greater than or equal to 0"),
+        ("metrics.confusion", [[4] * 9] * 10, "metrics: .*confusion is not square"),
+        ("metrics.confusion", [[1] * 10] * 10, "metrics: .*confusion does not hold as many pictures as were tested"),
+        ("metrics.confusion", wrong_throughout(10), "metrics: .*confusion has not top1 on its diagonal"),
+        ("metrics.reliability", DELETED, "metrics.reliability: Field required"),
+        ("metrics.reliability", [], "metrics.reliability: List should have at least 1 item"),
+        ("metrics.reliability", [bin_of(0.5, 1.01)], r"metrics.reliability.0.accuracy: "),
+        ("metrics.reliability", [bin_of(0.5, 0.5, 0)], r"metrics.reliability.0.pictures: "),
+        ("metrics.reliability", [bin_of(0.5, 0.5, 39)], "metrics: .*reliability does not hold as many pictures"),
+        (
+            "metrics.reliability",
+            [bin_of(0.5, 0.5, 30), bin_of(0.4, 0.4, 10)],
+            "confidence of reliability does not ascend",
+        ),
+        ("metrics.reliability", [bin_of(1.0, 0.0)], "metrics: .*the gaps of reliability are not ece"),
         ("metrics.auroc", {"noise": 1.01}, "metrics.auroc.noise: "),
         ("metrics.accepted", {"test": -0.01}, "metrics.accepted.test: "),
         ("calibration", DELETED, "calibration: Field required"),
@@ -134,6 +162,13 @@ def test_a_card_that_is_not_quite_right_is_refused_by_field(
         read(altered(card, where, value), tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / 'card.json'}: ")
     assert str(caught.value).endswith("export the bundle again")
+
+
+def test_a_confusion_of_another_number_of_classes_is_refused(card: dict[str, Any], tmp_path: Path) -> None:
+    rows = card["metrics"]["confusion"]
+    square = [[*row, 0] for row in rows] + [[0] * 11]
+    with pytest.raises(CardError, match=r"metrics\.confusion has not one row for each label"):
+        read(altered(card, "metrics.confusion", square), tmp_path)
 
 
 def test_several_faults_are_counted(card: dict[str, Any], tmp_path: Path) -> None:

@@ -34,19 +34,33 @@ class Fixed:
         return self.answer
 
 
-def classifier_with(tiny_classifier: Classifier, logits: object, features: object = None) -> Classifier:
+def classifier_with(
+    tiny_classifier: Classifier, logits: object, features: object = None, maps: object = None
+) -> Classifier:
+    """One whose engine gives these; else no features, and maps that share each logit out evenly."""
     answer = np.asarray(logits, np.float32)
     zeros = np.zeros((len(answer), 64))
-    return Classifier(
-        tiny_classifier.card, Fixed(Outputs(answer, np.asarray(zeros if features is None else features, np.float32)))
+    outputs = Outputs(
+        answer,
+        np.asarray(zeros if features is None else features, np.float32),
+        np.asarray(level(answer) if maps is None else maps, np.float32),
     )
+    return Classifier(tiny_classifier.card, Fixed(outputs))
+
+
+def level(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Maps of 2 x 2 equal cells that sum to the logits."""
+    return np.tile(logits[..., None, None] / 4, (2, 2))
+
+
+NO_MAPS = np.zeros((1, 2, 2, 2), np.float32)
 
 
 ONE = [np.zeros((1, 32, 32, 3), np.uint8)]
 
 
 def test_the_ranking_is_by_probability_and_ties_keep_the_order_of_the_labels() -> None:
-    prediction = Prediction(("a", "b", "c", "d"), np.array([0.2, 0.3, 0.2, 0.3], np.float32), 0.5, 0.05)
+    prediction = Prediction(("a", "b", "c", "d"), np.array([0.2, 0.3, 0.2, 0.3], np.float32), 0.5, 0.05, NO_MAPS)
     assert [(one.label, one.index) for one in prediction.top_k(4)] == [("b", 1), ("d", 3), ("a", 0), ("c", 2)]
     assert [one.label for one in prediction.top_k(2)] == ["b", "d"]
     assert prediction.top_k(1)[0].probability == pytest.approx(0.3)
@@ -69,7 +83,7 @@ def test_the_ranking_is_by_probability_and_ties_keep_the_order_of_the_labels() -
 def test_a_picture_is_accepted_that_is_both_like_the_classes_and_sure_enough(
     in_distribution: float, min_confidence: float, accepted: bool
 ) -> None:
-    prediction = Prediction(("a", "b"), np.array([0.25, 0.75], np.float32), in_distribution, 0.05)
+    prediction = Prediction(("a", "b"), np.array([0.25, 0.75], np.float32), in_distribution, 0.05, NO_MAPS)
     assert prediction.accepted(min_confidence) is accepted
     assert prediction.accepted() is (in_distribution >= 0.05)
 
@@ -93,7 +107,8 @@ def test_a_pictures_answer_is_the_mean_over_its_own_views(tiny_classifier: Class
     spec = card.out_of_distribution
     spec = spec.model_copy(update={"quantiles": np.quantile(class_mean_cosine(features, spec), [0, 0.3, 1]).tolist()})
     card = card.model_copy(update={"calibration": calibration, "out_of_distribution": spec})
-    engine = Fixed(Outputs(logits, features))
+    maps = rng.normal(0, 1, (sum(counts), 10, 4, 5)).astype(np.float32)
+    engine = Fixed(Outputs(logits, features, maps))
     pictures = [rng.integers(0, 256, (count, 32, 32, 3), np.uint8) for count in counts]
     predictions = Classifier(card, engine).classify(pictures)
     assert len(predictions) == len(counts)
@@ -108,6 +123,7 @@ def test_a_pictures_answer_is_the_mean_over_its_own_views(tiny_classifier: Class
         score = class_mean_cosine(features[own], spec).mean(keepdims=True)
         assert prediction.in_distribution == pytest.approx(in_distribution(score, spec)[0])
         assert type(prediction.in_distribution) is float  # plain JSON
+        np.testing.assert_array_equal(prediction.maps, maps[own])
 
 
 @pytest.mark.parametrize("shape", [(2, 10), (0, 10), (1, 9), (10,)])
@@ -117,32 +133,38 @@ def test_logits_of_another_shape_are_the_engines_fault(tiny_classifier: Classifi
 
 
 def test_features_of_another_number_are_the_engines_fault(tiny_classifier: Classifier) -> None:
-    with pytest.raises(EngineError, match=r"features of shape \(2, 64\) for 1 views"):
+    with pytest.raises(EngineError, match=r"features of shape \(2, 64\) and maps .* for 1 views"):
         classifier_with(tiny_classifier, np.zeros((1, 10)), np.zeros((2, 64))).classify(ONE)
 
 
+@pytest.mark.parametrize("shape", [(2, 10, 2, 2), (1, 9, 2, 2), (1, 10, 2), (1, 10), (1, 10, 2, 2, 1)])
+def test_maps_of_another_number_are_the_engines_fault(tiny_classifier: Classifier, shape: tuple[int, ...]) -> None:
+    with pytest.raises(EngineError, match=r"maps of shape .* for 1 views"):
+        classifier_with(tiny_classifier, np.zeros((1, 10)), maps=np.zeros(shape)).classify(ONE)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("which", ["logits", "features"])
+@pytest.mark.parametrize("which", ["logits", "features", "maps"])
 def test_numbers_that_are_not_finite_are_the_engines_fault(
     tiny_classifier: Classifier, which: str, value: float
 ) -> None:
-    logits, features = np.zeros((1, 10)), np.zeros((1, 64))
-    (logits if which == "logits" else features)[0, 4] = value
+    given = {"logits": np.zeros((1, 10)), "features": np.zeros((1, 64)), "maps": np.zeros((1, 10, 2, 2))}
+    given[which][0, 4] = value
     with pytest.raises(EngineError, match="not finite"):
-        classifier_with(tiny_classifier, logits, features).classify(ONE)
+        classifier_with(tiny_classifier, **given).classify(ONE)
 
 
 @pytest.fixture
 def right(tiny_classifier: Classifier) -> Outputs:
-    """What passes the self-test: the card's logits, and the features that belong to them."""
+    """What passes the self-test: the card's logits, and the features and maps that belong to them."""
     test = tiny_classifier.card.self_test
-    pixels = self_test_pixels(test.seed, len(test.logits), 32)
-    return Outputs(np.asarray(test.logits, np.float32), tiny_classifier.engine.run(pixels).features)
+    _, features, maps = tiny_classifier.engine.run(self_test_pixels(test.seed, len(test.logits), 32))
+    return Outputs(np.asarray(test.logits, np.float32), features, maps)
 
 
 def test_the_self_test_allows_rounding_and_no_more(tiny_classifier: Classifier, right: Outputs) -> None:
     test = tiny_classifier.card.self_test
-    expected, features = right
+    expected, features, _ = right
     allowed = test.tolerance * np.abs(expected).max()
     classifier_with(tiny_classifier, expected + 0.9 * allowed, features).self_test()
     wrong = expected.copy()
@@ -153,13 +175,25 @@ def test_the_self_test_allows_rounding_and_no_more(tiny_classifier: Classifier, 
 
 
 def test_the_self_test_looks_at_the_features(tiny_classifier: Classifier, right: Outputs) -> None:
-    logits, features = right
+    logits, features, _ = right
     for answer in (features[:, :-1], features[:-1], features[..., None], features.ravel()):
         with pytest.raises(IntegrityError, match="self-test of tiny failed in its shapes on fixed"):
             classifier_with(tiny_classifier, logits, answer).self_test()
     for answer in (features * 2, -features, np.full_like(features, np.nan)):
         with pytest.raises(IntegrityError, match=r"failed in its (scores|in_distribution) on fixed"):
             classifier_with(tiny_classifier, logits, answer).self_test()
+
+
+def test_the_self_test_looks_at_the_maps(tiny_classifier: Classifier, right: Outputs) -> None:
+    logits, features, maps = right
+    classifier_with(tiny_classifier, logits, features, maps).self_test()
+    for answer in (maps[:-1], maps[:, :-1], maps[..., 0]):
+        with pytest.raises(IntegrityError, match="self-test of tiny failed in its shapes on fixed"):
+            classifier_with(tiny_classifier, logits, features, answer).self_test()
+    foreign = 100 * np.random.default_rng(0).normal(size=maps.shape)
+    for answer in (foreign.astype(np.float32), np.full_like(maps, np.nan)):
+        with pytest.raises(IntegrityError, match="failed in its maps on fixed"):
+            classifier_with(tiny_classifier, logits, features, answer).self_test()
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.card import InputSpec
+from model.decode import FORMATS
 from model.errors import ImageError, ImageTooLarge, UnreadableImage, UnsupportedImage
-from model.image import FORMATS, MAX_VIEWS, prepare
+from model.image import MAX_VIEWS, Picture, prepare
 from model.image import test_transform as transform
 from model.training.recipes import IMAGENET_MEAN, IMAGENET_STD
 
@@ -319,6 +320,69 @@ def test_the_views_show_the_parts_that_they_are_to_show(
         clear = (np.abs(rows) > 1.6 * (bottom - top) / crop)[:, None] & (np.abs(columns) > 1.6 * (right - left) / crop)
         assert clear.mean() > 0.7
         assert np.abs(view.astype(int) - expected)[clear].max() <= 3, box
+
+
+def spotted(width: int, height: int, box: tuple[float, float, float, float]) -> NDArray[np.uint8]:
+    """A white picture with a black spot in the middle of a box, a sixth of its side wide."""
+    left, top, right, bottom = box
+    x, y = (left + right) / 2, (top + bottom) / 2
+    across = (np.arange(width) + 0.5 - x)[None] / (right - left)
+    down = (np.arange(height) + 0.5 - y)[:, None] / (bottom - top)
+    shade = 255 * np.clip((np.hypot(across, down) - 1 / 12) * min(right - left, bottom - top) + 0.5, 0, 1)
+    spot: NDArray[np.uint8] = shade.astype(np.uint8)[..., None].repeat(3, axis=2)
+    return spot
+
+
+def off_the_middle(view: NDArray[np.uint8]) -> float:
+    """How far the middle of what is dark lies from the middle of a view, in its pixels."""
+    dark = 255 - view[..., 0].astype(float)
+    places = np.arange(len(view)) + 0.5 - len(view) / 2
+    assert dark.sum() > 255, "there is a spot"
+    return float(np.hypot(dark.sum(0) @ places, dark.sum(1) @ places) / dark.sum())
+
+
+# The largest are decoded at 1/2, 1/4 and 1/8, none of them without a rest.
+@pytest.mark.parametrize(
+    "size", [(32, 32), (50, 41), (65, 97), (333, 451), (500, 273), (1031, 1543), (2047, 1041)], ids=str
+)
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+@pytest.mark.parametrize(("resize", "crop"), [(32, 32), (40, 33)])
+def test_the_middle_of_a_box_is_the_middle_of_its_view(
+    file_format: str, orientation: int, size: tuple[int, int], resize: int, crop: int
+) -> None:
+    spec, (width, height) = spec_of(resize, crop), size
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+
+    def prepared(upright: NDArray[np.uint8]) -> Picture:
+        options = {"quality": 95} if file_format == "JPEG" else {"compress_level": 1}
+        data = encoded(np.ascontiguousarray(stored_as(upright, orientation)), file_format, exif=exif, **options)
+        return prepare(data, spec, max_pixels=LIMIT, views=MAX_VIEWS)
+
+    boxes = prepared(np.zeros((height, width, 3), np.uint8)).boxes
+    assert len(boxes) == (1 if min(size) < 2 * resize else MAX_VIEWS)
+    for number, box in enumerate(boxes):
+        picture = prepared(spotted(width, height, box))
+        assert picture.boxes == boxes
+        # A view that goes to the edge of a reduced JPEG shows up to 7 pixels beyond it, which its box leaves out.
+        assert off_the_middle(picture.pixels[number]) < (0.15 if file_format == "JPEG" else 0.05), number
+
+
+def test_the_box_of_a_strip_is_its_middle(spec: InputSpec) -> None:
+    for shape in ((5, 500), (500, 5)):
+        boxes = prepare(encoded(np.zeros((*shape, 3), np.uint8), "PNG"), spec, max_pixels=LIMIT).boxes
+        expected = (247.5, 0, 252.5, 5) if shape[0] == 5 else (0, 247.5, 5, 252.5)
+        assert boxes[0] == pytest.approx(expected, abs=0.51)
+
+
+def test_the_boxes_are_those_of_the_documented_views(spec: InputSpec) -> None:
+    lying, standing = (
+        prepare(encoded(np.zeros((*shape, 3), np.uint8), "PNG"), spec, max_pixels=LIMIT, views=MAX_VIEWS).boxes
+        for shape in ((160, 240), (240, 160))
+    )
+    assert list(lying) == [pytest.approx(box) for box in [(40, 0, 200, 160), *LYING]]
+    assert list(standing) == [pytest.approx(box) for box in [(0, 40, 160, 200), *STANDING]]
 
 
 @pytest.mark.parametrize(("file_format", "factor"), [("PNG", 2), ("PNG", 5), ("JPEG", 2), ("JPEG", 6)])

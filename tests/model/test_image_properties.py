@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.card import InputSpec
+from model.decode import FORMATS
 from model.errors import ImageError
-from model.image import FORMATS, MAX_VIEWS, Picture, prepare
+from model.image import MAX_VIEWS, Picture, prepare
 from tests.hostile import announcing, corpus
 
 # The same examples each time, so that a change is to blame for what it broke.
@@ -63,6 +64,10 @@ def outcome(data: bytes, spec: InputSpec, views: int) -> Picture | ImageError:
     assert picture.pixels.shape[1:] == (spec.crop, spec.crop, 3)
     assert len(picture.pixels) in {1, views}
     assert 0 < picture.width * picture.height <= MAX_PIXELS
+    assert len(picture.boxes) == len(picture.pixels)
+    for left, top, right, bottom in picture.boxes:
+        assert 0 <= left < right <= picture.width
+        assert 0 <= top < bottom <= picture.height
     return picture
 
 

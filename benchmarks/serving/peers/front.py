@@ -17,7 +17,7 @@ from model.engines.base import Outputs
 
 
 class InstantEngine:
-    """Gives every picture the same logits and features, of the right shapes, at once."""
+    """Gives every picture the same logits, features and maps, of the right shapes, at once."""
 
     name = "instant"
     device = "none"
@@ -29,7 +29,8 @@ class InstantEngine:
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         count = len(pixels)
-        return Outputs(np.tile(self._logits, (count, 1)), np.tile(self._features, (count, 1)))
+        maps = np.zeros((count, len(self._logits), 4, 4), np.float32)
+        return Outputs(np.tile(self._logits, (count, 1)), np.tile(self._features, (count, 1)), maps)
 
 
 def instant_classifier(weights: Path) -> Classifier:

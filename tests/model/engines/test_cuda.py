@@ -49,7 +49,7 @@ def assert_close(found: Outputs, expected: Outputs, *, share: float) -> None:
 
 
 def first(outputs: Outputs, count: int) -> Outputs:
-    return Outputs(outputs.logits[:count], outputs.features[:count])
+    return Outputs(*(part[:count] for part in outputs))
 
 
 @pytest.mark.parametrize(
@@ -157,20 +157,29 @@ def test_a_batch_of_any_size_agrees_with_the_cpu(
 def test_a_pictures_outputs_do_not_depend_on_its_batch(engine: CudaEngine, pixels: NDArray[np.uint8]) -> None:
     together = engine.run(pixels[:40])
     alone = [engine.run(pixels[i : i + 1]) for i in range(40)]
-    outputs = Outputs(
-        np.concatenate([each.logits for each in alone]), np.concatenate([each.features for each in alone])
-    )
-    assert_close(outputs, together, share=0.02)
+    assert_close(Outputs(*(np.concatenate(rows) for rows in zip(*alone, strict=True))), together, share=0.02)
 
 
 @pytest.mark.gpu
 @needs_cuda
 def test_a_later_run_leaves_the_outputs_of_an_earlier_one_alone(engine: CudaEngine, pixels: NDArray[np.uint8]) -> None:
     earlier = engine.run(pixels[:8])
-    kept = Outputs(earlier.logits.copy(), earlier.features.copy())
+    kept = Outputs(*(part.copy() for part in earlier))
     engine.run(255 - pixels[:8])
-    np.testing.assert_array_equal(earlier.logits, kept.logits)
-    np.testing.assert_array_equal(earlier.features, kept.features)
+    for part, copy in zip(earlier, kept, strict=True):
+        np.testing.assert_array_equal(part, copy)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("crop", [32, 40])
+def test_the_maps_and_the_bias_sum_to_the_logits(spec: InputSpec, crop: int) -> None:
+    net = build("resnet18", num_classes=10, width=8)
+    bias = net.fc.bias.detach().numpy().copy()
+    engine = CudaEngine(net, spec.model_copy(update={"resize": crop, "crop": crop}))
+    logits, _, maps = engine.run(np.random.default_rng(1).integers(0, 256, (131, crop, crop, 3), np.uint8))
+    assert maps.shape == (131, 10, crop // 8, crop // 8)
+    np.testing.assert_allclose(maps.sum((2, 3)) + bias, logits, atol=1e-4 * np.abs(logits).max())
 
 
 @pytest.mark.gpu
@@ -187,7 +196,7 @@ def test_it_runs_in_another_thread(engine: CudaEngine, pixels: NDArray[np.uint8]
 @needs_cuda
 def test_pixels_need_not_lie_side_by_side(engine: CudaEngine, pixels: NDArray[np.uint8], expected: Outputs) -> None:
     backwards = engine.run(pixels[4::-1])
-    assert_close(Outputs(backwards.logits[::-1], backwards.features[::-1]), first(expected, 5), share=0.05)
+    assert_close(Outputs(*(part[::-1] for part in backwards)), first(expected, 5), share=0.05)
 
 
 @pytest.mark.gpu
@@ -207,5 +216,6 @@ def test_large_pictures_do_not_take_the_whole_memory(spec: InputSpec) -> None:
     before = torch.cuda.memory_reserved()
     large = spec.model_copy(update={"resize": 256, "crop": 224})
     engine = CudaEngine(build("resnet18", num_classes=10), large)
-    assert engine.run(np.zeros((17, 224, 224, 3), np.uint8)).logits.shape == (17, 10)
+    outputs = engine.run(np.zeros((17, 224, 224, 3), np.uint8))
+    assert [part.shape for part in outputs] == [(17, 10), (17, 512), (17, 10, 28, 28)]
     assert torch.cuda.memory_reserved() - before < 2**30

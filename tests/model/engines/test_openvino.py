@@ -16,7 +16,8 @@ from model.engines.base import Engine, choose
 from model.engines.openvino import OpenVinoEngine
 from model.engines.torch import TorchEngine, load_network
 from model.errors import EngineError, IntegrityError
-from model.training.quantize import converted
+from model.nets.zoo import build
+from model.training.quantize import converted, quantized, with_maps
 
 _WITHOUT_TORCH = """
 import sys
@@ -56,10 +57,60 @@ def test_the_converted_network_gives_the_networks_own_numbers(
 ) -> None:
     net = load_network(open_bundle(tiny_bundle)).eval()
     options = {"INFERENCE_PRECISION_HINT": "f32"}
-    found = openvino.Core().compile_model(converted(net, spec), "CPU", options)({"pixels": pixels})
+    model = with_maps(converted(net, spec), net)
+    found = openvino.Core().compile_model(model, "CPU", options)({"pixels": pixels})
     expected = TorchEngine(net, spec, device="cpu", precision="float32").run(pixels)
-    np.testing.assert_allclose(found["logits"], expected.logits, atol=1e-3)
-    np.testing.assert_allclose(found["features"], expected.features, atol=1e-3)
+    for name, part in expected._asdict().items():
+        np.testing.assert_allclose(found[name], part, atol=1e-3, err_msg=name)
+    assert np.abs(expected.maps).max() > 0.01
+
+
+def test_the_maps_leave_logits_and_features_of_int8_as_they_are(
+    tiny_bundle: Path, pixels: NDArray[np.uint8], spec: InputSpec
+) -> None:
+    net = load_network(open_bundle(tiny_bundle)).eval()
+    seen = np.random.default_rng(1).integers(0, 256, (100, 32, 32, 3), np.uint8)
+    without = quantized(converted(net, spec), seen, spec)
+    results = [without.clone(), with_maps(without, net)]
+    before, after = (openvino.Core().compile_model(each, "CPU")({"pixels": pixels}) for each in results)
+    for name in ("logits", "features"):
+        np.testing.assert_array_equal(before[name], after[name])
+    (maps,) = (output for output in without.outputs if "maps" in output.names)
+    convolution = maps.get_node().input_value(0).get_node()
+    assert convolution.input_value(1).get_node().get_type_name() == "Constant", "kernels in floating point"
+
+
+def test_the_maps_and_the_bias_sum_to_the_logits(int8_bundle: Path, float16_bundle: Path) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (70, 32, 32, 3), np.uint8)
+    for folder, share in ((int8_bundle, 0.05), (float16_bundle, 0.02)):
+        bundle = open_bundle(folder)
+        bias = load_network(bundle).fc.bias.detach().numpy()
+        logits, _, maps = choose(bundle, engine="openvino").run(pixels)
+        assert maps.shape == (70, 10, 4, 4)
+        np.testing.assert_allclose(maps.sum((2, 3)) + bias, logits, atol=share * np.abs(logits).max())
+        assert np.abs(maps).max() > share
+
+
+def test_the_maps_have_the_size_of_the_last_stage() -> None:
+    spec = InputSpec(resize=80, crop=72, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    for stem, side in (("cifar", 9), ("imagenet", 3)):
+        net = build("resnet50", num_classes=10, width=4, stem=stem).eval()
+        model = with_maps(converted(net, spec), net)
+        pixels = np.random.default_rng(4).integers(0, 256, (2, 72, 72, 3), np.uint8)
+        options = {"INFERENCE_PRECISION_HINT": "f32"}
+        found = openvino.Core().compile_model(model, "CPU", options)({"pixels": pixels})
+        expected = TorchEngine(net, spec, device="cpu", precision="float32").run(pixels).maps
+        assert expected.shape == (2, 10, side, side)
+        np.testing.assert_allclose(found["maps"], expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_a_model_without_maps_is_refused_in_a_sentence(copied: Path, spec: InputSpec) -> None:
+    bundle = open_bundle(copied)
+    openvino.save_model(converted(load_network(bundle).eval(), spec), copied / OPENVINO_FILES[0])
+    hashes = {name: hashlib.sha256((copied / name).read_bytes()).hexdigest() for name in OPENVINO_FILES}
+    update_bundle(copied, {}, bundle.card.model_copy(update={"files": {**bundle.card.files, **hashes}}))
+    with pytest.raises(IntegrityError, match=r"openvino\.xml does not give maps: run python -m model\.quantize again"):
+        model.load(copied)
 
 
 def test_int8_is_close_but_is_not_float32(int8_bundle: Path, pixels: NDArray[np.uint8]) -> None:
@@ -92,7 +143,7 @@ def test_a_pictures_outputs_do_not_depend_on_its_batch(int8_bundle: Path) -> Non
     pixels = np.random.default_rng(1).integers(0, 256, (37, 32, 32, 3), np.uint8)
     together = engine.run(pixels)
     alone = [engine.run(pixels[i : i + 1]) for i in range(37)]
-    for index, name in enumerate(("logits", "features")):
+    for index, name in enumerate(("logits", "features", "maps")):
         rows = np.concatenate([out[index] for out in alone])
         np.testing.assert_allclose(rows, together[index], atol=0.02 * np.abs(together[index]).max(), err_msg=name)
 
@@ -129,10 +180,10 @@ print(resident() - before)
 def test_outputs_outlive_the_next_batch(int8_bundle: Path, pixels: NDArray[np.uint8]) -> None:
     engine = choose(open_bundle(int8_bundle), engine="openvino")
     first = engine.run(pixels)
-    kept = first.logits.copy(), first.features.copy()
+    kept = [part.copy() for part in first]
     engine.run(255 - pixels)
-    np.testing.assert_array_equal(first.logits, kept[0])
-    np.testing.assert_array_equal(first.features, kept[1])
+    for part, copy in zip(first, kept, strict=True):
+        np.testing.assert_array_equal(part, copy)
 
 
 def printed(program: str, bundle: Path) -> str:

@@ -61,7 +61,7 @@ def test_bfloat16_is_close_but_is_not_float32(
 
 
 @pytest.mark.parametrize(("precision", "share"), [("float32", 1e-4), ("bfloat16", 0.05)])
-def test_the_features_are_what_the_head_makes_the_logits_of(
+def test_the_features_and_the_maps_are_what_the_head_makes_the_logits_of(
     tiny_bundle: Path, pixels: NDArray[np.uint8], spec: InputSpec, precision: Precision, share: float
 ) -> None:
     net = loaded_net(tiny_bundle)
@@ -70,12 +70,16 @@ def test_the_features_are_what_the_head_makes_the_logits_of(
     with torch.inference_mode():
         expected = net.features(batch).numpy()
     weight, bias = net.fc.weight.detach().numpy().copy(), net.fc.bias.detach().numpy().copy()
-    logits, features = TorchEngine(net, spec, device="cpu", precision=precision).run(pixels)
+    logits, features, maps = TorchEngine(net, spec, device="cpu", precision=precision).run(pixels)
     assert features.dtype == np.float32
     assert features.shape == (5, 64)
     assert np.abs(features - expected).max() <= share * np.abs(expected).max()
     head = features @ weight.T + bias
     assert np.abs(logits - head).max() <= 0.1 * share * np.abs(head).max()
+    assert maps.dtype == np.float32
+    assert maps.shape == (5, 10, 4, 4)
+    assert np.abs(maps.sum((2, 3)) + bias - logits).max() <= 0.1 * share * np.abs(head).max()
+    assert maps.std(axis=(2, 3)).min() > 1e-4, "maps that are level would say nothing"
 
 
 def test_the_trial_of_precisions_leaves_the_weights_exact(

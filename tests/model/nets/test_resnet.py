@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
-from model.nets.zoo import build
+from model.nets.zoo import build, map_size
 
 
 def with_lived_in_statistics(net: nn.Module) -> nn.Module:
@@ -62,3 +62,37 @@ def test_the_head_sees_the_features() -> None:
         features = net.features(picture)
         assert features.shape == (3, 64)
         torch.testing.assert_close(net.fc(features), net(picture))
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "side"), [("resnet18", "cifar", 32), ("resnet50", "cifar", 40), ("resnet50", "imagenet", 64)]
+)
+def test_the_positive_part_of_the_maps_is_grad_cam(name: str, stem: str, side: int) -> None:
+    torch.manual_seed(0)
+    net: Any = with_lived_in_statistics(build(name, width=8, num_classes=5, stem=stem)).double().eval()
+    nn.init.normal_(net.fc.weight)  # else the maps are level
+    pictures = torch.randn(3, 3, side, side, dtype=torch.float64)
+    last: list[Tensor] = []
+    net.layer4.register_forward_hook(lambda module, given, found: last.append(found))
+    logits = net(pictures)
+    _, _, maps = net.head(net.stages(pictures))
+    assert 0.1 < (maps > 0).double().mean() < 0.9
+    for label in range(5):
+        # Selvaraju et al. 2017: the logit's gradients, averaged over the cells, weigh the channels.
+        (gradients,) = torch.autograd.grad(logits[:, label].sum(), last[0], retain_graph=True)
+        weighed = (gradients.mean((2, 3), keepdim=True) * last[0]).sum(1)
+        assert weighed.shape[1:] == map_size(net, side)
+        torch.testing.assert_close(maps[:, label].relu(), weighed.relu(), rtol=1e-5, atol=0)
+        torch.testing.assert_close(maps[:, label], weighed, rtol=1e-5, atol=0)
+
+
+def test_the_head_gives_logits_and_features_and_the_maps_that_sum_to_the_logits() -> None:
+    net: Any = with_lived_in_statistics(build("resnet18", width=8, num_classes=7)).eval()
+    picture = torch.rand(3, 3, 48, 32)
+    with torch.inference_mode():
+        logits, features, maps = net.head(net.stages(picture))
+        torch.testing.assert_close(logits, net(picture))
+        torch.testing.assert_close(features, net.features(picture))
+        assert maps.shape == (3, 7, 6, 4)
+        assert maps.std() > 1e-4
+        torch.testing.assert_close(maps.sum((2, 3)) + net.fc.bias, logits, rtol=1e-5, atol=1e-5)

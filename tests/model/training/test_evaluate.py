@@ -12,7 +12,7 @@ from model.engines.base import Outputs
 from model.image import test_transform as transform
 from model.training.calibrate import fit_out_of_distribution
 from model.training.data import Pictures
-from model.training.evaluate import assess, assessed, auroc, outputs, score
+from model.training.evaluate import assess, assessed, auroc, outputs, reliability, score
 from model.training.others import KINDS, others
 
 
@@ -88,7 +88,8 @@ class Remembers:
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         self.seen.append(pixels)
         means: NDArray[np.float32] = pixels.mean((1, 2)).astype(np.float32) / 50
-        return Outputs(means @ HEAD.T, means)
+        logits = means @ HEAD.T
+        return Outputs(logits, means, logits[:, :, None, None])
 
 
 def pictures(count: int, side: int = 32) -> Pictures:
@@ -107,6 +108,17 @@ def test_pictures_go_through_the_serving_transform_in_order() -> None:
     assert np.array_equal(np.concatenate(engine.seen), expected)
     np.testing.assert_allclose(out.features, expected.mean((1, 2)) / 50, rtol=1e-5)
     np.testing.assert_allclose(out.logits, out.features @ HEAD.T, rtol=1e-5)
+
+
+def test_the_bins_of_the_reliability_are_those_that_hold_pictures() -> None:
+    truth = np.array([0, 1, 1, 0])
+    scores = score(logits_of([[0.9, 0.1], [0.92, 0.08], [0.38, 0.62], [0.78, 0.22]]), truth)
+    low, middle, high = reliability(scores)
+    assert [low.confidence, low.accuracy, low.pictures] == pytest.approx([0.62, 1.0, 1], abs=1e-6)
+    assert [middle.confidence, middle.accuracy, middle.pictures] == pytest.approx([0.78, 1.0, 1], abs=1e-6)
+    assert [high.confidence, high.accuracy, high.pictures] == pytest.approx([0.91, 0.5, 2], abs=1e-6)
+    gaps = sum(part.pictures * abs(part.confidence - part.accuracy) for part in (low, middle, high)) / 4
+    assert gaps == pytest.approx(scores.ece, abs=1e-6)
 
 
 def test_an_assessment_is_that_of_the_test_pictures_and_every_other_kind() -> None:

@@ -53,7 +53,7 @@ def test_a_bundle_holds_what_its_card_says(tiny_bundle: Path) -> None:
     assert card["training"]["recipe"] == json.loads(json.dumps(asdict(replace(recipe_named("smoke"), width=8))))
     assert (card["training"]["pictures"], card["metrics"]["pictures"]) == (40, 40)
     assert card["labels"][3] == "cat"
-    assert card["format_version"] == 3
+    assert card["format_version"] == 4
     assert card["calibration"]["pictures"] == card["out_of_distribution"]["pictures"] == 40
 
 
@@ -121,6 +121,12 @@ def test_the_card_agrees_with_what_its_weights_give(exported: Exported) -> None:
     assert metrics.ece == pytest.approx(assessment.scores.ece, abs=1e-3)
     assert metrics.ece_uncalibrated == pytest.approx(assessment.uncalibrated.ece, abs=1e-3)
     assert metrics.ece < metrics.ece_uncalibrated
+    assert metrics.confusion == assessment.scores.confusion.tolist()
+    assert [sum(row) for row in metrics.confusion] == np.bincount(data.test.labels.numpy(), minlength=10).tolist()
+    bins = assessment.scores.bins[assessment.scores.bins[:, 0] > 0]
+    assert len(bins) > 3
+    found = [[part.pictures, part.confidence, part.accuracy] for part in metrics.reliability]
+    np.testing.assert_allclose(found, bins, rtol=1e-3)
     assert metrics.auroc == pytest.approx(assessment.auroc, abs=1e-3)
     assert metrics.accepted == pytest.approx(assessment.accepted, abs=0.011)
 
