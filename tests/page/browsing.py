@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, FilePayload, Locator, Page, Request, Route, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Locator, Page, Request, Route, expect, sync_playwright
 
 from tests.app.fakes import CARD, LABELS, picture
 
@@ -32,6 +32,7 @@ def browsing() -> Iterator[Browser]:
     path = chromium()
     if not path:
         pytest.skip("no Chromium: install it to test the page")
+    expect.set_options(timeout=20_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser

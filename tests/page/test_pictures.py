@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import FilePayload, Page, Route, expect
 
-from tests.app.fakes import CARD, LABELS, picture
+from tests.app.fakes import CARD, LABELS, photo, picture
 from tests.app.serving import Running
 from tests.page.browsing import FILE, add, answer, answering, explanation, verdict
 
@@ -49,6 +49,25 @@ def test_a_picked_picture_is_asked_about_once_with_all_classes(page: Page) -> No
     expect(page.locator("#name")).to_have_text("tom.png")
     expect(page.locator("#size")).to_have_text("400 \N{MULTIPLICATION SIGN} 300")
     expect(page.locator("#live")).to_have_text("tom.png: Cat. 90.0 % sure.")
+
+
+def test_the_service_itself_classifies_and_explains(page: Page, running: Running) -> None:
+    data = photo(size=(300, 200))
+    add(page, ("a.png", data))
+    told = running.client.post("/explain", params={"top_k": 10}, content=data).json()
+    rows = page.locator(".ranking button")
+    expect(rows).to_have_count(10)
+    assert [row.get_attribute("data-label") for row in rows.all()] == [
+        each["label"] for each in told["result"]["top_k"]
+    ]
+    sources = [view["input"] for view in told["views"]]
+    assert page.locator("#view-list img").evaluate_all("all => all.map((e) => e.src)") == sources
+    expect(page.locator("#stage canvas")).to_be_visible()
+    with page.expect_response(FILE) as asked:
+        rows.nth(9).click()
+    label = told["result"]["top_k"][9]["label"]
+    assert asked.value.json()["label"] == label
+    expect(page.locator("#where")).to_contain_text(f" {label}")
 
 
 def test_the_same_picture_can_be_picked_again(page: Page) -> None:
