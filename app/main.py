@@ -6,12 +6,11 @@ from functools import partial
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import RedirectResponse
 
 from app import problems
 from app.auth import require_key
 from app.middleware import BodyLimit, RequestContext
-from app.routes import explain, health, metrics, model, predict
+from app.routes import explain, health, metrics, model, page, predict
 from app.service import Service
 from app.settings import Settings
 from app.shortcut import Shortcut
@@ -70,10 +69,10 @@ def create_app(
         RequestContext, telemetry=service.telemetry, closing=lambda: service.state in ("draining", "failed")
     )
     app.include_router(health.router)
+    app.include_router(page.router)
     keys = [Depends(require_key)] if settings.api_keys else []
     for router in (predict.router, explain.router, model.router, metrics.router):
         app.include_router(router, dependencies=keys)
-    app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
     return app
 
 

@@ -1,0 +1,38 @@
+/** What can be taken away: results as CSV, a request as a curl command. */
+
+/** A field after RFC 4180. A text that a spreadsheet would take for a formula is given an apostrophe. */
+function field(value) {
+	let text = String(value ?? "");
+	if (typeof value === "string" && /^\s*[=+\-@\t\r]/.test(text)) text = `'${text}`;
+	return /[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
+/** Jobs as CSV, one line each, with a column for each class's probability. */
+export function csvOf(jobs, card) {
+	const { labels } = card;
+	const head = ["name", "label", "probability", "in_distribution", "accepted", "width", "height", "views", "warnings"];
+	const rows = jobs.map(({ name, answer, problem, state }) => {
+		const result = answer?.result;
+		const first = result?.top_k[0];
+		const shares = new Map(result?.top_k.map(({ label, probability }) => [label, probability]));
+		return [
+			...[name, first?.label, first?.probability, result?.in_distribution, result?.accepted],
+			...[result?.width, result?.height, result?.views, result?.warnings.join("; ")],
+			...[problem?.message ?? (result ? "" : state), answer?.model.name, answer?.model.version],
+			...labels.map((label) => shares.get(label)),
+		];
+	});
+	const lines = [[...head, "problem", "model", "version", ...labels], ...rows];
+	return lines.map((line) => `${line.map(field).join(",")}\r\n`).join("");
+}
+
+/** A word of a POSIX shell. */
+const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+/** The command that sends the file of that name, in the folder where it is run, to the same address. */
+export function curlOf(name, path, hasKey) {
+	const url = new URL(path, document.baseURI).href;
+	const file = `"./${name.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`; // quoted for curl, which splits at ; and ,
+	const key = hasKey ? ' -H "X-API-Key: $TENFOLD_API_KEY"' : "";
+	return `curl -F ${quoted(`file=@${file}`)}${key} ${quoted(url)}`;
+}

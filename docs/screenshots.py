@@ -1,0 +1,65 @@
+"""Takes the pictures of the page that lie beside this file, of the shipped weights: python -m docs.screenshots
+
+They show photographs that scikit-image brings along, all of them without conditions, and none of CIFAR-10.
+"""
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import skimage.data
+from PIL import Image
+from playwright.sync_api import Browser, FilePayload, expect
+
+from tests.app.serving import process
+from tests.page.browsing import browsing, visiting
+
+FOLDER = Path(__file__).parent
+PICTURES = {
+    "cat.jpg": skimage.data.chelsea,
+    "astronaut.jpg": skimage.data.astronaut,
+    "coffee.jpg": skimage.data.coffee,
+    "rocket.jpg": skimage.data.rocket,
+}
+
+
+def take(browser: Browser, url: str, name: str, *, width: int, height: int, theme: Literal["light", "dark"]) -> None:
+    """Write one PNG: the page with the answers to `PICTURES` and to its own examples."""
+    options = {"viewport": {"width": width, "height": height}, "color_scheme": theme, "reduced_motion": "reduce"}
+    with visiting(browser, url, **options) as page:
+        expect(page.locator("#model")).to_be_visible()
+        files = [FilePayload(name=file, mimeType="image/jpeg", buffer=_jpeg(file)) for file in PICTURES]
+        page.set_input_files("#files", files)
+        for example in ("drawn ship", "coloured tiles"):
+            page.get_by_role("button", name=example, exact=True).click()
+        expect(page.locator("#count")).to_have_text(f"{len(PICTURES) + 2} pictures")
+        page.get_by_role("button", name="cat.jpg").click()
+        page.evaluate("scrollTo(0, 0)")
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(500)
+        shot = Image.open(io.BytesIO(page.screenshot()))
+    shot.convert("RGB").quantize(256, kmeans=4).save(FOLDER / name, optimize=True)
+
+
+def _jpeg(name: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(PICTURES[name]()).save(file, "JPEG", quality=92)  # type: ignore[no-untyped-call]
+    return file.getvalue()
+
+
+def main() -> None:
+    """Start the service, visit it, and write the pictures."""
+    with tempfile.TemporaryDirectory() as folder, process({"TENFOLD_PORT": "0"}, Path(folder) / "log") as service:
+        service.wait_ready()
+        url = f"http://127.0.0.1:{service.port}/"
+        with browsing() as browser:
+            take(browser, url, "page-light.png", width=1280, height=1240, theme="light")
+            take(browser, url, "page-dark.png", width=1280, height=1240, theme="dark")
+            take(browser, url, "page-phone.png", width=390, height=844, theme="light")
+    sys.stdout.write("".join(f"{path.name}: {path.stat().st_size:,} bytes\n" for path in FOLDER.glob("page-*.png")))
+
+
+if __name__ == "__main__":
+    main()
