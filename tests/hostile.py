@@ -112,7 +112,7 @@ def announcing(kind: str, width: int, height: int) -> bytes:
     """A small file of this format whose header announces another size.
 
     Args:
-        kind: one of `FORMATS` of model/image.py, or MPO, or how a WebP is stored: VP8, VP8L, VP8X.
+        kind: one of `FORMATS` of model/decode.py, or MPO, or how a WebP is stored: VP8, VP8L, VP8X.
         width: pixels.
         height: pixels.
     """

@@ -108,6 +108,13 @@ def test_beyond_the_edge_of_a_view_the_heat_fades_out_and_at_the_pictures_it_goe
     assert np.abs(np.diff(heat[80])).max() < 0.1 * heat.max(), "no seam"
 
 
+def test_what_is_level_is_drawn_level_up_to_the_edges_of_the_picture(spec: InputSpec) -> None:
+    data = black(96, 96)
+    picture = prepare(data, spec, max_pixels=LIMIT)
+    heat = heat_of(data, picture, np.ones((1, 4, 4), np.float32))
+    assert heat.min() >= 0.98 * heat.max() > 0
+
+
 @pytest.mark.parametrize(
     ("width", "height", "drawn"),
     [
