@@ -32,7 +32,7 @@ def browsing() -> Iterator[Browser]:
     path = chromium()
     if not path:
         pytest.skip("no Chromium: install it to test the page")
-    expect.set_options(timeout=20_000)
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
@@ -46,7 +46,7 @@ def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     strangers: list[str] = []
     with browser.new_context(**options) as context:
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.add_init_script(_WATCH)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.extend([message.text] if message.type == "error" else []))
