@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +18,9 @@ from app.problems import NotAlive, QueueFull
 from app.telemetry import Telemetry
 from model import Prediction
 
-# Seconds over which the rate of answers is measured.
-_RATE_WINDOW = 3.0
+# The rate of answers is the median over so many batches, run in so many seconds; three at least, for one that was held
+# up, as when the whole process was, says nothing.
+_RATE_BATCHES, _RATE_WINDOW, _RATE_LEAST = 32, 10.0, 3
 # By so much longer than reckoned what is under way may take: the more are refused, the slower are the others.
 _CAUTION = 1.25
 # Forward passes failing one after the other: the engine, not the pictures, is at fault.
@@ -39,16 +41,6 @@ class _Waiting:
     future: asyncio.Future[Batched]
     since: float
     deadline: float
-
-
-class _Pass(NamedTuple):
-    """A batch that has been run: when it ended, its pictures, and the seconds it took since the engine was free or,
-    if nobody waited then, since the first of them came.
-    """
-
-    ended: float
-    pictures: int
-    seconds: float
 
 
 class Batcher:
@@ -87,8 +79,10 @@ class Batcher:
         self._admitted = 0
         self._batch_began: float | None = None
         self._failures = 0
-        self._passes: deque[_Pass] = deque()
-        self._ran, self._busy = 0, 0.0  # the pictures and seconds of these
+        # When a batch ended, and how many pictures a second it ran: since the engine was free or, if nobody waited
+        # then, since the first of them came.
+        self._rates: deque[tuple[float, float]] = deque(maxlen=_RATE_BATCHES)
+        self._rate_known = 0.0
         self._task = asyncio.create_task(self._run(), name="batcher")
 
     @property
@@ -195,7 +189,7 @@ class Batcher:
             finally:
                 self._batch_began = None
                 ended = time.monotonic()
-                self._remember(_Pass(ended, len(batch), ended - max(free, batch[0].since)))
+                self._remember(ended, len(batch) / max(ended - max(free, batch[0].since), 1e-6))
                 free = ended
 
     def _next_batch(self) -> list[_Waiting]:
@@ -215,16 +209,14 @@ class Batcher:
             self._queued.clear()
         return batch
 
-    def _remember(self, about: _Pass) -> None:
-        self._passes.append(about)
-        self._ran += about.pictures
-        self._busy += about.seconds
+    def _remember(self, ended: float, rate: float) -> None:
+        while self._rates and self._rates[0][0] < ended - _RATE_WINDOW:
+            self._rates.popleft()
+        self._rates.append((ended, rate))
+        known = len(self._rates) >= _RATE_LEAST
+        self._rate_known = max(median(rate for _, rate in self._rates), 1.0) if known else 0.0
 
     def _rate(self) -> float:
         """Pictures a second, lately, while there were any, one at least; 0 while nothing is known."""
-        since = time.monotonic() - _RATE_WINDOW
-        while self._passes and self._passes[0].ended < since:
-            oldest = self._passes.popleft()
-            self._ran -= oldest.pictures
-            self._busy -= oldest.seconds
-        return max(self._ran / self._busy, 1.0) if self._passes else 0.0
+        recent = self._rates and time.monotonic() - self._rates[-1][0] < _RATE_WINDOW
+        return self._rate_known if recent else 0.0

@@ -411,9 +411,9 @@ def test_retry_after_follows_the_measured_rate() -> None:
 def test_a_slow_rate_never_asks_for_more_than_a_second_a_picture() -> None:
     async def main() -> None:
         engine = FakeEngine()
-        engine.seconds = 1.2
+        engine.seconds = 1.05
         async with batching(engine, max_batch=1, queue_size=5) as batcher:
-            await asyncio.gather(*queue(batcher, range(1)))
+            await asyncio.gather(*queue(batcher, range(3)))
             with batcher.admit(5), pytest.raises(QueueFull) as caught, batcher.admit(1):
                 pass
             assert caught.value.retry_after == 5
@@ -428,13 +428,29 @@ def test_the_rate_is_that_of_busy_seconds() -> None:
         engine = FakeEngine()
         engine.seconds = 0.1
         async with batching(engine, max_batch=1, queue_size=10) as batcher:
-            await asyncio.gather(*queue(batcher, range(3)))
-            await asyncio.sleep(1)
-            await asyncio.gather(*queue(batcher, range(3)))
+            for seed in range(3):
+                await asyncio.sleep(0.3)
+                await asyncio.gather(*queue(batcher, range(seed, seed + 1)))
             with batcher.admit(10), pytest.raises(QueueFull) as caught, batcher.admit(1):
                 pass
             assert caught.value.retry_after is not None
-            assert 1.0 <= caught.value.retry_after < 1.5  # 2.7 if the second had counted
+            assert 1.0 <= caught.value.retry_after < 2.0  # 4 if the idle seconds had counted
+
+    asyncio.run(main())
+
+
+def test_a_batch_that_was_held_up_does_not_spoil_the_rate() -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        engine.seconds = 1.0
+        async with batching(engine, max_batch=1) as batcher:
+            await asyncio.gather(*queue(batcher, range(1)))
+            with batcher.admit(20), batcher.admit(1, deadline=time.monotonic() + 5):
+                pass  # one alone says nothing
+            engine.seconds = 0.05
+            await asyncio.gather(*queue(batcher, range(4)))
+            with batcher.admit(20), batcher.admit(1, deadline=time.monotonic() + 5):
+                pass
 
     asyncio.run(main())
 
