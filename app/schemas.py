@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from model import Picture, Prediction
+
 
 class Problem(BaseModel):
     """An error, after RFC 9457, as application/problem+json."""
@@ -37,6 +39,26 @@ class Answered(BaseModel):
     accepted: Annotated[bool, Field(description="Whether it looks like one of the classes, and surely enough.")]
     views: Annotated[int, Field(ge=1, description="How many views of the picture were averaged.")]
     warnings: Annotated[list[str], Field(examples=[["upscaled from 8x8"]])]
+
+
+def answered(
+    filename: str | None, picture: Picture, prediction: Prediction, top_k: int, min_confidence: float
+) -> Answered:
+    """What is told of a picture, its probabilities to six places."""
+    ranking = [
+        Ranked(label=ranked.label, index=ranked.index, probability=round(ranked.probability, 6))
+        for ranked in prediction.top_k(top_k)
+    ]
+    return Answered(
+        filename=filename,
+        width=picture.width,
+        height=picture.height,
+        top_k=ranking,
+        in_distribution=round(prediction.in_distribution, 6),
+        accepted=prediction.accepted(min_confidence),
+        views=len(picture.pixels),
+        warnings=list(picture.warnings),
+    )
 
 
 class Refused(BaseModel):

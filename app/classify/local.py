@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from app.classify.paths import Lost, UnfitFile, read_file, reason_of
 from app.classify.pipeline import gathered, in_order
 from app.classify.results import Result, Unusable
+from app.schemas import answered
 from app.settings import Settings, complaints, weights_at_hand
 from model import Classifier, ImageError, InputSpec, ModelError, Picture, Prediction, load, prepare
 
@@ -83,21 +84,8 @@ class Local:
         ]
 
     def _answered(self, path: str, picture: Picture, prediction: Prediction) -> Result:
-        """As app/routes/predict.py answers it."""
-        ranking = [
-            {"label": ranked.label, "index": ranked.index, "probability": round(ranked.probability, 6)}
-            for ranked in prediction.top_k(self._top_k)
-        ]
-        answer = {
-            "width": picture.width,
-            "height": picture.height,
-            "top_k": ranking,
-            "in_distribution": round(prediction.in_distribution, 6),
-            "accepted": prediction.accepted(self._settings.min_confidence),
-            "views": len(picture.pixels),
-            "warnings": list(picture.warnings),
-        }
-        return Result(path, answer, self._model)
+        answer = answered(None, picture, prediction, self._top_k, self._settings.min_confidence)
+        return Result(path, answer.model_dump(exclude={"filename"}), self._model)
 
 
 def _read(paths: Sequence[str | Lost], spec: InputSpec, settings: Settings) -> list[Prepared]:

@@ -7,33 +7,17 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.exceptions import RequestValidationError
 from numpy.typing import NDArray
 from pydantic import Field
 from starlette.responses import Response
 
 from app.deadline import in_time
-from app.problems import (
-    BadUpload,
-    BodyTooLarge,
-    DeadlinePassed,
-    InvalidTopK,
-    NotAlive,
-    NotReady,
-    QueueFull,
-    TooManyFiles,
-    TooManyUploads,
-    Unauthorized,
-    UnknownLabel,
-    UnsupportedBody,
-    UploadTooSlow,
-    documented,
-)
-from app.routes.predict import BINARY, Asked, Patience, answered, body, record
-from app.schemas import ExplainedView, Explanation, ModelName
+from app.problems import UnknownLabel, documented
+from app.routes.predict import BINARY, WRONG, Asked, Patience, body, record
+from app.schemas import ExplainedView, Explanation, ModelName, answered
 from app.service import Answer, Service, service_of
 from app.upload import Upload
-from model import ImageError, ImageTooLarge, Picture, UnreadableImage, UnsupportedImage, overlay, png
+from model import ImageError, Picture, overlay, png
 
 router = APIRouter(tags=["explain"])
 
@@ -67,26 +51,7 @@ METHOD = (
     openapi_extra=body(BINARY),
     responses={
         200: {"content": {"image/png": {"schema": BINARY}}},
-        **documented(
-            BadUpload,
-            Unauthorized,
-            UploadTooSlow,
-            BodyTooLarge,
-            ImageTooLarge,
-            TooManyFiles,
-            UnsupportedBody,
-            UnsupportedImage,
-            UnreadableImage,
-            InvalidTopK,
-            UnknownLabel,
-            RequestValidationError,
-            Exception,
-            QueueFull,
-            TooManyUploads,
-            NotReady,
-            NotAlive,
-            DeadlinePassed,
-        ),
+        **documented(*WRONG, UnknownLabel),
     },
 )
 async def explain(
@@ -144,7 +109,7 @@ async def explain(
         return Response(drawn.found, media_type="image/png")
     explanation = Explanation(
         model=ModelName(name=card.name, version=card.version),
-        result=answered(upload, answer, asked.top_k, min_confidence),
+        result=answered(upload.filename, answer.picture, answer.prediction, asked.top_k, min_confidence),
         label=card.labels[drawn.chosen],
         index=drawn.chosen,
         probability=round(float(answer.prediction.probabilities[drawn.chosen]), 6),

@@ -29,7 +29,7 @@ from app.problems import (
     problem_of,
     slug_of,
 )
-from app.schemas import Answered, ModelName, Predictions, Ranked, Refused
+from app.schemas import Answered, ModelName, Predictions, Refused, answered
 from app.service import Answer, Service, service_of
 from app.upload import FIELD, Upload
 from model import MAX_VIEWS, ImageError, ImageTooLarge, UnreadableImage, UnsupportedImage
@@ -44,6 +44,28 @@ def body(files: dict[str, Any]) -> dict[str, Any]:
     form = {"type": "object", "required": [FIELD], "properties": {FIELD: files}}
     raw = {"image/*": {"schema": BINARY}, "application/octet-stream": {"schema": BINARY}}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}, **raw}}}
+
+
+WRONG: tuple[type[Exception], ...] = (
+    BadUpload,
+    Unauthorized,
+    UploadTooSlow,
+    BodyTooLarge,
+    ImageTooLarge,
+    TooManyFiles,
+    UnsupportedBody,
+    UnsupportedImage,
+    UnreadableImage,
+    InvalidTopK,
+    RequestValidationError,
+    Exception,
+    QueueFull,
+    TooManyUploads,
+    NotReady,
+    NotAlive,
+    DeadlinePassed,
+)
+"""What can be wrong with a request that brings pictures."""
 
 
 class Asked(BaseModel):
@@ -80,25 +102,7 @@ Patience = Annotated[FiniteFloat | None, Field(gt=0)]
     "/predict",
     response_model=Predictions,
     openapi_extra=body({"type": "array", "items": BINARY}),
-    responses=documented(
-        BadUpload,
-        Unauthorized,
-        UploadTooSlow,
-        BodyTooLarge,
-        ImageTooLarge,
-        TooManyFiles,
-        UnsupportedBody,
-        UnsupportedImage,
-        UnreadableImage,
-        InvalidTopK,
-        RequestValidationError,
-        Exception,
-        QueueFull,
-        TooManyUploads,
-        NotReady,
-        NotAlive,
-        DeadlinePassed,
-    ),
+    responses=documented(*WRONG),
 )
 async def predict(
     request: Request,
@@ -201,23 +205,4 @@ def _result(
 ) -> Answered | Refused:
     if isinstance(outcome, ImageError):
         return Refused(filename=upload.filename, problem=problem_of(outcome, request_id))
-    return answered(upload, outcome, top_k, min_confidence)
-
-
-def answered(upload: Upload, answer: Answer, top_k: int, min_confidence: float) -> Answered:
-    """What the caller is told of a picture."""
-    picture, prediction = answer.picture, answer.prediction
-    ranking = [
-        Ranked(label=ranked.label, index=ranked.index, probability=round(ranked.probability, 6))
-        for ranked in prediction.top_k(top_k)
-    ]
-    return Answered(
-        filename=upload.filename,
-        width=picture.width,
-        height=picture.height,
-        top_k=ranking,
-        in_distribution=round(prediction.in_distribution, 6),
-        accepted=prediction.accepted(min_confidence),
-        views=len(picture.pixels),
-        warnings=list(picture.warnings),
-    )
+    return answered(upload.filename, outcome.picture, outcome.prediction, top_k, min_confidence)
