@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -269,6 +269,37 @@ class _Other(BaseHTTPRequestHandler):
         self.wfile.write(b"{}")
 
     def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002
+
+
+class _Busy(_Other):
+    """Asks for two seconds, once."""
+
+    posted: ClassVar[list[float]] = []
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.posted.append(time.monotonic())
+        if len(self.posted) > 1:
+            self._yes()
+        else:
+            self.send_response(503)
+            self.send_header("Retry-After", "2")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+
+def test_as_long_as_a_service_asks_for_it_is_left_alone(files: list[str]) -> None:
+    with HTTPServer(("127.0.0.1", 0), _Busy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(Unusable):  # for the second answer is none
+                Asked(url=f"http://127.0.0.1:{server.server_port}").all(files[:1])
+        finally:
+            server.shutdown()
+            thread.join()
+    first, second = _Busy.posted
+    assert second - first > 1.9
 
 
 def test_another_server_is_told_from_a_service(files: list[str]) -> None:
