@@ -117,7 +117,12 @@ class Remote:
             yield from in_order(senders, self._send, self._packs(paths), ahead=_REQUESTS)
         finally:
             senders.shutdown(wait=False, cancel_futures=True)
-            self._client.close()
+            # After the last answer: a connection that comes about once the client is closed would stay open.
+            threading.Thread(target=self._close_after, args=(senders,), name="close", daemon=True).start()
+
+    def _close_after(self, senders: ThreadPoolExecutor) -> None:
+        senders.shutdown()
+        self._client.close()
 
     def _packs(self, paths: Iterable[str | Lost]) -> Iterator[list[Entry]]:
         """As many files as a request takes, or as there are."""
