@@ -21,7 +21,7 @@ _PEERS = "benchmarks.serving.peers"
 _START = 180.0
 _STOP = 15.0
 # An answer within so many seconds comes from a server that has nothing else to do. All of them answer in order, so
-# after a few there is nothing left in any case; on a slow machine none may be that quick.
+# after so many there is nothing left in any case; on a slow machine none may be that quick.
 _CALM = 0.3
 _PROBES = 30
 _PATIENCE = 60.0
