@@ -9,10 +9,10 @@ from typing import Never
 
 from pydantic import ValidationError
 
-from app.logs import logging_to_stderr
-from app.server import serve
-from app.settings import Settings, complaints
-from app.workers import supervise
+from app.process.server import serve
+from app.process.workers import supervise
+from app.settings import Settings, error_messages
+from app.telemetry.logs import logging_to_stderr
 
 # malloc.h
 _M_ARENA_MAX = -8
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     try:
         settings = Settings()
     except ValidationError as error:
-        for complaint in complaints(error):
+        for complaint in error_messages(error):
             print(f"error: {complaint}", file=sys.stderr)
         return 2
     with logging_to_stderr(settings.log_level, settings.log_format):

@@ -7,13 +7,13 @@ from functools import partial
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from app import problems
-from app.auth import require_key
-from app.middleware import BodyLimit, RequestContext
-from app.routes import explain, health, metrics, model, page, predict
-from app.service import Service
+from app.http import problems
+from app.http.auth import require_key
+from app.http.middleware import BodyLimit, RequestContext
+from app.http.routes import explain, health, metrics, model, page, predict
+from app.http.shortcut import Shortcut
+from app.serving.service import Service
 from app.settings import Settings
-from app.shortcut import Shortcut
 from model import Classifier
 from model import load as load_bundle
 

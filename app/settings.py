@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.logs import LogFormat
+from app.telemetry.logs import LogFormat
 from model import MAX_VIEWS, DeviceName, EngineName
 
 
@@ -101,7 +101,7 @@ class Settings(BaseSettings):
         return self
 
 
-def complaints(error: ValidationError) -> list[str]:
+def error_messages(error: ValidationError) -> list[str]:
     """What is wrong with the settings, a sentence each, by the variables' names."""
     return [
         # No name where settings disagree.
@@ -111,7 +111,7 @@ def complaints(error: ValidationError) -> list[str]:
     ]
 
 
-def weights_at_hand() -> Path:
+def default_weights() -> Path:
     """The bundle for the commands: the environment's, else the default one, from wherever they are run."""
     default: Path = Settings.model_fields["weights"].default
     named = Path(os.environ.get("TENFOLD_WEIGHTS", default))

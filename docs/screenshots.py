@@ -13,7 +13,7 @@ import skimage.data
 from PIL import Image
 from playwright.sync_api import Browser, FilePayload, expect
 
-from tests.app.serving import process
+from tests.app.running import process
 from tests.page.browsing import browsing, visiting
 
 FOLDER = Path(__file__).parent

@@ -1,7 +1,7 @@
-"""The classifier as a library: load a bundle, prepare pictures, classify them.
+"""The classifier as a library: load a bundle, preprocess pictures, classify them.
 
     classifier = model.load("weights/resnet18-cifar10")
-    picture = model.prepare(data, classifier.card.input, max_pixels=50_000_000)
+    picture = model.preprocess(data, classifier.card.input, max_pixels=50_000_000)
     prediction, = classifier.classify([picture.pixels])
     prediction.top_k(3), prediction.accepted()
     overlay(data, picture, prediction.maps[:, 3], max_pixels=50_000_000)
@@ -29,7 +29,7 @@ from model.errors import (
     UnsupportedImage,
 )
 from model.heatmap import overlay, png
-from model.image import MAX_VIEWS, Picture, prepare
+from model.image import MAX_VIEWS, PreprocessedImage, preprocess
 
 __all__ = [
     "FORMATS",
@@ -48,8 +48,8 @@ __all__ = [
     "IntegrityError",
     "ModelCard",
     "ModelError",
-    "Picture",
     "Prediction",
+    "PreprocessedImage",
     "Ranked",
     "RecipeError",
     "SaveError",
@@ -59,5 +59,5 @@ __all__ = [
     "load",
     "overlay",
     "png",
-    "prepare",
+    "preprocess",
 ]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from model.decode import decode
-from model.image import Picture
+from model.image import PreprocessedImage
 
 LONGEST: Final = 1024
 """Most pixels of the longer side of what is drawn."""
@@ -36,22 +36,24 @@ _ADDED = (1 - _LEFT) * np.stack(
 ).astype(np.float32)
 
 
-def overlay(data: bytes, picture: Picture, maps: NDArray[np.float32], *, max_pixels: int) -> NDArray[np.uint8]:
+def overlay(
+    data: bytes, picture: PreprocessedImage, maps: NDArray[np.float32], *, max_pixels: int
+) -> NDArray[np.uint8]:
     """The upload with the positive part of a class's maps over it, hotter where more of the logit comes from.
 
     The parts of all views are added up where they lie in the upload; the hottest place sets the scale.
 
     Args:
         data: the whole file.
-        picture: what `prepare` made of it.
+        picture: what `preprocess` made of it.
         maps: of one class, what each cell of each view adds to its logit, float32[V, h, w].
-        max_pixels: as for `prepare`.
+        max_pixels: as for `preprocess`.
 
     Returns:
         uint8[H, W, 3], RGB, upright, the longer side at most `LONGEST`.
 
     Raises:
-        ImageError: as `prepare`.
+        ImageError: as `preprocess`.
     """
     seen = _reduced(data, picture, max_pixels)
     heat = _heat(picture, maps, seen.shape[1], seen.shape[0])
@@ -66,7 +68,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def _reduced(data: bytes, picture: Picture, max_pixels: int) -> NDArray[np.uint8]:
+def _reduced(data: bytes, picture: PreprocessedImage, max_pixels: int) -> NDArray[np.uint8]:
     """The upload as seen, its longer side at most `LONGEST`, its colours paler."""
     scale = min(1.0, LONGEST / max(picture.width, picture.height))
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
@@ -77,7 +79,7 @@ def _reduced(data: bytes, picture: Picture, max_pixels: int) -> NDArray[np.uint8
     return np.asarray(ImageEnhance.Color(reduced).enhance(_OWN))
 
 
-def _heat(picture: Picture, maps: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+def _heat(picture: PreprocessedImage, maps: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
     """The positive part of the views' maps, added up by the pixels of a drawing of the upload, float32[height, width].
 
     A cell's part is spread over the pixels that it covers. Between the middles of two cells it is interpolated, and

@@ -37,7 +37,7 @@ _VIEW_SOURCE = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class PreprocessedImage:
     """One upload, ready for the engine.
 
     Attributes:
@@ -55,7 +55,7 @@ class Picture:
     warnings: tuple[str, ...]
 
 
-def prepare(data: bytes, spec: InputSpec, *, max_pixels: int, views: int = 1) -> Picture:
+def preprocess(data: bytes, spec: InputSpec, *, max_pixels: int, views: int = 1) -> PreprocessedImage:
     """Decode a picture file and apply the test transform.
 
     Args:
@@ -74,7 +74,7 @@ def prepare(data: bytes, spec: InputSpec, *, max_pixels: int, views: int = 1) ->
     if min(width, height) < spec.resize:
         notes.append(f"upscaled from {width}x{height}")
     pixels, boxes = views_of(found.image, spec, views)
-    return Picture(pixels, tuple(map(found.in_upload, boxes)), width, height, tuple(notes))
+    return PreprocessedImage(pixels, tuple(map(found.in_upload, boxes)), width, height, tuple(notes))
 
 
 def test_transform(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:

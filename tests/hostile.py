@@ -293,7 +293,7 @@ def _cut() -> Iterator[Sample]:
 
 
 def _polyglots() -> Iterator[Sample]:
-    """Pictures that are something else too are answered as pictures."""
+    """Images that are something else too are answered as pictures."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("index.html", "<script>alert(1)</script>")

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.app.serving import ROOT
+from tests.app.running import ROOT
 
 pytestmark = [
     pytest.mark.docker,

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
-from app.telemetry import Telemetry
-from tests.app.serving import ROOT
+from app.telemetry.metrics import Telemetry
+from tests.app.running import ROOT
 
 
 class Metric(NamedTuple):

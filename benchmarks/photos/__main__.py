@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.photos.collection import Photo, collect
-from model import MAX_VIEWS, Classifier, ModelError, load, prepare
+from model import MAX_VIEWS, Classifier, ModelError, load, preprocess
 from model.engines.base import DeviceName, EngineName
 from model.training.evaluate import auroc
 
@@ -52,7 +52,7 @@ def score(classifier: Classifier, photos: list[Photo]) -> list[dict[str, float]]
     """
     labels = classifier.card.labels
     pictures = [
-        prepare(photo.path.read_bytes(), classifier.card.input, max_pixels=_MAX_PIXELS, views=MAX_VIEWS).pixels
+        preprocess(photo.path.read_bytes(), classifier.card.input, max_pixels=_MAX_PIXELS, views=MAX_VIEWS).pixels
         for photo in photos
     ]
     known = np.array([photo.label is not None for photo in photos])

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.serving.payloads import Encoding, Payload, body_of, png_of, small_pngs
 from benchmarks.serving.peers.network import load_network
 from benchmarks.serving.servers import Running
-from model import Classifier, DataError, prepare
+from model import Classifier, DataError, preprocess
 from model.bundle import open_bundle
 from model.engines.torch import TorchEngine
 from model.training.data import load_cifar10_test
@@ -79,7 +79,7 @@ def expected(weights: Path, small: Payload, large: Payload) -> Expected:
     classifier = Classifier(bundle.card, TorchEngine(load_network(bundle), spec, device="cpu", precision="float32"))
     labels = []
     for file in (*small.files, *large.files):
-        (prediction,) = classifier.classify([prepare(file, spec, max_pixels=_MAX_PIXELS).pixels])
+        (prediction,) = classifier.classify([preprocess(file, spec, max_pixels=_MAX_PIXELS).pixels])
         labels.append(prediction.top_k(1)[0].label)
     return Expected(small, labels[:-1], large, labels[-1])
 

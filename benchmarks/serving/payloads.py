@@ -27,7 +27,7 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """Picture files of one kind, posted in rotation.
+    """Image files of one kind, posted in rotation.
 
     Attributes:
         name: in the table.
@@ -58,7 +58,7 @@ def body_of(file: bytes, mime: str, encoding: Encoding) -> Body:
 
 
 def small_pngs(count: int = _SMALL_PICTURES, seed: int = 0) -> Payload:
-    """Pictures of CIFAR-10's size, 32 x 32, smooth with a little grain: a PNG of one takes about as many bytes."""
+    """Images of CIFAR-10's size, 32 x 32, smooth with a little grain: a PNG of one takes about as many bytes."""
     rng = np.random.default_rng(seed)
     return Payload("png", "image/png", [png_of(_smooth(rng)) for _ in range(count)])
 

@@ -50,7 +50,7 @@ def main(
     broken = outcome.broken()
     if broken:
         for line in (
-            *service.complaints(),
+            *service.error_messages(),
             f"the service's log: {log}",
             *(f"does not hold: {name}" for name in broken),
         ):

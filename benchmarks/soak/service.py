@@ -74,7 +74,7 @@ class ServiceProcess:
         except subprocess.TimeoutExpired:
             return None
 
-    def complaints(self, most: int = 20) -> list[str]:
+    def error_messages(self, most: int = 20) -> list[str]:
         """The last lines of its log that tell of an error."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         return [line for line in lines if re.search(r"error|traceback|exception", line, re.IGNORECASE)][-most:]

@@ -20,7 +20,7 @@ from model.nets.zoo import build
 Precision = Literal["auto", "bfloat16", "float32"]
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
-# Pictures in the batch that decides the precision, and how often each is timed.
+# Images in the batch that decides the precision, and how often each is timed.
 _TRIAL_BATCH = 4
 _TRIALS = 3
 

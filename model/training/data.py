@@ -31,7 +31,7 @@ _SYNTHETIC_SEED = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
+class LabeledImages:
     """Labelled pictures of one size.
 
     Attributes:
@@ -45,11 +45,11 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: Tensor | slice) -> "Pictures":
-        return Pictures(self.pixels[index], self.labels[index])
+    def __getitem__(self, index: Tensor | slice) -> "LabeledImages":
+        return LabeledImages(self.pixels[index], self.labels[index])
 
-    def to(self, device: torch.device) -> "Pictures":
-        return Pictures(self.pixels.to(device), self.labels.to(device))
+    def to(self, device: torch.device) -> "LabeledImages":
+        return LabeledImages(self.pixels.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,9 @@ class DataSet:
         md5: MD5 of each file it was read from; empty for synthetic pictures.
     """
 
-    train: Pictures
-    holdout: Pictures
-    test: Pictures
+    train: LabeledImages
+    holdout: LabeledImages
+    test: LabeledImages
     labels: tuple[str, ...]
     md5: Mapping[str, str]
 
@@ -95,7 +95,7 @@ def load(kind: str, root: Path, *, holdout: int, limit: int | None = None, downl
     return DataSet(train, held_out, test, CIFAR10_LABELS, md5)
 
 
-def load_cifar10_test(root: Path) -> Pictures:
+def load_cifar10_test(root: Path) -> LabeledImages:
     """The 10,000 CIFAR-10 test pictures, in the archive's order.
 
     Raises:
@@ -104,7 +104,7 @@ def load_cifar10_test(root: Path) -> Pictures:
     return _read(root / _FOLDER, _TEST_FILES)
 
 
-def _cifar10(root: Path, *, download: bool) -> tuple[Pictures, Pictures, dict[str, str]]:
+def _cifar10(root: Path, *, download: bool) -> tuple[LabeledImages, LabeledImages, dict[str, str]]:
     folder = root / _FOLDER
     if download and not folder.is_dir():
         from torchvision.datasets import CIFAR10
@@ -118,7 +118,7 @@ def _cifar10(root: Path, *, download: bool) -> tuple[Pictures, Pictures, dict[st
     return _read(folder, _TRAIN_FILES), _read(folder, _TEST_FILES), {**_TRAIN_FILES, **_TEST_FILES}
 
 
-def _read(folder: Path, files: Mapping[str, str]) -> Pictures:
+def _read(folder: Path, files: Mapping[str, str]) -> LabeledImages:
     pixels, labels = [], []
     for name, md5 in files.items():
         try:
@@ -134,7 +134,7 @@ def _read(folder: Path, files: Mapping[str, str]) -> Pictures:
         batch = pickle.loads(blob, encoding="latin1")
         pixels.append(batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         labels.extend(batch["labels"])
-    return Pictures(torch.from_numpy(np.concatenate(pixels)).contiguous(), torch.tensor(labels))
+    return LabeledImages(torch.from_numpy(np.concatenate(pixels)).contiguous(), torch.tensor(labels))
 
 
 def _split(labels: Tensor, holdout: int) -> tuple[Tensor, Tensor]:
@@ -150,7 +150,7 @@ def _split(labels: Tensor, holdout: int) -> tuple[Tensor, Tensor]:
     return order[~held].sort().values, order[held].sort().values
 
 
-def _synthetic(count: int, stream: int) -> Pictures:
+def _synthetic(count: int, stream: int) -> LabeledImages:
     """Noisy pictures whose class decides hue and orientation of a grating: learnable in seconds."""
     generator = torch.Generator().manual_seed(_SYNTHETIC_SEED + stream)
     labels = torch.arange(count) % len(CIFAR10_LABELS)
@@ -164,4 +164,4 @@ def _synthetic(count: int, stream: int) -> Pictures:
     hue = torch.stack([torch.cos(angle * 2 + shift) for shift in (0.0, 2.1, 4.2)], dim=-1)
     clean = 128 + 60 * grating[..., None] * hue[:, None, None, :] + 30 * hue[:, None, None, :]
     noise = 20 * torch.randn(clean.shape, generator=generator)
-    return Pictures((clean + noise).clamp(0, 255).to(torch.uint8), labels)
+    return LabeledImages((clean + noise).clamp(0, 255).to(torch.uint8), labels)

@@ -11,8 +11,8 @@ from model.calibration import class_mean_cosine, in_distribution, softmax
 from model.card import Calibration, InputSpec, OutOfDistribution, ReliabilityBin
 from model.engines.base import Engine, Outputs
 from model.image import test_transform
-from model.training.data import Pictures
-from model.training.others import KINDS, others
+from model.training.data import LabeledImages
+from model.training.ood import KINDS, others
 
 ECE_BINS = 15
 _OTHERS = 2000
@@ -149,11 +149,11 @@ def assess(
     spec: InputSpec,
     calibration: Calibration,
     out_of_distribution: OutOfDistribution,
-    test: Pictures,
+    test: LabeledImages,
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Assessment:
-    """Run the test pictures, and at most 2,000 of each kind in `model.training.others`, and score what comes out.
+    """Run the test pictures, and at most 2,000 of each kind in `model.training.ood`, and score what comes out.
 
     Args:
         engine: to run.
@@ -184,6 +184,6 @@ def assess(
     )
 
 
-def assessed(test: Pictures) -> int:
+def assessed(test: LabeledImages) -> int:
     """How many pictures `assess` runs."""
     return len(test) + len(KINDS) * min(len(test), _OTHERS)

@@ -59,7 +59,7 @@ def export(
     """
     recipe = run.recipe
     arguments = network_arguments(recipe, len(data.labels))
-    state = at_rest(run.net.state_dict())
+    state = to_storage_dtype(run.net.state_dict())
     weights = to_safetensors(state)
     net = build(recipe.network, **arguments)
     net.load_state_dict(state)
@@ -132,7 +132,7 @@ def expected_of(
     )
 
 
-def at_rest(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_storage_dtype(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state dict as it is stored: weights in float16, what is of one dimension (biases, BatchNorm) in float32."""
     return {
         key: tensor.detach().cpu().to(torch.float16 if tensor.ndim > 1 else tensor.dtype).contiguous()

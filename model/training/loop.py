@@ -22,7 +22,7 @@ from model.image import test_transform
 from model.nets.zoo import build
 from model.training import checkpoint
 from model.training.augment import normalise, training_batch
-from model.training.data import DataSet, Pictures
+from model.training.data import DataSet, LabeledImages
 from model.training.matmul_conv import use_matmul_convolutions
 from model.training.muon import Muon
 from model.training.pretrained import Init, start_from
@@ -276,7 +276,7 @@ def autocast(recipe: Recipe, device: torch.device) -> Iterator[None]:
         yield
 
 
-def evaluation_logits(net: nn.Module, pictures: Pictures, recipe: Recipe, device: torch.device) -> Tensor:
+def evaluation_logits(net: nn.Module, pictures: LabeledImages, recipe: Recipe, device: torch.device) -> Tensor:
     """Logits of `net` in evaluation mode after the recipe's test transform, float32[N, C] on the CPU."""
     net.eval()
     spec = recipe.input_spec()

@@ -28,7 +28,7 @@ from model.training.export import expected_of
 
 Choice = Literal["auto", "int8", "float16"]
 
-# Pictures that the ranges of the activations are taken from.
+# Images that the ranges of the activations are taken from.
 _LOOKED_AT = 3000
 _BATCH = 50
 

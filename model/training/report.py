@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from model.card import ModelCard
-from model.training.data import Pictures
+from model.training.data import LabeledImages
 from model.training.evaluate import ECE_BINS, Assessment, Scores
 
 matplotlib.use("agg")
@@ -49,7 +49,7 @@ def surest_mistakes(scores: Scores) -> list[int]:
     return [int(index) for index in wrong[order][:_MISTAKES]]
 
 
-def contact_sheet(labels: Sequence[str], scores: Scores, pictures: Pictures) -> bytes:
+def contact_sheet(labels: Sequence[str], scores: Scores, pictures: LabeledImages) -> bytes:
     """PNG of the surest mistakes, for the eye. It shows data-set pictures, so it stays out of the bundle."""
     figure = Figure(figsize=(9, 7), layout="constrained")
     for place, index in enumerate(surest_mistakes(scores), start=1):
@@ -163,7 +163,7 @@ The surest mistakes, by number in the test set:
 
 {calibration}
 
-## Pictures of none of the classes
+## Images of none of the classes
 
 The score is the cosine between the penultimate features and the nearest class mean, both seen from the mean of all
 classes: no second forward pass. {accepted}
@@ -226,7 +226,7 @@ def _confusion(labels: Sequence[str], scores: Scores) -> Figure:
     axes.imshow(share, cmap="Blues", vmin=0, vmax=darkest)
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="taken for", ylabel="is", title="Pictures of each class (row) taken for each class (column)")
+    axes.set(xlabel="taken for", ylabel="is", title="Images of each class (row) taken for each class (column)")
     for row, counts in enumerate(scores.confusion):
         for column, count in enumerate(counts):
             if count:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.app.serving import Running, serving
+from tests.app.running import Running, serving
 
 
 @pytest.fixture(scope="module")

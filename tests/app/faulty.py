@@ -3,9 +3,9 @@
 import os
 import sys
 
-from app.logs import logging_to_stderr
-from app.server import serve
+from app.process.server import serve
 from app.settings import Settings
+from app.telemetry.logs import logging_to_stderr
 from tests.app.fakes import FakeEngine, fake_classifier
 
 

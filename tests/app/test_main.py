@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.app.fakes import picture
-from tests.app.serving import Running, Visitor, eventually, serving
+from tests.app.running import Running, Visitor, eventually, serving
 
 CLIENTS = 8
 HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(picture())

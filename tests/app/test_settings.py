@@ -10,7 +10,7 @@ from pydantic import SecretStr, ValidationError
 
 from app.settings import Settings
 from model import MAX_VIEWS
-from tests.app.serving import ROOT
+from tests.app.running import ROOT
 
 # Each setting with a value that is not its default.
 VALUES: dict[str, tuple[str, Any]] = {

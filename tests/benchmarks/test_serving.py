@@ -30,7 +30,7 @@ from benchmarks.serving.rounds import Case, Contest, Results, cases_of
 from benchmarks.serving.servers import SERVERS, Running, Server, ServerError
 from benchmarks.serving.wrk import Load, drive, parsed
 from model.card import read_card
-from tests.app.serving import ROOT
+from tests.app.running import ROOT
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed: apt install wrk")
 

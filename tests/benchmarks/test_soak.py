@@ -20,7 +20,7 @@ from benchmarks.soak.report import Outcome
 from benchmarks.soak.samples import Sample, bad_samples, good_samples
 from benchmarks.soak.tally import Tally, percentile, same
 from benchmarks.soak.wire import Lost, Pool, Reply
-from tests.app.serving import ROOT
+from tests.app.running import ROOT
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -303,7 +303,7 @@ def test_the_pixels_of_the_self_test_never_change(side: int, digest: str) -> Non
 
 def test_the_documented_way_of_use_works(tiny_bundle: Path, cat_jpeg: bytes) -> None:
     classifier = model.load(str(tiny_bundle))
-    picture = model.prepare(cat_jpeg, classifier.card.input, max_pixels=50_000_000)
+    picture = model.preprocess(cat_jpeg, classifier.card.input, max_pixels=50_000_000)
     (prediction,) = classifier.classify([picture.pixels])
     assert len(prediction.top_k(3)) == 3
     assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)
@@ -312,7 +312,7 @@ def test_the_documented_way_of_use_works(tiny_bundle: Path, cat_jpeg: bytes) -> 
 
 
 def test_a_photograph_in_several_views_is_one_prediction(tiny_classifier: Classifier, cat_jpeg: bytes) -> None:
-    picture = model.prepare(cat_jpeg, tiny_classifier.card.input, max_pixels=50_000_000, views=model.MAX_VIEWS)
+    picture = model.preprocess(cat_jpeg, tiny_classifier.card.input, max_pixels=50_000_000, views=model.MAX_VIEWS)
     together, alone = tiny_classifier.classify([picture.pixels, picture.pixels[:1]])
     each = tiny_classifier.classify(list(picture.pixels[:, None]))
     assert len(each) == model.MAX_VIEWS

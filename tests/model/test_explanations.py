@@ -13,7 +13,7 @@ import model
 from model.engines.base import Outputs
 from model.image import test_transform as transform
 from model.training.data import load_cifar10_test
-from tests.app.serving import ROOT
+from tests.app.running import ROOT
 
 # The mean colour of CIFAR-10, which says least.
 GREY = 125, 123, 114
@@ -69,7 +69,7 @@ def test_a_cat_in_a_corner_is_called_a_cat_for_what_is_in_that_corner(
 
 
 def test_the_maps_of_every_view_add_up_to_its_logit(shipped: model.Classifier, cat_png: bytes) -> None:
-    picture = model.prepare(cat_png, shipped.card.input, max_pixels=10**6, views=model.MAX_VIEWS)
+    picture = model.preprocess(cat_png, shipped.card.input, max_pixels=10**6, views=model.MAX_VIEWS)
     logits, _, maps = shipped.engine.run(picture.pixels)
     (prediction,) = shipped.classify([picture.pixels])
     np.testing.assert_allclose(prediction.maps, maps, atol=1e-6)

@@ -12,7 +12,7 @@ from model import heatmap
 from model.card import InputSpec
 from model.errors import ImageTooLarge
 from model.heatmap import LONGEST, overlay, png
-from model.image import Picture, prepare
+from model.image import PreprocessedImage, preprocess
 
 LIMIT = 50_000_000
 
@@ -21,7 +21,7 @@ def black(width: int, height: int) -> bytes:
     return png(np.zeros((height, width, 3), np.uint8))
 
 
-def heat_of(data: bytes, picture: Picture, maps: NDArray[np.float32]) -> NDArray[np.float64]:
+def heat_of(data: bytes, picture: PreprocessedImage, maps: NDArray[np.float32]) -> NDArray[np.float64]:
     """How light a black picture is drawn: the hotter the lighter."""
     light: NDArray[np.float64] = overlay(data, picture, maps, max_pixels=LIMIT).sum(axis=2, dtype=float)
     return light
@@ -41,7 +41,7 @@ def test_the_colours_are_matplotlibs_inferno() -> None:
 
 def test_what_speaks_against_the_class_is_not_drawn(spec: InputSpec) -> None:
     data = black(96, 96)
-    picture = prepare(data, spec, max_pixels=LIMIT)
+    picture = preprocess(data, spec, max_pixels=LIMIT)
     drawn = overlay(data, picture, -np.ones((1, 4, 4), np.float32), max_pixels=LIMIT)
     assert drawn.dtype == np.uint8
     assert not drawn.any()
@@ -49,7 +49,7 @@ def test_what_speaks_against_the_class_is_not_drawn(spec: InputSpec) -> None:
 
 def test_the_colour_of_the_picture_pales_so_that_none_of_it_looks_like_heat(spec: InputSpec) -> None:
     data = png(np.full((64, 64, 3), (250, 150, 20), np.uint8))
-    picture = prepare(data, spec, max_pixels=LIMIT)
+    picture = preprocess(data, spec, max_pixels=LIMIT)
     found = overlay(data, picture, np.zeros((1, 4, 4), np.float32), max_pixels=LIMIT)[0, 0].astype(int)
     assert 50 < np.ptp(found) < 100
 
@@ -58,7 +58,7 @@ def test_the_colour_of_the_picture_pales_so_that_none_of_it_looks_like_heat(spec
 @pytest.mark.parametrize("column", range(4))
 def test_a_hot_cell_is_hottest_at_its_middle(row: int, column: int, spec: InputSpec) -> None:
     data = black(160, 160)
-    picture = prepare(data, spec, max_pixels=LIMIT)
+    picture = preprocess(data, spec, max_pixels=LIMIT)
     heat = heat_of(data, picture, cell(row, column))
     inside = heat[40 * row : 40 * row + 40, 40 * column : 40 * column + 40]
     assert inside[19:21, 19:21].max() >= 0.95 * heat.max()
@@ -75,7 +75,7 @@ def test_the_heat_of_a_cell_lies_where_the_view_shows_it(
 ) -> None:
     spec = InputSpec(resize=32, crop=32, interpolation="bilinear", mean=(0.5,) * 3, std=(0.2,) * 3)
     file = black(width, height)
-    picture = prepare(file, spec, max_pixels=LIMIT, views=views)
+    picture = preprocess(file, spec, max_pixels=LIMIT, views=views)
     count = len(picture.pixels)
     view = data.draw(st.integers(0, count - 1))
     heat = heat_of(file, picture, cell(row, column, count, view))
@@ -88,7 +88,7 @@ def test_the_heat_of_a_cell_lies_where_the_view_shows_it(
 
 def test_the_heat_of_all_views_adds_up_where_they_lie(spec: InputSpec) -> None:
     data = black(320, 160)
-    picture = prepare(data, spec, max_pixels=LIMIT, views=4)
+    picture = preprocess(data, spec, max_pixels=LIMIT, views=4)
     _, _, left, right = picture.boxes
     assert (left, right) == ((0, 0, 160, 160), (160, 0, 320, 160))
     maps = np.zeros((4, 4, 4), np.float32)
@@ -100,7 +100,7 @@ def test_the_heat_of_all_views_adds_up_where_they_lie(spec: InputSpec) -> None:
 
 def test_beyond_the_edge_of_a_view_the_heat_fades_out_and_at_the_pictures_it_goes_on(spec: InputSpec) -> None:
     data = black(320, 160)
-    picture = prepare(data, spec, max_pixels=LIMIT)  # shows columns 80 to 240
+    picture = preprocess(data, spec, max_pixels=LIMIT)  # shows columns 80 to 240
     heat = heat_of(data, picture, np.ones((1, 4, 4), np.float32))
     assert heat[:, 105:215].min() > 0.95 * heat.max()
     assert heat[:, :55].max() <= 1
@@ -110,7 +110,7 @@ def test_beyond_the_edge_of_a_view_the_heat_fades_out_and_at_the_pictures_it_goe
 
 def test_what_is_level_is_drawn_level_up_to_the_edges_of_the_picture(spec: InputSpec) -> None:
     data = black(96, 96)
-    picture = prepare(data, spec, max_pixels=LIMIT)
+    picture = preprocess(data, spec, max_pixels=LIMIT)
     heat = heat_of(data, picture, np.ones((1, 4, 4), np.float32))
     assert heat.min() >= 0.98 * heat.max() > 0
 
@@ -127,7 +127,7 @@ def test_what_is_level_is_drawn_level_up_to_the_edges_of_the_picture(spec: Input
 )
 def test_the_longer_side_is_bounded(width: int, height: int, drawn: tuple[int, int], spec: InputSpec) -> None:
     data = black(width, height)
-    picture = prepare(data, spec, max_pixels=LIMIT)
+    picture = preprocess(data, spec, max_pixels=LIMIT)
     found = overlay(data, picture, np.ones((1, 4, 4), np.float32), max_pixels=LIMIT)
     assert found.shape == (drawn[1], drawn[0], 3)
     assert max(found.shape) <= LONGEST
@@ -142,7 +142,7 @@ def test_a_large_photo_is_drawn_upright(orientation: int, spec: InputSpec) -> No
     turned = {5: 0, 6: 3, 7: 0, 8: 1}.get(orientation)
     gradient.convert("RGB").save(file, "JPEG", exif=exif, quality=80)
     data = file.getvalue()
-    picture = prepare(data, spec, max_pixels=LIMIT)
+    picture = preprocess(data, spec, max_pixels=LIMIT)
     found = overlay(data, picture, np.zeros((1, 4, 4), np.float32), max_pixels=LIMIT)[..., 0].astype(float)
     assert found.shape == ((1024, 716) if turned is None else (716, 1024))
     # It was stored dark above and light below.
@@ -153,7 +153,7 @@ def test_a_large_photo_is_drawn_upright(orientation: int, spec: InputSpec) -> No
 
 def test_the_limit_of_pixels_holds_for_the_drawing_too(spec: InputSpec) -> None:
     data = black(50, 40)
-    picture = prepare(data, spec, max_pixels=2000)
+    picture = preprocess(data, spec, max_pixels=2000)
     with pytest.raises(ImageTooLarge):
         overlay(data, picture, np.zeros((1, 4, 4), np.float32), max_pixels=1999)
 

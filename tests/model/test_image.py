@@ -15,7 +15,7 @@ from PIL import Image
 from model.card import InputSpec
 from model.decode import FORMATS
 from model.errors import ImageError, ImageTooLarge, UnreadableImage, UnsupportedImage
-from model.image import MAX_VIEWS, Picture, prepare
+from model.image import MAX_VIEWS, PreprocessedImage, preprocess
 from model.image import test_transform as transform
 from model.training.recipes import IMAGENET_MEAN, IMAGENET_STD
 
@@ -77,7 +77,7 @@ def test_the_transform_equals_torchvisions(resize: int, crop: int, interpolation
 
 
 def test_the_prepared_pixels_belong_to_the_caller(cat_png: bytes, spec: InputSpec) -> None:
-    pixels = prepare(cat_png, spec, max_pixels=LIMIT).pixels
+    pixels = preprocess(cat_png, spec, max_pixels=LIMIT).pixels
     assert pixels.shape == (1, 32, 32, 3)
     assert pixels.dtype == np.uint8
     assert pixels.flags.writeable  # torch warns of others
@@ -87,7 +87,7 @@ def test_the_prepared_pixels_belong_to_the_caller(cat_png: bytes, spec: InputSpe
 def test_a_long_strip_is_cut_before_it_is_enlarged(shape: tuple[int, int]) -> None:
     # Enlarged whole it would take 52 GB.
     strip = np.full((*shape, 3), (9, 8, 7), np.uint8)
-    picture = prepare(encoded(strip, "PNG"), spec_of(256, 224), max_pixels=LIMIT)
+    picture = preprocess(encoded(strip, "PNG"), spec_of(256, 224), max_pixels=LIMIT)
     assert (picture.height, picture.width) == shape
     assert (picture.pixels == (9, 8, 7)).all()
 
@@ -95,7 +95,7 @@ def test_a_long_strip_is_cut_before_it_is_enlarged(shape: tuple[int, int]) -> No
 def test_a_strip_is_cut_to_its_middle(spec: InputSpec) -> None:
     strip = np.zeros((2, 2000, 3), np.uint8)
     strip[:, 990:1010] = 255
-    assert prepare(encoded(strip, "PNG"), spec, max_pixels=LIMIT).pixels[0, :, 8:-8].min() == 255
+    assert preprocess(encoded(strip, "PNG"), spec, max_pixels=LIMIT).pixels[0, :, 8:-8].min() == 255
 
 
 # Formats and modes
@@ -106,7 +106,7 @@ def test_every_accepted_format_gives_the_same_picture(file_format: str, cat: Ima
     options = {**LOSSLESS, **LOSSY}[file_format]
     if file_format == "MPO":
         options = {**options, "save_all": True, "append_images": [Image.new("RGB", cat.size)]}
-    picture = prepare(encoded(cat, file_format, **options), spec, max_pixels=LIMIT)
+    picture = preprocess(encoded(cat, file_format, **options), spec, max_pixels=LIMIT)
     assert (picture.width, picture.height, picture.warnings) == (451, 300, ())
     # The shrunk GIF shows its palette, the shrunk JPEG next to nothing.
     assert far_apart(picture.pixels[0], transform(cat, spec)) <= (0 if file_format in LOSSLESS else 4)
@@ -120,7 +120,7 @@ def test_the_formats_of_the_readme_are_accepted() -> None:
 def test_of_an_animation_the_first_frame_counts(file_format: str, spec: InputSpec) -> None:
     red, blue = (Image.new("RGB", (40, 40), colour) for colour in ("red", "blue"))
     data = encoded(red, file_format, save_all=True, append_images=[blue])
-    picture = prepare(data, spec, max_pixels=LIMIT)
+    picture = preprocess(data, spec, max_pixels=LIMIT)
     assert picture.warnings == ("only the first frame counts",)
     assert far_apart(picture.pixels[0], np.full((32, 32, 3), (255, 0, 0), np.uint8)) < 3
 
@@ -147,7 +147,7 @@ def test_exif_orientation_is_applied(
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(np.ascontiguousarray(stored_as(corners, orientation)), file_format, exif=exif)
-    picture = prepare(data, spec, max_pixels=LIMIT)
+    picture = preprocess(data, spec, max_pixels=LIMIT)
     assert (picture.width, picture.height) == (60, 40)
     # Compression blurs the borders between the colours; a wrong turn is 60 grey levels off.
     assert far_apart(picture.pixels[0], transform(Image.fromarray(corners), spec)) < 6
@@ -156,15 +156,15 @@ def test_exif_orientation_is_applied(
 def test_a_small_picture_is_named_with_its_upright_size(spec: InputSpec) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert prepare(encoded(np.zeros((8, 8, 3), np.uint8), "PNG"), spec, max_pixels=LIMIT).warnings == (
+    assert preprocess(encoded(np.zeros((8, 8, 3), np.uint8), "PNG"), spec, max_pixels=LIMIT).warnings == (
         "upscaled from 8x8",
     )
     lying = encoded(np.zeros((8, 20, 3), np.uint8), "PNG", exif=exif)
-    assert prepare(lying, spec, max_pixels=LIMIT).warnings == ("upscaled from 8x20",)
+    assert preprocess(lying, spec, max_pixels=LIMIT).warnings == ("upscaled from 8x20",)
 
 
 def test_a_picture_of_exactly_the_side_is_not_called_upscaled(spec: InputSpec) -> None:
-    assert prepare(encoded(np.zeros((32, 32, 3), np.uint8), "PNG"), spec, max_pixels=LIMIT).warnings == ()
+    assert preprocess(encoded(np.zeros((32, 32, 3), np.uint8), "PNG"), spec, max_pixels=LIMIT).warnings == ()
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
@@ -174,8 +174,8 @@ def test_a_picture_of_exactly_the_side_is_not_called_upscaled(spec: InputSpec) -
 def test_damaged_exif_does_not_cost_the_picture(
     file_format: str, exif: bytes, corners: NDArray[np.uint8], spec: InputSpec
 ) -> None:
-    plain = prepare(encoded(corners, file_format), spec, max_pixels=LIMIT)
-    picture = prepare(encoded(corners, file_format, exif=exif), spec, max_pixels=LIMIT)
+    plain = preprocess(encoded(corners, file_format), spec, max_pixels=LIMIT)
+    picture = preprocess(encoded(corners, file_format, exif=exif), spec, max_pixels=LIMIT)
     assert np.array_equal(picture.pixels, plain.pixels)
 
 
@@ -185,7 +185,7 @@ def test_what_pillow_warns_of_is_read_even_where_warnings_are_errors(corners: ND
         "import sys, model\n"
         "from model.card import InputSpec\n"
         "spec = InputSpec(resize=32, crop=32, interpolation='bilinear', mean=(0., 0., 0.), std=(1., 1., 1.))\n"
-        "print(model.prepare(sys.stdin.buffer.read(), spec, max_pixels=10**6).width)\n"
+        "print(model.preprocess(sys.stdin.buffer.read(), spec, max_pixels=10**6).width)\n"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], input=data, capture_output=True, check=False)
     assert done.stdout.split() == [b"60"], done.stderr
@@ -193,14 +193,14 @@ def test_what_pillow_warns_of_is_read_even_where_warnings_are_errors(corners: ND
 
 def colour_of(data: bytes) -> tuple[int, ...]:
     """Of the middle."""
-    (pixels,) = prepare(data, spec_of(8, 8), max_pixels=LIMIT).pixels
+    (pixels,) = preprocess(data, spec_of(8, 8), max_pixels=LIMIT).pixels
     return tuple(int(value) for value in pixels[4, 4])
 
 
 def test_palette_pictures_keep_their_colours(corners: NDArray[np.uint8], spec: InputSpec) -> None:
     palette = Image.fromarray(corners).quantize(8)
     assert palette.mode == "P"
-    picture = prepare(encoded(palette, "PNG"), spec, max_pixels=LIMIT)
+    picture = preprocess(encoded(palette, "PNG"), spec, max_pixels=LIMIT)
     # Resized after the colours are looked up: mixtures of palette entries would be nonsense.
     assert np.array_equal(picture.pixels[0], transform(Image.fromarray(corners), spec))
 
@@ -234,7 +234,7 @@ def test_cmyk_becomes_rgb(file_format: str) -> None:
 
 def test_sixteen_bits_are_scaled_to_eight() -> None:
     ramp = np.repeat(np.arange(256, dtype=np.uint16)[None] * 257, 256, axis=0)
-    (pixels,) = prepare(encoded(ramp, "PNG"), spec_of(256, 256), max_pixels=LIMIT).pixels
+    (pixels,) = preprocess(encoded(ramp, "PNG"), spec_of(256, 256), max_pixels=LIMIT).pixels
     assert np.array_equal(pixels[0, :, 0], np.arange(256))
     dark = np.full((9, 9), 257, np.uint16)  # a dark picture stays dark
     assert colour_of(encoded(dark, "PNG")) == (1, 1, 1)
@@ -253,7 +253,7 @@ def test_wide_integers_and_floats_are_read_by_their_range() -> None:
 def test_a_large_jpeg_is_decoded_small_and_still_looks_the_same(cat: Image.Image, spec: InputSpec) -> None:
     large = cat.resize((451 * 6, 300 * 6), Image.Resampling.BICUBIC)
     data = encoded(large, "JPEG", quality=90)
-    picture = prepare(data, spec, max_pixels=LIMIT)
+    picture = preprocess(data, spec, max_pixels=LIMIT)
     full = transform(Image.open(io.BytesIO(data)), spec)
     assert (picture.width, picture.height) == large.size
     assert not np.array_equal(picture.pixels[0], full), "decoded in full, which is slow"
@@ -269,16 +269,16 @@ def test_one_view_is_the_exact_test_transform_of_every_size(spec: InputSpec) -> 
         noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
         expected = transform(Image.fromarray(noise), spec)
         data = encoded(noise, "PNG")
-        assert np.array_equal(prepare(data, spec, max_pixels=LIMIT).pixels, expected[None])
+        assert np.array_equal(preprocess(data, spec, max_pixels=LIMIT).pixels, expected[None])
         for count in (1, 2, MAX_VIEWS):
-            picture = prepare(data, spec, max_pixels=LIMIT, views=count)
+            picture = preprocess(data, spec, max_pixels=LIMIT, views=count)
             assert np.array_equal(picture.pixels[0], expected), "more views leave the first as it is"
 
 
 @pytest.mark.parametrize("count", range(1, MAX_VIEWS + 1))
 def test_a_picture_has_as_many_views_as_asked_for(count: int, cat_png: bytes, spec: InputSpec) -> None:
-    every = prepare(cat_png, spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels
-    pixels = prepare(cat_png, spec, max_pixels=LIMIT, views=count).pixels
+    every = preprocess(cat_png, spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels
+    pixels = preprocess(cat_png, spec, max_pixels=LIMIT, views=count).pixels
     assert pixels.shape == (count, 32, 32, 3)
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels, every[:count]), "fewer views are the first ones"
@@ -292,7 +292,7 @@ def test_a_picture_too_small_or_nearly_square_has_one_view(
     width: int, height: int, count: int, spec: InputSpec
 ) -> None:
     data = encoded(np.zeros((height, width, 3), np.uint8), "PNG")
-    assert len(prepare(data, spec, max_pixels=LIMIT, views=4).pixels) == count
+    assert len(preprocess(data, spec, max_pixels=LIMIT, views=4).pixels) == count
 
 
 # Left, top, right, bottom of the views after the first, of a picture of 240 x 160 and of one of 160 x 240 pixels.
@@ -309,7 +309,7 @@ def test_the_views_show_the_parts_that_they_are_to_show(
     _, _, width, height = (round(side * scale) for side in boxes[0])
     colours = np.array([[(250, 10, 10), (10, 250, 10)], [(10, 10, 250), (250, 250, 10)]], np.uint8)
     picture = colours.repeat(height // 2, axis=0).repeat(width // 2, axis=1)
-    pixels = prepare(encoded(picture, "PNG"), spec_of(32, crop), max_pixels=LIMIT, views=MAX_VIEWS).pixels
+    pixels = preprocess(encoded(picture, "PNG"), spec_of(32, crop), max_pixels=LIMIT, views=MAX_VIEWS).pixels
     assert len(pixels) == 1 + len(boxes)
     centres = (np.arange(crop) + 0.5) / crop
     for view, box in zip(pixels[1:], boxes, strict=True):
@@ -355,10 +355,10 @@ def test_the_middle_of_a_box_is_the_middle_of_its_view(
     exif = Image.Exif()
     exif[0x0112] = orientation
 
-    def prepared(upright: NDArray[np.uint8]) -> Picture:
+    def prepared(upright: NDArray[np.uint8]) -> PreprocessedImage:
         options = {"quality": 95} if file_format == "JPEG" else {"compress_level": 1}
         data = encoded(np.ascontiguousarray(stored_as(upright, orientation)), file_format, exif=exif, **options)
-        return prepare(data, spec, max_pixels=LIMIT, views=MAX_VIEWS)
+        return preprocess(data, spec, max_pixels=LIMIT, views=MAX_VIEWS)
 
     boxes = prepared(np.zeros((height, width, 3), np.uint8)).boxes
     assert len(boxes) == (1 if min(size) < 2 * resize else MAX_VIEWS)
@@ -373,14 +373,14 @@ def test_the_middle_of_a_box_is_the_middle_of_its_view(
 
 def test_the_box_of_a_strip_is_its_middle(spec: InputSpec) -> None:
     for shape in ((5, 500), (500, 5)):
-        boxes = prepare(encoded(np.zeros((*shape, 3), np.uint8), "PNG"), spec, max_pixels=LIMIT).boxes
+        boxes = preprocess(encoded(np.zeros((*shape, 3), np.uint8), "PNG"), spec, max_pixels=LIMIT).boxes
         expected = (247.5, 0, 252.5, 5) if shape[0] == 5 else (0, 247.5, 5, 252.5)
         assert boxes[0] == pytest.approx(expected, abs=0.51)
 
 
 def test_the_boxes_are_those_of_the_documented_views(spec: InputSpec) -> None:
     lying, standing = (
-        prepare(encoded(np.zeros((*shape, 3), np.uint8), "PNG"), spec, max_pixels=LIMIT, views=MAX_VIEWS).boxes
+        preprocess(encoded(np.zeros((*shape, 3), np.uint8), "PNG"), spec, max_pixels=LIMIT, views=MAX_VIEWS).boxes
         for shape in ((160, 240), (240, 160))
     )
     assert list(lying) == [pytest.approx(box) for box in [(40, 0, 200, 160), *LYING]]
@@ -391,10 +391,10 @@ def test_the_boxes_are_those_of_the_documented_views(spec: InputSpec) -> None:
 def test_a_larger_picture_has_the_same_views(
     file_format: str, factor: int, cat: Image.Image, cat_png: bytes, spec: InputSpec
 ) -> None:
-    expected = prepare(cat_png, spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels
+    expected = preprocess(cat_png, spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels
     options = {"quality": 90} if file_format == "JPEG" else {"compress_level": 1}
     larger = cat.resize((cat.width * factor, cat.height * factor), Image.Resampling.BICUBIC)
-    found = prepare(encoded(larger, file_format, **options), spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels
+    found = preprocess(encoded(larger, file_format, **options), spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels
     assert found.shape == expected.shape
     for number, (one, other) in enumerate(zip(found, expected, strict=True)):
         assert far_apart(one, other) < (3 if file_format == "JPEG" else 2), number
@@ -402,7 +402,7 @@ def test_a_larger_picture_has_the_same_views(
 
 def test_a_large_picture_is_averaged_and_not_skipped_over(spec: InputSpec) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (640, 720, 3), np.uint8)
-    first, whole, left, right = prepare(encoded(noise, "PNG"), spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels
+    first, whole, left, right = preprocess(encoded(noise, "PNG"), spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels
     assert first.std() < 8
     for view in (whole, left, right):
         assert abs(view.mean() - first.mean()) < 1
@@ -413,8 +413,8 @@ def test_the_views_of_a_turned_picture_are_those_of_the_upright_one(spec: InputS
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = encoded(np.ascontiguousarray(stored_as(np.asarray(cat), 6)), "PNG", exif=exif)
-    upright = prepare(encoded(cat, "PNG"), spec, max_pixels=LIMIT, views=MAX_VIEWS)
-    assert np.array_equal(prepare(turned, spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels, upright.pixels)
+    upright = preprocess(encoded(cat, "PNG"), spec, max_pixels=LIMIT, views=MAX_VIEWS)
+    assert np.array_equal(preprocess(turned, spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels, upright.pixels)
 
 
 # Refusals
@@ -457,14 +457,14 @@ def test_pixels_over_the_limit_are_refused_by_the_header_alone(
     announcing: Any, width: int, height: int, spec: InputSpec
 ) -> None:
     with pytest.raises(ImageTooLarge, match=f"{width} x {height} pixels, more than 50,000,000: send a smaller one"):
-        prepare(announcing(width, height), spec, max_pixels=LIMIT)
+        preprocess(announcing(width, height), spec, max_pixels=LIMIT)
 
 
 def test_the_limit_itself_is_accepted(spec: InputSpec) -> None:
     data = encoded(np.zeros((30, 50, 3), np.uint8), "PNG")
-    assert prepare(data, spec, max_pixels=1500).width == 50
+    assert preprocess(data, spec, max_pixels=1500).width == 50
     with pytest.raises(ImageTooLarge):
-        prepare(data, spec, max_pixels=1499)
+        preprocess(data, spec, max_pixels=1499)
 
 
 @pytest.mark.parametrize(
@@ -483,7 +483,7 @@ def test_the_limit_itself_is_accepted(spec: InputSpec) -> None:
 )
 def test_what_is_no_accepted_format_is_told_which_are(data: bytes, spec: InputSpec) -> None:
     with pytest.raises(UnsupportedImage, match="send JPEG, PNG, WEBP, GIF, BMP, TIFF"):
-        prepare(data, spec, max_pixels=LIMIT)
+        preprocess(data, spec, max_pixels=LIMIT)
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"])
@@ -491,7 +491,7 @@ def test_what_is_no_accepted_format_is_told_which_are(data: bytes, spec: InputSp
 def test_a_truncated_picture_is_unreadable(file_format: str, kept: float, cat: Image.Image, spec: InputSpec) -> None:
     data = encoded(cat, file_format)
     with pytest.raises(UnreadableImage, match=r"send it again$"):
-        prepare(data[: int(len(data) * kept)], spec, max_pixels=LIMIT)
+        preprocess(data[: int(len(data) * kept)], spec, max_pixels=LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -501,7 +501,7 @@ def test_a_truncated_picture_is_unreadable(file_format: str, kept: float, cat: I
 )
 def test_a_damaged_header_is_unreadable_not_unsupported(data: bytes, spec: InputSpec) -> None:
     with pytest.raises(UnreadableImage, match="header is damaged"):
-        prepare(data, spec, max_pixels=LIMIT)
+        preprocess(data, spec, max_pixels=LIMIT)
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
@@ -531,7 +531,7 @@ def test_mutated_files_raise_nothing_but_image_errors(file_format: str, spec: In
                 case 3:
                     data[where:where] = dice.randbytes(dice.randrange(1, 9))
         try:
-            picture = prepare(bytes(data), spec, max_pixels=1_000_000)
+            picture = preprocess(bytes(data), spec, max_pixels=1_000_000)
         except ImageError as error:
             outcomes.add(type(error))
         else:

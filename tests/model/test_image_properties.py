@@ -1,4 +1,4 @@
-"""Whatever the bytes, prepare() gives a picture of the documented shape or one of the image errors."""
+"""Whatever the bytes, preprocess() gives a picture of the documented shape or one of the image errors."""
 
 import io
 import time
@@ -11,7 +11,7 @@ from PIL import Image
 from model.card import InputSpec
 from model.decode import FORMATS
 from model.errors import ImageError
-from model.image import MAX_VIEWS, Picture, prepare
+from model.image import MAX_VIEWS, PreprocessedImage, preprocess
 from tests.hostile import announcing, corpus
 
 # The same examples each time, so that a change is to blame for what it broke.
@@ -47,12 +47,12 @@ STARTS = [
 ]  # fmt: skip
 
 
-def outcome(data: bytes, spec: InputSpec, views: int) -> Picture | ImageError:
-    """What prepare() makes of a file; no other exception passes."""
-    picture: Picture | ImageError
+def outcome(data: bytes, spec: InputSpec, views: int) -> PreprocessedImage | ImageError:
+    """What preprocess() makes of a file; no other exception passes."""
+    picture: PreprocessedImage | ImageError
     began = time.thread_time()
     try:
-        picture = prepare(data, spec, max_pixels=MAX_PIXELS, views=views)
+        picture = preprocess(data, spec, max_pixels=MAX_PIXELS, views=views)
     except ImageError as error:
         picture = error
     assert time.thread_time() - began < 2, "it hangs"
@@ -120,7 +120,7 @@ def test_a_valid_picture_has_the_documented_shape(
         file, kind, **({} if kind in ("GIF", "BMP") else {"exif": exif}), **({"speed": 10} if kind == "AVIF" else {})
     )
     picture = outcome(file.getvalue(), spec, views)
-    assert isinstance(picture, Picture), picture
+    assert isinstance(picture, PreprocessedImage), picture
 
     turned = orientation in (5, 6, 7, 8) and kind not in ("GIF", "BMP")
     assert (picture.width, picture.height) == ((height, width) if turned else (width, height))

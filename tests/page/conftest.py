@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.app.serving import Running, serving
+from tests.app.running import Running, serving
 from tests.page.browsing import browsing, visiting
 
 

@@ -7,7 +7,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.app.fakes import LABELS, picture
-from tests.app.serving import Running
+from tests.app.running import Running
 from tests.page.browsing import add, answer, answering, explanation, refuse, visiting
 
 CONFUSION = [[90 if i == j else (i + j) % 3 for j in range(10)] for i in range(10)]

@@ -1,4 +1,4 @@
-"""Pictures in, answers out: every way in, what is shown of an answer, and what can be taken away."""
+"""Images in, answers out: every way in, what is shown of an answer, and what can be taken away."""
 
 import base64
 import csv
@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import FileChooser, FilePayload, Page, Route, expect
 
 from tests.app.fakes import CARD, LABELS, photo, picture
-from tests.app.serving import Running
+from tests.app.running import Running
 from tests.page.browsing import FILE, add, answer, answering, explanation, verdict
 
 # Makes the event that the browser makes when files are dropped or pasted.

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from model import Classifier
 from tests.app.fakes import FakeEngine, fake_classifier, picture
-from tests.app.serving import Running, serving
+from tests.app.running import Running, serving
 from tests.page.browsing import FILE, add, answer, answering, explanation, refuse, verdict, visiting
 
 

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.__main__ import share_one_heap
-from app.logs import logging_to_stderr
-from app.server import serve
+from app.process.server import serve
 from app.settings import Settings
+from app.telemetry.logs import logging_to_stderr
 from model import Classifier, ModelCard
 from model.bundle import CARD_FILE
 from model.card import read_card

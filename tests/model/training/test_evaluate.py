@@ -11,9 +11,9 @@ from model.card import Calibration, InputSpec
 from model.engines.base import Outputs
 from model.image import test_transform as transform
 from model.training.calibrate import fit_out_of_distribution
-from model.training.data import Pictures
+from model.training.data import LabeledImages
 from model.training.evaluate import assess, assessed, auroc, outputs, reliability, score
-from model.training.others import KINDS, others
+from model.training.ood import KINDS, others
 
 
 def logits_of(probabilities: list[list[float]]) -> NDArray[np.float32]:
@@ -92,11 +92,11 @@ class Remembers:
         return Outputs(logits, means, logits[:, :, None, None])
 
 
-def pictures(count: int, side: int = 32) -> Pictures:
+def pictures(count: int, side: int = 32) -> LabeledImages:
     """Of random brightness and colour."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, rng.integers(20, 257, (count, 1, 1, 3)), (count, side, side, 3)).astype(np.uint8)
-    return Pictures(torch.from_numpy(pixels), torch.from_numpy(rng.integers(0, 3, count)))
+    return LabeledImages(torch.from_numpy(pixels), torch.from_numpy(rng.integers(0, 3, count)))
 
 
 def test_pictures_go_through_the_serving_transform_in_order() -> None:

@@ -19,7 +19,7 @@ from model.nets.zoo import build
 from model.training.calibrate import fit_out_of_distribution, fit_temperature
 from model.training.data import DataSet, load
 from model.training.evaluate import Assessment, assess
-from model.training.export import at_rest, export
+from model.training.export import export, to_storage_dtype
 from model.training.loop import Run, describe, network_arguments, train
 from model.training.recipes import recipe_named
 from tests.conftest import Silent
@@ -27,7 +27,7 @@ from tests.conftest import Silent
 
 def test_weights_rest_in_float16_and_what_is_small_in_float32() -> None:
     net = build("resnet18", width=8)
-    stored = at_rest(net.state_dict())
+    stored = to_storage_dtype(net.state_dict())
     assert stored["layer1.0.conv1.weight"].dtype == stored["fc.weight"].dtype == torch.float16
     assert stored["fc.bias"].dtype == stored["bn1.running_var"].dtype == torch.float32
     assert stored["bn1.num_batches_tracked"].dtype == torch.int64
@@ -160,7 +160,7 @@ def test_the_articles_run_ends_in_a_bundle_that_classifies_at_224(article_bundle
     assert (card.input.resize, card.input.crop) == (256, 224)
     assert card.complexity.parameters == 11_173_962 + 3_840
     assert card.complexity.multiply_adds / 1e9 == pytest.approx(27.2, abs=0.1)
-    picture = model.prepare(cat_jpeg, card.input, max_pixels=50_000_000)
+    picture = model.preprocess(cat_jpeg, card.input, max_pixels=50_000_000)
     assert picture.pixels.shape == (1, 224, 224, 3)
     (prediction,) = classifier.classify([picture.pixels])
     assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)
@@ -170,6 +170,6 @@ def test_a_bottleneck_network_ends_in_a_bundle_that_classifies(bottleneck_bundle
     classifier = model.load(bottleneck_bundle, device="cpu")
     assert classifier.card.architecture.name == "resnet50"
     assert classifier.card.architecture.arguments["stem"] == "imagenet"
-    picture = model.prepare(cat_jpeg, classifier.card.input, max_pixels=50_000_000)
+    picture = model.preprocess(cat_jpeg, classifier.card.input, max_pixels=50_000_000)
     (prediction,) = classifier.classify([picture.pixels])
     assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)

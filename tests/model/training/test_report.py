@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from model.card import read_card
-from model.training.data import Pictures
+from model.training.data import LabeledImages
 from model.training.evaluate import Assessment, Scores, score
 from model.training.report import contact_sheet, files, surest_mistakes
 
@@ -26,7 +26,7 @@ def test_the_surest_mistakes_come_first(scores: Scores) -> None:
 
 
 def test_the_contact_sheet_is_a_picture(scores: Scores) -> None:
-    pictures = Pictures(torch.zeros((6, 32, 32, 3), dtype=torch.uint8), torch.zeros(6, dtype=torch.int64))
+    pictures = LabeledImages(torch.zeros((6, 32, 32, 3), dtype=torch.uint8), torch.zeros(6, dtype=torch.int64))
     sheet = Image.open(io.BytesIO(contact_sheet(["a", "b", "c"], scores, pictures)))
     assert sheet.format == "PNG"
     assert sheet.width > 500

@@ -1,0 +1,33 @@
+"""Probes: /livez, /readyz and its common name /healthz."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from app.http.problems import documented
+from app.http.schemas import Health
+from app.serving.errors import NotAlive, NotReady
+from app.serving.service import Service, service_of
+
+router = APIRouter(tags=["health"])
+
+
+async def livez(service: Annotated[Service, Depends(service_of)]) -> Health:
+    """Whether the process and its engine work; where they do not, only a restart helps."""
+    service.check_alive()
+    return Health(status="alive")
+
+
+async def readyz(service: Annotated[Service, Depends(service_of)]) -> Health:
+    """Whether the model is loaded and self-tested and the service is not going down."""
+    service.check_ready()
+    return Health(status="ready")
+
+
+for _path, _probe, _failures in (
+    ("/livez", livez, (NotAlive,)),
+    ("/readyz", readyz, (NotReady, NotAlive)),
+    ("/healthz", readyz, (NotReady, NotAlive)),
+):
+    router.add_api_route(_path, _probe, responses=documented(*_failures))
+    router.add_api_route(_path, _probe, methods=["HEAD"], include_in_schema=False)

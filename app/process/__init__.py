@@ -1,0 +1,1 @@
+"""One or several operating-system processes: server, workers, HTTP protocol."""

@@ -1,0 +1,44 @@
+"""Errors of the serving layer. app/http/problems.py maps each to a response.
+
+ServingError
+├── QueueFull           no room for more images, or none before the request's deadline
+├── TooManyUploads      no room for another request body
+├── NotReady            the model is loading, failed to load, or the service is draining
+└── NotAlive            the engine does not work any more
+"""
+
+
+class ServingError(Exception):
+    """Base class. The message says what the client should do.
+
+    Attributes:
+        retry_after: seconds after which a retry makes sense.
+    """
+
+    retry_after: float
+
+
+class QueueFull(ServingError):
+    """There is no room for more images, or they could not be answered before their deadline."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class TooManyUploads(ServingError):
+    """There is no room for another request body."""
+
+    retry_after = 1.0
+
+
+class NotReady(ServingError):
+    """The model is loading, failed to load, or the service is draining."""
+
+    retry_after = 1.0
+
+
+class NotAlive(ServingError):
+    """The engine does not work any more."""
+
+    retry_after = 5.0

@@ -1,0 +1,184 @@
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from model import MAX_VIEWS, Prediction, PreprocessedImage, overlay, preprocess
+from tests.app.fakes import CARD, HEAD, LABELS, FakeEngine, fake_classifier, photo, picture
+from tests.app.running import Running, eventually, serving
+
+
+def explain(running: Running, data: bytes, **params: Any) -> dict[str, Any]:
+    """The answer in JSON."""
+    answer = running.client.post("/explain", content=data, params=params)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["Content-Type"] == "application/json"
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def directly(data: bytes, views: int) -> tuple[PreprocessedImage, Prediction]:
+    """What preprocess() and the classifier say when they are asked directly."""
+    prepared = preprocess(data, CARD.input, max_pixels=10**9, views=views)
+    (prediction,) = fake_classifier(FakeEngine()).classify([prepared.pixels])
+    return prepared, prediction
+
+
+def drawn(running: Running, data: bytes, **params: Any) -> NDArray[np.uint8]:
+    """The answer as a PNG, decoded."""
+    answer = running.client.post("/explain", content=data, params={"format": "png", **params})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["Content-Type"] == "image/png"
+    image = Image.open(io.BytesIO(answer.content))
+    assert (image.format, image.mode) == ("PNG", "RGB")
+    return np.asarray(image)
+
+
+def decoded(url: str) -> NDArray[np.uint8]:
+    """The pixels of a data: URL."""
+    head, _, rest = url.partition(",")
+    assert head == "data:image/png;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(rest))))
+
+
+def test_a_picture_is_explained_in_the_documented_shape(running: Running) -> None:
+    prepared, prediction = directly(picture(1), 1)
+    (first,) = prediction.top_k(1)
+    answer = running.client.post("/explain", files={"file": ("a.png", picture(1))}, params={"top_k": 3})
+    found = answer.json()
+    assert set(found) == {"model", "result", "label", "index", "probability", "method", "views"}
+    assert found["model"] == {"name": "fake-net", "version": "0123456789ab"}
+    (expected,) = running.upload(("a.png", picture(1)), params={"top_k": 3}).json()["results"]
+    assert found["result"] == expected, "the same as /predict says"
+    assert (found["label"], found["index"]) == (first.label, first.index)
+    assert found["probability"] == found["result"]["top_k"][0]["probability"]
+    assert found["method"].startswith("class activation map (Zhou et al. 2016)")
+    (view,) = found["views"]
+    assert set(view) == {"box", "input", "map"}
+    assert view["box"] == [0, 0, 32, 32]
+    np.testing.assert_array_equal(decoded(view["input"]), prepared.pixels[0])
+    np.testing.assert_allclose(view["map"], prediction.maps[0, first.index], atol=1e-6)
+
+
+@pytest.mark.parametrize("views", range(1, MAX_VIEWS + 1))
+def test_every_view_has_its_box_its_pixels_and_its_map(running: Running, views: int) -> None:
+    prepared, prediction = directly(photo(), views)
+    found = explain(running, photo(), views=views, label="frog")
+    assert found["result"]["views"] == len(found["views"]) == views
+    for number, view in enumerate(found["views"]):
+        assert view["box"] == pytest.approx(prepared.boxes[number], abs=1e-3)
+        np.testing.assert_array_equal(decoded(view["input"]), prepared.pixels[number])
+        np.testing.assert_allclose(view["map"], prediction.maps[number, 6], atol=1e-6)
+        quarters = prepared.pixels[number].reshape(2, 16, 2, 16, 3).mean(axis=(1, 3)) / 255
+        assert np.sum(view["map"]) == pytest.approx(quarters.ravel() @ HEAD[:, 6], abs=1e-3), "the logit"
+
+
+def test_the_setting_says_how_many_views_unless_the_request_does() -> None:
+    with serving(views=3) as service:
+        assert len(explain(service, photo())["views"]) == 3
+        assert len(explain(service, photo(), views=1)["views"]) == 1
+        assert service.engine.batches == [3, 1], "one forward pass for each"
+
+
+@pytest.mark.parametrize("label", [*LABELS, "FROG", "Truck"])
+def test_any_class_can_be_asked_for(running: Running, label: str) -> None:
+    found = explain(running, picture(2), label=label, top_k=10)
+    index = LABELS.index(label.lower())
+    assert (found["label"], found["index"]) == (LABELS[index], index)
+    (ranked,) = (ranked for ranked in found["result"]["top_k"] if ranked["index"] == index)
+    assert found["probability"] == ranked["probability"]
+    np.testing.assert_allclose(found["views"][0]["map"], directly(picture(2), 1)[1].maps[0, index], atol=1e-6)
+
+
+@pytest.mark.parametrize("label", ["cats", "3", "", " cat", "猫"])
+def test_an_unknown_label_is_told_which_there_are_and_costs_nothing(running: Running, label: str) -> None:
+    seen = running.engine.views
+    answer = running.client.post("/explain", content=picture(), params={"label": label})
+    assert answer.status_code == 422
+    assert answer.json()["type"] == "urn:tenfold:unknown-label"
+    assert ", ".join(LABELS) in answer.json()["detail"]
+    assert running.engine.views == seen
+
+
+def test_the_least_confidence_counts_as_for_predict(running: Running) -> None:
+    seed = next(seed for seed in range(12) if directly(picture(seed), 1)[1].accepted())
+    assert explain(running, picture(seed))["result"]["accepted"] is True
+    assert explain(running, picture(seed), min_confidence=1)["result"]["accepted"] is False
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_the_png_is_the_picture_with_the_map_over_it(running: Running, views: int) -> None:
+    prepared, prediction = directly(photo(), views)
+    for label, index in (("frog", 6), ("ship", 8)):
+        expected = overlay(photo(), prepared, prediction.maps[:, index], max_pixels=10**9)
+        np.testing.assert_array_equal(drawn(running, photo(), views=views, label=label), expected)
+    assert expected.shape == (150, 200, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "shape"),
+    [((60, 40), 1, (40, 60)), ((60, 40), 6, (60, 40)), ((3000, 1500), 1, (512, 1024)), ((3000, 1500), 6, (1024, 512))],
+)
+def test_the_png_is_upright_and_has_a_bounded_size(
+    running: Running, size: tuple[int, int], orientation: int, shape: tuple[int, int]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = picture(9, size=size, kind="JPEG", exif=exif)
+    assert drawn(running, data).shape == (*shape, 3)
+
+
+def test_server_timing_tells_of_the_drawing_too(running: Running) -> None:
+    for kind in ("json", "png"):
+        answer = running.client.post("/explain", content=picture(), params={"format": kind})
+        names = [entry.split(";")[0] for entry in answer.headers["Server-Timing"].split(", ")]
+        assert names == ["decode", "queue", "inference", "draw", "total"]
+        assert answer.headers["X-Request-ID"]
+
+
+def test_the_telemetry_tells_of_explained_pictures() -> None:
+    with serving() as service:
+        explain(service, picture(1))
+        drawn(service, picture(1))
+        assert service.client.post("/explain", content=b"cat").status_code == 415
+        text = service.client.get("/metrics").text
+    assert 'tenfold_pictures_total{outcome="answered"} 2.0' in text
+    assert 'tenfold_pictures_total{outcome="unsupported-picture"} 1.0' in text
+    assert 'tenfold_requests_total{route="/explain",status="200"} 2.0' in text
+
+
+def test_a_caller_who_hangs_up_while_waiting_costs_no_inference() -> None:
+    body = picture(2)
+    head = f"POST /explain HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+    with serving() as service:
+        service.engine.block()
+        first = service.in_background(lambda: service.post(picture(1)))
+        service.engine.wait_entered()
+        with service.connect() as connection:
+            connection.sendall(head.encode() + body)
+            service.wait_admitted(2)
+        service.wait_admitted(1)
+        service.engine.release()
+        assert first.result().status_code == 200
+        service.wait_admitted(0)
+        assert service.engine.views == 1
+
+
+def test_explained_and_classified_pictures_share_a_batch() -> None:
+    with serving() as service:
+        service.engine.block()
+        first = service.in_background(lambda: service.post(picture(1)))
+        service.engine.wait_entered()
+        others = [
+            service.in_background(lambda: service.post(picture(2))),
+            service.in_background(lambda: service.client.post("/explain", content=picture(3))),
+        ]
+        service.wait_admitted(3)
+        eventually(lambda: service.service.admitted == 3, "all wait")
+        service.engine.release()
+        assert [other.result().status_code for other in (first, *others)] == [200, 200, 200]
+        assert service.engine.batches in ([1, 2], [1, 1, 1])

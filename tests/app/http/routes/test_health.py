@@ -1,0 +1,153 @@
+import threading
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from model import Classifier, IntegrityError
+from tests.app.fakes import FakeEngine, fake_classifier, picture
+from tests.app.http.test_problems import is_a_problem
+from tests.app.running import Running, eventually, serving
+
+READY_PATHS = ["/readyz", "/healthz"]
+
+
+@pytest.fixture
+def loaded() -> Iterator[threading.Event]:
+    """Set when the model of the service `loading` may be loaded."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
+def loading(loaded: threading.Event) -> Iterator[Running]:
+    def load() -> Classifier:
+        loaded.wait(30)
+        return fake_classifier(FakeEngine())
+
+    with serving(load=load, wait_ready=False) as running:
+        yield running
+        loaded.set()
+
+
+def fails_to_load(error: Exception) -> Callable[[], Classifier]:
+    def load() -> Classifier:
+        raise error
+
+    return load
+
+
+def is_unready(answer: httpx.Response, reason: str) -> None:
+    assert reason in is_a_problem(answer, 503)["detail"]
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
+def test_probes_find_a_ready_service_well(running: Running) -> None:
+    assert running.client.get("/livez").json() == {"status": "alive"}
+    for path in READY_PATHS:
+        answer = running.client.get(path)
+        assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+
+
+@pytest.mark.parametrize("path", ["/livez", *READY_PATHS])
+def test_probes_take_head(running: Running, path: str) -> None:
+    answer = running.client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+@pytest.mark.parametrize("path", READY_PATHS)
+def test_a_loading_service_is_alive_but_not_ready(loading: Running, loaded: threading.Event, path: str) -> None:
+    assert loading.client.get("/livez").status_code == 200
+    is_unready(loading.client.get(path), "loading")
+    assert loading.client.head(path).status_code == 503
+    is_unready(loading.client.get("/model"), "loading")
+    is_unready(loading.post(picture()), "loading")
+    loaded.set()
+    eventually(lambda: loading.client.get(path).status_code == 200, "the service is ready")
+    assert loading.post(picture()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "error", [IntegrityError("the weights differ: fetch the bundle again"), RuntimeError("CUDA on fire")], ids=repr
+)
+def test_a_model_that_cannot_be_loaded_is_neither_ready_nor_alive(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = threading.Event()
+    with serving(load=fails_to_load(error), on_failure=told.set, wait_ready=False) as running:
+        assert told.wait(20), "on_failure is called"
+        for path in ("/livez", *READY_PATHS):
+            is_unready(running.client.get(path), "could not be loaded")
+            assert str(error) not in running.client.get(path).text
+        is_unready(running.post(picture()), "could not be loaded")
+    assert str(error) in caplog.text
+    expected = isinstance(error, IntegrityError)
+    assert ("Traceback" in caplog.text) != expected, "an error of the model's own is told in a sentence"
+
+
+@pytest.mark.parametrize("path", READY_PATHS)
+def test_a_draining_service_is_alive_but_not_ready_and_goes_on_answering(path: str) -> None:
+    with serving() as running:
+        running.service.drain()
+        is_unready(running.client.get(path), "going down")
+        assert running.client.get("/livez").status_code == 200
+        assert running.post(picture()).status_code == 200
+        assert running.client.get("/model").status_code == 200
+
+
+def test_a_service_told_to_drain_while_it_loads_never_becomes_ready(loading: Running, loaded: threading.Event) -> None:
+    loading.service.drain()
+    loaded.set()
+    eventually(lambda: loading.client.get("/model").status_code == 200, "the model is loaded")
+    is_unready(loading.client.get("/readyz"), "going down")
+
+
+def test_an_engine_that_stalls_is_given_up_for_good(caplog: pytest.LogCaptureFixture) -> None:
+    told = threading.Event()
+    with serving(stall_timeout=0.1, on_failure=told.set) as running:
+        running.engine.block()
+        pending = running.in_background(lambda: running.post(picture()))
+        running.engine.wait_entered()
+        assert told.wait(20), "on_failure is called"
+        for path in ("/livez", *READY_PATHS):
+            is_unready(running.client.get(path), "restart the service")
+        is_unready(running.post(picture()), "restart the service")
+        running.engine.release()
+        assert pending.result().status_code == 200, "who waited for it is answered all the same"
+        is_unready(running.client.get("/livez"), "restart the service")
+    assert "the engine does not work any more: a forward pass has run for more than 0.1 s" in caplog.text
+
+
+def test_an_engine_that_fails_three_times_running_is_given_up() -> None:
+    told = threading.Event()
+    with serving(on_failure=told.set) as running:
+        running.engine.failure = RuntimeError("CUDA on fire")
+        assert [running.post(picture()).status_code for _ in range(3)] == [500] * 3
+        is_unready(running.client.get("/livez"), "3 forward passes running have failed")
+        assert told.wait(20), "on_failure is called"
+        running.engine.failure = None
+        is_unready(running.post(picture()), "3 forward passes running have failed")
+        assert running.engine.batches == [1] * 3, "nothing is run any more"
+
+
+def test_failures_with_a_success_between_them_are_forgiven() -> None:
+    told = threading.Event()
+    with serving(on_failure=told.set) as running:
+        for failure in (RuntimeError("one"), RuntimeError("two"), None, RuntimeError("three"), RuntimeError("four")):
+            running.engine.failure = failure
+            assert running.post(picture()).status_code == (500 if failure else 200)
+        assert not told.wait(1.2)
+        assert running.client.get("/livez").status_code == 200
+
+
+def test_probes_are_answered_while_the_engine_is_busy() -> None:
+    with serving() as running:
+        running.engine.block()
+        pending = running.in_background(lambda: running.post(picture()))
+        running.engine.wait_entered()
+        assert running.client.get("/livez").status_code == 200
+        assert running.client.get("/readyz").status_code == 200
+        assert not pending.done
+        running.engine.release()
+        assert pending.result().status_code == 200

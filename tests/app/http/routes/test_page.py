@@ -1,0 +1,111 @@
+import html.parser
+import re
+
+import pytest
+
+from app.http.routes.page import FILES, POLICY
+from tests.app.http.test_problems import is_a_problem
+from tests.app.running import ROOT, Running, serving
+
+TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+PATHS = ["/", *(f"/static/{name}" for name in sorted(FILES))]
+
+
+class Inline(html.parser.HTMLParser):
+    """What a page holds that a strict policy forbids, and what it links to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.forbidden: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = dict(attrs)
+        if tag == "style" or (tag == "script" and "src" not in names):
+            self.forbidden.append(tag)
+        self.forbidden += [name for name in names if name == "style" or name.startswith("on")]
+        self.links += [value for name in ("src", "href") if (value := names.get(name))]
+
+
+def test_the_page_is_served_where_one_looks_for_it(running: Running) -> None:
+    answer = running.client.get("/")
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"] == TYPES["html"]
+    assert answer.content == (ROOT / "app/static/index.html").read_bytes()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_each_file_has_its_type_its_policy_and_a_tag(running: Running, path: str) -> None:
+    answer = running.client.get(path)
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"] == TYPES[path.rpartition(".")[2] if "." in path else "html"]
+    assert answer.headers["Content-Security-Policy"] == POLICY
+    assert answer.headers["Cache-Control"] == "no-cache"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert re.fullmatch(r'"[0-9a-f]{16}"', answer.headers["ETag"])
+    head = running.client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["Content-Length"] == str(len(answer.content))
+
+
+def test_the_policy_lets_nothing_in_from_elsewhere() -> None:
+    assert POLICY == (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+@pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}', "*"])
+def test_what_the_browser_has_already_is_not_sent_again(running: Running, form: str) -> None:
+    tag = running.client.get("/static/page.js").headers["ETag"]
+    answer = running.client.get("/static/page.js", headers={"If-None-Match": form.format(tag)})
+    assert (answer.status_code, answer.content) == (304, b"")
+    assert answer.headers["ETag"] == tag
+
+
+def test_another_version_of_it_is(running: Running) -> None:
+    answer = running.client.get("/static/page.js", headers={"If-None-Match": '"0123456789abcdef"'})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/static/", "/static/nothing.js", "/static/..%2Fmain.py", "/static/../main.py"])
+def test_other_files_are_not_there(running: Running, path: str) -> None:
+    is_a_problem(running.client.get(path), 404)
+
+
+def test_it_needs_no_key_where_the_service_does() -> None:
+    with serving(api_keys=("key",)) as service:
+        assert service.client.get("/model").status_code == 401
+        for path in PATHS:
+            assert service.client.get(path).status_code == 200
+
+
+def test_it_is_there_before_the_model_is() -> None:
+    def load() -> None:
+        raise OSError("no such weights")
+
+    with serving(load=load, wait_ready=False) as service:  # type: ignore[arg-type]
+        assert service.client.get("/").status_code == 200
+
+
+def test_all_of_it_is_served_and_small() -> None:
+    assert set(FILES) == {path.name for path in (ROOT / "app/static").iterdir()}
+    assert sum(len(file.content) for file in FILES.values()) < 60_000
+
+
+def test_nothing_is_inline_and_every_link_is_relative_so_that_it_works_behind_a_prefix() -> None:
+    page = Inline(FILES["index.html"].content.decode())
+    assert page.forbidden == []
+    assert page.links
+    assert not [link for link in page.links if re.match(r"/|\w+:", link)]
+    for name, file in FILES.items():
+        if name.endswith(".js"):
+            text = file.content.decode()
+            assert all(found.startswith("./") for found in re.findall(r'from "(.*?)"', text)), name
+            assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text), name

@@ -1,0 +1,76 @@
+from collections.abc import Iterator
+
+import pytest
+
+from tests.app.fakes import picture
+from tests.app.http.test_problems import is_a_problem
+from tests.app.running import Running, serving
+
+KEYS = ("first-key", "second-key")
+GUARDED = [("POST", "/predict"), ("POST", "/explain"), ("GET", "/model"), ("GET", "/metrics")]
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Running]:
+    with serving(api_keys=KEYS) as service:
+        yield service
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+@pytest.mark.parametrize("key", KEYS)
+def test_each_key_opens_by_either_header(guarded: Running, method: str, path: str, key: str) -> None:
+    for headers in ({"Authorization": f"Bearer {key}"}, {"authorization": f"bearer {key}"}, {"X-API-Key": key}):
+        assert guarded.client.request(method, path, content=picture(), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer third-key"},
+        {"Authorization": "Bearer first-key second-key"},
+        {"Authorization": "Bearer first-ke"},
+        {"Authorization": "Bearer first-keyx"},
+        {"Authorization": "Basic first-key"},
+        {"Authorization": "first-key"},
+        {"X-API-Key": ""},
+        {"X-API-Key": "FIRST-KEY"},
+        {"X-API-Key": "first-key,second-key"},
+        {"X-API-Key": b"\xff\xfe"},
+    ],
+    ids=str,
+)
+def test_nothing_else_does(guarded: Running, method: str, path: str, headers: dict[str, str]) -> None:
+    seen = guarded.engine.views
+    answer = guarded.client.request(method, path, content=picture(), headers=headers)
+    problem = is_a_problem(answer, 401)
+    assert problem["type"] == "urn:tenfold:unauthorized"
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert not any(key in answer.text for key in KEYS)
+    assert guarded.engine.views == seen
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz"])
+def test_probes_need_no_key(guarded: Running, path: str) -> None:
+    assert guarded.client.get(path).status_code == 200
+
+
+def test_a_body_is_not_read_before_the_key_is_seen(guarded: Running) -> None:
+    with guarded.connect() as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+
+
+def test_without_keys_nobody_needs_one(running: Running) -> None:
+    assert running.post(picture(), headers={"Authorization": "Bearer whatever"}).status_code == 200
+
+
+def test_the_ways_to_bring_a_key_are_documented_where_one_is_needed(guarded: Running, running: Running) -> None:
+    assert "securitySchemes" not in running.client.get("/openapi.json").json()["components"]
+    schema = guarded.client.get("/openapi.json").json()
+    assert set(schema["components"]["securitySchemes"]) == {"HTTPBearer", "APIKeyHeader"}
+    assert {path for path, entry in schema["paths"].items() for each in entry.values() if each.get("security")} == {
+        path for _, path in GUARDED
+    }

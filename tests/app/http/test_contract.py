@@ -1,0 +1,79 @@
+"""The OpenAPI schema holds: schemathesis calls every operation, rightly and wrongly, over real HTTP."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import APIOperation, Case, GenerationMode
+from schemathesis.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from schemathesis.core.result import Ok
+
+from app.main import create_app
+from app.settings import Settings
+from tests.app.fakes import photo, picture
+from tests.app.http.test_problems import PATHS
+from tests.app.running import Running
+from tests.hostile import corpus
+
+# What a part or a body of the type "a picture" is made of, besides bytes of schemathesis's own.
+_FILES = st.sampled_from([picture(), photo(), *(sample.data for sample in corpus() if 0 < len(sample.data) < 5_000)])
+schemathesis.openapi.media_type("image/*", _FILES | st.binary(max_size=100))
+
+# Whether a wrong request must fail is told by test_problems.py: a picture's bytes cannot be judged by a schema.
+CHECKS = [
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+
+
+OPERATIONS = [
+    found.ok()
+    for found in schemathesis.openapi.from_dict(create_app(Settings()).openapi()).get_all_operations()
+    if isinstance(found, Ok)
+]
+# The others take nothing that could be wrong.
+CASES = [(operation, GenerationMode.POSITIVE) for operation in OPERATIONS]
+CASES += [(operation, GenerationMode.NEGATIVE) for operation in OPERATIONS if operation.path in PATHS]
+
+
+@pytest.mark.parametrize(
+    ("operation", "mode"), CASES, ids=[f"{operation.label} {mode.value}" for operation, mode in CASES]
+)
+def test_every_answer_is_as_the_schema_says(
+    operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode, running: Running
+) -> None:
+    statuses = Counter[int]()
+
+    @settings(
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        max_examples=50 if operation.path in PATHS else 3,
+    )
+    @given(operation.as_strategy(generation_mode=mode))
+    def holds(case: Case[Any]) -> None:
+        answer = case.call_and_validate(base_url=f"http://127.0.0.1:{running.port}", checks=CHECKS)
+        assert answer.status_code != 500
+        statuses[answer.status_code] += 1
+
+    holds()
+    if operation.path in PATHS:
+        assert len(statuses) > (2 if mode is GenerationMode.POSITIVE else 1), "cases that all end alike are too weak"
+    else:
+        assert set(statuses) == {200}
+
+
+def test_every_operation_is_called() -> None:
+    paths = {*PATHS, "/livez", "/readyz", "/healthz", "/model", "/metrics"}
+    assert {operation.path for operation in OPERATIONS} == paths

@@ -1,0 +1,115 @@
+import logging
+import re
+
+import pytest
+
+from tests.app.fakes import picture
+from tests.app.running import Running, eventually, serving
+
+NEW_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@pytest.mark.parametrize("given", ["abc", "A-b_c.9", "7", "x" * 64])
+def test_a_sane_request_id_is_echoed(running: Running, given: str) -> None:
+    assert running.client.get("/livez", headers={"X-Request-ID": given}).headers["X-Request-ID"] == given
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        b"",
+        b"two words",
+        b"x" * 65,
+        b"x" * 200,
+        "ключ".encode(),
+        b"\xff\xfe",
+        b"a\tb",
+        b'a"b',
+        b"a;b",
+        b"../../etc",
+        b"%0a",
+    ],
+    ids=["empty", "space", "65", "200", "unicode", "no UTF-8", "tab", "quote", "semicolon", "path", "percent"],
+)
+def test_a_hostile_request_id_is_replaced(running: Running, given: bytes) -> None:
+    answer = running.client.get("/livez", headers=[(b"X-Request-ID", given)])
+    assert NEW_ID.fullmatch(answer.headers["X-Request-ID"])
+
+
+def test_no_two_requests_get_the_same_id(running: Running) -> None:
+    ids = {running.client.get("/livez").headers["X-Request-ID"] for _ in range(20)}
+    assert len(ids) == 20
+    assert all(NEW_ID.fullmatch(one) for one in ids)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/livez", 200),
+        ("HEAD", "/readyz", 200),
+        ("GET", "/model", 200),
+        ("GET", "/docs", 200),
+        ("GET", "/openapi.json", 200),
+        ("POST", "/predict", 400),
+        ("POST", "/predict?top_k=x", 422),
+        ("GET", "/nowhere", 404),
+        ("PUT", "/predict", 405),
+    ],
+)
+def test_every_response_carries_its_id_and_timing(running: Running, method: str, path: str, status: int) -> None:
+    answer = running.client.request(method, path, headers={"X-Request-ID": "mine"})
+    assert answer.status_code == status
+    assert answer.headers.get_list("X-Request-ID") == ["mine"]
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert re.fullmatch(r"(\w+;dur=\d+\.\d, )*total;dur=\d+\.\d", answer.headers["Server-Timing"])
+
+
+def test_the_access_log_has_a_line_for_each_request(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tenfold.access")
+    with serving() as service:
+        caplog.clear()
+        service.post(picture(), headers={"X-Request-ID": "first"})
+        service.client.get("/nowhere?secret=1", headers={"X-Request-ID": "second"})
+        eventually(lambda: "second" in caplog.text, "both requests are logged")
+    first, second = (record.getMessage() for record in caplog.records if record.name == "tenfold.access")
+    assert re.fullmatch(r"POST /predict 200 \d+\.\dms id=first", first)
+    assert re.fullmatch(r"GET /nowhere 404 \d+\.\dms id=second", second)
+
+
+def test_a_path_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tenfold.access")
+    with serving() as service:
+        caplog.clear()
+        service.client.get("/a%0aGET%20/model%20200", headers={"X-Request-ID": "forger"})
+        eventually(lambda: "forger" in caplog.text, "the request is logged")
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "tenfold.access")
+    assert "\n" not in line
+    assert "/a%0AGET%20/model%20200 404" in line
+
+
+def test_a_body_of_exactly_the_limit_is_read() -> None:
+    data = picture()
+    with serving(max_body_bytes=len(data)) as service:
+        assert service.post(data).status_code == 200
+        assert service.post(data + b"x").status_code == 413
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_sent() -> None:
+    with serving(max_body_bytes=1000) as service, service.connect() as connection:
+        connection.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\nExpect: 100-continue\r\n\r\n"
+        )
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_route_that_reads_no_body_does_not_mind_its_size() -> None:
+    with serving(max_body_bytes=10) as service:
+        assert service.client.request("GET", "/livez", content=bytes(100)).status_code == 200
+
+
+def test_connections_are_kept_alive_until_the_service_drains() -> None:
+    with serving(drain_delay=60.0) as service:
+        assert "Connection" not in service.post(picture()).headers
+        service.service.drain()
+        for answer in (service.post(picture()), service.client.get("/readyz"), service.client.get("/nowhere")):
+            assert answer.headers["Connection"] == "close"

@@ -1,0 +1,152 @@
+import re
+from typing import Any
+
+import pytest
+
+from app.http.problems import MEDIA_TYPE
+from app.http.schemas import Problem
+from model import MAX_VIEWS
+from tests.app.http.test_problems import CASES, PATHS
+from tests.app.running import Running
+
+
+@pytest.fixture(scope="module")
+def schema(running: Running) -> dict[str, Any]:
+    found: dict[str, Any] = running.client.get("/openapi.json").json()
+    return found
+
+
+def references(node: Any) -> set[str]:
+    """Every $ref in a part of the schema."""
+    if isinstance(node, dict):
+        own = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
+        return own.union(*(references(value) for value in node.values()))
+    if isinstance(node, list):
+        return set().union(*(references(value) for value in node))
+    return set()
+
+
+def operations(schema: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(method, path): entry for path, entries in schema["paths"].items() for method, entry in entries.items()}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_exactly_the_statuses_that_can_be_provoked_are_documented(schema: dict[str, Any], path: str) -> None:
+    provoked = {str(case.status) for case in CASES if path in case.paths} | {"200"}
+    assert set(schema["paths"][path]["post"]["responses"]) == provoked
+
+
+def test_every_failure_is_documented_as_a_problem(schema: dict[str, Any]) -> None:
+    for (method, path), operation in operations(schema).items():
+        for status, response in operation["responses"].items():
+            if status != "200":
+                reference = {"$ref": "#/components/schemas/Problem"}
+                assert response["content"] == {MEDIA_TYPE: {"schema": reference}}, (method, path, status)
+                assert response["description"], (method, path, status)
+
+
+def test_the_problem_has_its_five_members(schema: dict[str, Any]) -> None:
+    component = schema["components"]["schemas"]["Problem"]
+    assert set(component["properties"]) == {"type", "title", "status", "detail", "instance"}
+    assert set(component["required"]) == set(component["properties"])
+    assert all(entry["description"] for entry in component["properties"].values())
+    Problem.model_validate(dict.fromkeys(component["properties"], "x") | {"status": 400})
+
+
+def test_nothing_is_left_of_the_frameworks_own_errors(schema: dict[str, Any]) -> None:
+    assert not [name for name in schema["components"]["schemas"] if "Validation" in name]
+
+
+def test_every_reference_leads_somewhere_and_every_component_is_used(schema: dict[str, Any]) -> None:
+    components = {f"#/components/schemas/{name}" for name in schema["components"]["schemas"]}
+    assert references(schema) == components
+
+
+def test_the_served_paths_are_the_documented_ones(schema: dict[str, Any]) -> None:
+    statuses = {path: set(entry["get"]["responses"]) for path, entry in schema["paths"].items() if "get" in entry}
+    assert statuses == {
+        "/livez": {"200", "503"},
+        "/readyz": {"200", "503"},
+        "/healthz": {"200", "503"},
+        "/model": {"200", "401", "503"},
+        "/metrics": {"200", "401"},
+    }
+
+
+def test_the_body_of_predict_is_documented(schema: dict[str, Any]) -> None:
+    body = schema["paths"]["/predict"]["post"]["requestBody"]
+    assert body["required"] is True
+    assert set(body["content"]) == {"multipart/form-data", "image/*", "application/octet-stream"}
+    form = body["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["file"]
+    assert form["properties"]["file"]["items"]["format"] == "binary"
+
+
+def test_explain_takes_one_file_and_answers_in_json_or_png(schema: dict[str, Any]) -> None:
+    operation = schema["paths"]["/explain"]["post"]
+    body = operation["requestBody"]
+    assert body["required"] is True
+    assert set(body["content"]) == {"multipart/form-data", "image/*", "application/octet-stream"}
+    form = body["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["file"]
+    assert form["properties"]["file"] == {"type": "string", "format": "binary"}
+    assert set(operation["responses"]["200"]["content"]) == {"application/json", "image/png"}
+
+
+def test_the_fields_of_an_explanation_are_documented(schema: dict[str, Any]) -> None:
+    for name, fields in (
+        ("Explanation", {"model", "result", "label", "index", "probability", "method", "views"}),
+        ("ExplainedView", {"box", "input", "map"}),
+    ):
+        component = schema["components"]["schemas"][name]
+        assert set(component["properties"]) == set(component["required"]) == fields
+        for field, entry in component["properties"].items():
+            assert "$ref" in entry or entry["description"].endswith("."), field
+
+
+@pytest.mark.parametrize(("path", "more"), [("/predict", set()), ("/explain", {"label", "format"})])
+def test_the_parameters_are_documented_with_their_ranges(schema: dict[str, Any], path: str, more: set[str]) -> None:
+    parameters = {entry["name"]: entry for entry in schema["paths"][path]["post"]["parameters"]}
+    assert set(parameters) == {"top_k", "views", "min_confidence", "x-request-timeout"} | more
+    for name, entry in parameters.items():
+        assert entry["in"] == ("header" if name == "x-request-timeout" else "query"), name
+        assert entry["required"] is False, name
+        assert entry["description"].endswith("."), name
+    null = {"type": "null"}
+    assert parameters["views"]["schema"]["anyOf"] == [{"type": "integer", "minimum": 1, "maximum": MAX_VIEWS}, null]
+    assert parameters["min_confidence"]["schema"]["anyOf"] == [{"type": "number", "minimum": 0, "maximum": 1}, null]
+
+
+def test_the_fields_of_a_result_are_documented(schema: dict[str, Any]) -> None:
+    component = schema["components"]["schemas"]["ImageResult"]
+    fields = {"filename", "width", "height", "top_k", "in_distribution", "accepted", "views", "warnings"}
+    assert set(component["properties"]) == set(component["required"]) == fields
+    for name, (kind, limits) in {
+        "in_distribution": ("number", {"minimum": 0, "maximum": 1}),
+        "accepted": ("boolean", {}),
+        "views": ("integer", {"minimum": 1}),
+    }.items():
+        entry = component["properties"][name]
+        assert entry["type"] == kind, name
+        assert entry.items() >= limits.items(), name
+        assert entry["description"].endswith("."), name
+
+
+def test_operations_have_names_of_their_own_and_a_summary(schema: dict[str, Any]) -> None:
+    entries = operations(schema)
+    names = [entry["operationId"] for entry in entries.values()]
+    assert len(set(names)) == len(names)
+    for key, entry in entries.items():
+        assert entry["summary"], key
+        assert entry["description"], key
+        assert entry["tags"], key
+
+
+def test_the_schema_states_its_version(schema: dict[str, Any]) -> None:
+    assert re.fullmatch(r"3\.1\.\d", schema["openapi"])
+    assert schema["info"]["title"] == "Tenfold"
+
+
+def test_the_pages_of_the_documentation_are_served(running: Running) -> None:
+    assert running.client.get("/docs").status_code == 200
+    assert running.client.get("/", follow_redirects=True).status_code == 200

@@ -1,0 +1,203 @@
+"""`python -m app` and `uvicorn app.main:app` as real processes with a real bundle."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from model import MAX_VIEWS
+from tests.app.fakes import picture
+from tests.app.running import ROOT, Process, Visitor, eventually, process
+
+CLIENTS = 32
+
+
+def environment(weights: Path, **more: str) -> dict[str, str]:
+    return {
+        "TENFOLD_PORT": "0",
+        "TENFOLD_WEIGHTS": str(weights),
+        "TENFOLD_DEVICE": "cpu",
+        "TENFOLD_THREADS": "1",
+        "TENFOLD_DRAIN_DELAY": "0",
+        **more,
+    }
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+def test_a_process_becomes_ready_predicts_and_ends_well_on_ctrl_c(int8_bundle: Path, log: Path) -> None:
+    with process(environment(int8_bundle, TENFOLD_DRAIN_DELAY="60"), log) as running:
+        running.wait_ready()
+        with running.client() as client:
+            answer = client.post("/predict", content=picture(), headers={"X-Request-ID": "mine"})
+            assert answer.status_code == 200
+            assert answer.json()["model"]["name"] == "tiny"
+            assert len(answer.json()["results"][0]["top_k"]) == 5
+            assert "Server" not in answer.headers
+        began = time.monotonic()
+        running.popen.send_signal(signal.SIGINT)
+        assert running.exit_code() == 0
+        assert time.monotonic() - began < 30, "Ctrl-C does not wait for the drain delay"
+        (line,) = [line for line in running.log.splitlines() if "mine" in line]
+        entry = json.loads(line)
+        assert entry["message"].startswith("POST /predict 200 ")
+        assert set(entry["stages"]) == {"decode", "queue", "inference"}
+        assert {"request_id": "mine", "path": "/predict", "status": 200, "level": "info"}.items() <= entry.items()
+        assert "Traceback" not in running.log
+        assert "Warning" not in running.log
+
+
+def test_sigterm_under_load_loses_nothing(int8_bundle: Path, log: Path) -> None:
+    delay = 1.5
+    with process(environment(int8_bundle, TENFOLD_DRAIN_DELAY=str(delay)), log) as running:
+        running.wait_ready()
+        visitors = [Visitor(running.port) for _ in range(CLIENTS)]
+        eventually(lambda: all(len(visitor.answered) > 3 for visitor in visitors), "all are served", seconds=120)
+        with running.client() as probe:
+            running.popen.send_signal(signal.SIGTERM)
+            told = time.monotonic()
+            eventually(lambda: probe.get("/readyz").status_code == 503, "load balancers can look away")
+            turned = time.monotonic()
+            assert turned - told < 0.5
+        assert running.exit_code() == 0
+        for visitor in visitors:
+            visitor.join()
+
+        for visitor in visitors:
+            assert isinstance(visitor.ended, httpx.ConnectError), f"a request was lost: {visitor.ended!r}"
+            assert {status for _, status, _ in visitor.answered} == {200}
+            late = [connection for when, _, connection in visitor.answered if turned < when < told + delay]
+            assert len(late) > 1, "it goes on answering during the delay"
+            assert set(late) == {"close"}
+        assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize("way", ["fails", "hangs"])
+def test_an_engine_that_stops_working_ends_the_process_so_that_it_is_restarted(way: str, log: Path) -> None:
+    limits = {"TENFOLD_STALL_TIMEOUT": "0.3", "TENFOLD_TIMEOUT": "1.5", "TENFOLD_DRAIN_DELAY": "4"}
+    arguments = ["-m", "tests.app.faulty", way]
+    with process({"TENFOLD_PORT": "0", **limits}, log, arguments=arguments) as running:
+        running.wait_ready()
+        with running.client() as client:
+            statuses = [client.post("/predict", content=picture()).status_code for _ in range(3)]
+            assert statuses == [500] * 3 if way == "fails" else statuses[0] == 504
+            assert client.get("/livez").status_code == 503
+        assert running.exit_code() == 1
+        assert "the engine does not work any more" in running.log
+
+
+def test_sigterm_while_it_loads_ends_it_well(int8_bundle: Path, log: Path) -> None:
+    with process(environment(int8_bundle), log) as running:
+        assert running.port
+        running.popen.send_signal(signal.SIGTERM)
+        assert running.exit_code() == 0
+        assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"TENFOLD_PORT": "abc"}, "error: TENFOLD_PORT: Input should be a valid integer"),
+        ({"TENFOLD_VIEWS": "0"}, "error: TENFOLD_VIEWS: Input should be greater than or equal to 1"),
+        ({"TENFOLD_VIEWS": "99"}, f"error: TENFOLD_VIEWS: Input should be less than or equal to {MAX_VIEWS}"),
+        ({"TENFOLD_MIN_CONFIDENCE": "2"}, "error: TENFOLD_MIN_CONFIDENCE: Input should be less than or equal to 1"),
+        ({"TENFOLD_MIN_CONFIDENCE": "nan"}, "error: TENFOLD_MIN_CONFIDENCE: Input should be a finite number"),
+        (
+            {"TENFOLD_MAX_FILES": "9", "TENFOLD_QUEUE_SIZE": "8"},
+            "error: TENFOLD_QUEUE_SIZE (8) is below TENFOLD_MAX_FILES (9)",
+        ),
+    ],
+    ids=[
+        "not a number",
+        "no view",
+        "too many views",
+        "more than certain",
+        "a confidence that is no number",
+        "settings that disagree",
+    ],
+)
+def test_a_wrong_setting_ends_it_with_one_sentence(settings: dict[str, str], says: str, log: Path) -> None:
+    with process(settings, log) as running:
+        assert running.exit_code() == 2
+    assert says in running.log
+    assert running.log.startswith("error: ")
+    assert len(running.log.splitlines()) == 1
+
+
+def told_to_do(running: Process) -> str:
+    """The one line of the log that says why the model cannot be loaded."""
+    (line,) = (line for line in running.log.splitlines() if "cannot be loaded" in line)
+    assert "Traceback" not in running.log
+    return line
+
+
+def test_a_missing_weights_folder_ends_it_and_says_what_to_do(tmp_path: Path, log: Path) -> None:
+    with process(environment(tmp_path / "none"), log) as running:
+        assert running.exit_code() == 1
+    assert "name a weights folder" in told_to_do(running)
+    assert "GET /readyz 200" not in running.log
+
+
+def test_damaged_weights_end_it_and_say_what_to_do(int8_bundle: Path, tmp_path: Path, log: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(int8_bundle, damaged)
+    weights = damaged / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    with process(environment(damaged), log) as running:
+        assert running.exit_code() == 1
+    assert "fetch the bundle again" in told_to_do(running)
+
+
+def test_a_device_that_is_not_there_ends_it_and_says_what_to_do(int8_bundle: Path, log: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    with process(environment(int8_bundle, TENFOLD_DEVICE="cuda"), log) as running:
+        assert running.exit_code() == 1
+    assert "no CUDA device" in told_to_do(running)
+
+
+def test_an_engine_that_the_bundle_is_not_made_for_ends_it_and_says_what_to_do(tiny_bundle: Path, log: Path) -> None:
+    with process(environment(tiny_bundle, TENFOLD_ENGINE="openvino"), log) as running:
+        assert running.exit_code() == 1
+    assert "holds no OpenVINO model" in told_to_do(running)
+
+
+def test_a_port_that_is_taken_ends_it(int8_bundle: Path, log: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with process(environment(int8_bundle, TENFOLD_PORT=port), log) as running:
+            assert running.exit_code() != 0
+    assert "address already in use" in running.log
+
+
+def test_uvicorn_can_serve_the_application_by_its_name(int8_bundle: Path, log: Path) -> None:
+    arguments = ["-m", "uvicorn", "app.main:app", "--port", "0"]
+    with process(environment(int8_bundle), log, arguments=arguments) as running:
+        running.wait_ready()
+        with running.client() as client:
+            assert client.post("/predict", content=picture()).status_code == 200
+        running.popen.send_signal(signal.SIGINT)
+        running.exit_code()
+    assert "Traceback" not in running.log
+
+
+def test_the_service_never_imports_torch_itself() -> None:
+    program = (
+        "import app.__main__, app.main, sys\n"
+        "app.main.create_app()\n"
+        "assert not {'torch', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)

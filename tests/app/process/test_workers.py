@@ -1,0 +1,97 @@
+"""TENFOLD_WORKERS: several processes at one socket, with a real bundle."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.app.fakes import picture
+from tests.app.process.test_main_process import environment
+from tests.app.running import Process, Visitor, eventually, process
+
+pytestmark = pytest.mark.slow
+
+CLIENTS = 32
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+def two(weights: Path, **more: str) -> dict[str, str]:
+    return environment(weights, TENFOLD_WORKERS="2", **more)
+
+
+def metric(service: Process, name: str) -> float:
+    with service.client() as client:
+        found = re.search(rf"^{re.escape(name)} ([\d.e+]+)$", client.get("/metrics").text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def children(service: Process) -> list[int]:
+    ids = Path(f"/proc/{service.popen.pid}/task/{service.popen.pid}/children").read_text(encoding="utf-8")
+    return [int(each) for each in ids.split()]
+
+
+def test_sigterm_under_load_loses_nothing_and_the_metrics_are_of_all_of_them(int8_bundle: Path, log: Path) -> None:
+    with process(two(int8_bundle, TENFOLD_DRAIN_DELAY="1.5"), log) as running:
+        eventually(lambda: log.read_text(encoding="utf-8").count("serving tiny") == 2, "both have loaded", seconds=120)
+        assert metric(running, "tenfold_ready") == 2
+        visitors = [Visitor(running.port) for _ in range(CLIENTS)]
+        eventually(lambda: all(len(visitor.answered) > 3 for visitor in visitors), "all are served", seconds=120)
+        answered = sum(len(visitor.answered) for visitor in visitors)
+        counted = metric(running, 'tenfold_pictures_total{outcome="answered"}')
+        assert answered <= counted <= sum(len(visitor.answered) for visitor in visitors) + CLIENTS
+        running.popen.send_signal(signal.SIGTERM)
+        assert running.exit_code() == 0
+        for visitor in visitors:
+            visitor.join()
+            assert isinstance(visitor.ended, httpx.ConnectError), f"a request was lost: {visitor.ended!r}"
+            assert {status for _, status, _ in visitor.answered} == {200}
+        assert "Traceback" not in running.log
+
+
+def test_a_worker_that_is_killed_is_replaced(int8_bundle: Path, log: Path) -> None:
+    with process(two(int8_bundle), log) as running:
+        eventually(lambda: running.log.count("serving tiny") == 2, "both have loaded", seconds=120)
+        before = children(running)
+        assert len(before) == 2
+        with running.client() as client:
+            client.post("/predict", content=picture())
+        os.kill(before[0], signal.SIGKILL)
+        eventually(lambda: running.log.count("serving tiny") == 3, "another has loaded", seconds=120)
+        after = children(running)
+        assert len(after) == 2
+        assert before[1] in after
+        eventually(lambda: metric(running, "tenfold_ready") == 2, "the dead one is not counted")
+        assert metric(running, 'tenfold_pictures_total{outcome="answered"}') == 1, "what it did is"
+        running.popen.send_signal(signal.SIGTERM)
+        assert running.exit_code() == 0
+
+
+def test_a_worker_that_cannot_begin_ends_all(tmp_path: Path, log: Path) -> None:
+    with process(two(tmp_path / "none"), log) as running:
+        assert running.exit_code() == 1
+        assert "the model cannot be loaded" in running.log
+
+
+def test_workers_do_not_outlive_their_supervisor(int8_bundle: Path, log: Path) -> None:
+    with process(two(int8_bundle), log) as running:
+        eventually(lambda: running.log.count("serving tiny") == 2, "both have loaded", seconds=120)
+        orphans = children(running)
+        running.popen.send_signal(signal.SIGKILL)
+        eventually(lambda: not any(Path(f"/proc/{each}").exists() for each in orphans), "they have ended", seconds=60)
+
+
+def test_a_port_that_is_taken_ends_it(int8_bundle: Path, log: Path) -> None:
+    with process(two(int8_bundle), log) as running:
+        began = time.monotonic()
+        with process(two(int8_bundle, TENFOLD_PORT=str(running.port)), log.with_name("second")) as second:
+            assert second.exit_code() == 1
+            assert "address already in use" in second.log.lower()
+        assert time.monotonic() - began < 60

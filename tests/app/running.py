@@ -1,0 +1,228 @@
+"""The service on a real port: in a thread of the test, or as a process of its own."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from app.main import create_app
+from app.process.server import Server, config_of
+from app.serving.service import Service
+from app.settings import Settings
+from model import Classifier
+from tests.app.fakes import FakeEngine, fake_classifier, picture
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def eventually(condition: Callable[[], bool], what: str, *, seconds: float = 20.0) -> None:
+    """Wait until `condition` holds."""
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, f"not within {seconds:g} s: {what}"
+        time.sleep(0.005)
+
+
+class Running:
+    """A service that listens.
+
+    Attributes:
+        server: of `python -m app`.
+        thread: that it runs in.
+        engine: the fake one that it runs pictures through.
+        service: what its routes are given.
+        port: that it listens at.
+        client: speaks to it.
+        path: that pictures are sent to.
+    """
+
+    path = "/predict"
+
+    def __init__(self, app: FastAPI, server: Server, thread: threading.Thread, engine: FakeEngine) -> None:
+        self.server = server
+        self.thread = thread
+        self.engine = engine
+        self.service: Service = app.state.service
+        self.port: int = server.servers[0].sockets[0].getsockname()[1]
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20)
+
+    def connect(self) -> socket.socket:
+        """A bare connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+    def post(self, data: bytes, **options: Any) -> httpx.Response:
+        """Send a picture as the raw body."""
+        return self.client.post(self.path, content=data, **options)
+
+    def upload(self, *files: tuple[str, bytes], **options: Any) -> httpx.Response:
+        """Send pictures as multipart/form-data."""
+        return self.client.post(self.path, files=[("file", file) for file in files], **options)
+
+    def in_background(self, send: Callable[[], httpx.Response]) -> "Pending":
+        """Send a request in a thread."""
+        return Pending(send)
+
+    def wait_admitted(self, count: int) -> None:
+        """Wait until `count` pictures are under way."""
+        eventually(lambda: self.service.admitted == count, f"{count} pictures under way")
+
+
+class Pending:
+    """A request under way in a thread."""
+
+    def __init__(self, send: Callable[[], httpx.Response]) -> None:
+        self._answers: list[httpx.Response] = []
+        self._thread = threading.Thread(target=lambda: self._answers.append(send()))
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has been answered."""
+        return not self._thread.is_alive()
+
+    def result(self) -> httpx.Response:
+        """Its answer."""
+        self._thread.join(20)
+        assert self._answers, "the request was not answered"
+        return self._answers[0]
+
+
+class Visitor:
+    """A client that posts a picture again and again on a kept-alive connection, until it is turned away."""
+
+    def __init__(self, port: int) -> None:
+        self.answered: list[tuple[float, int, str]] = []
+        self.ended: Exception | None = None
+        self._port = port
+        self._thread = threading.Thread(target=self._visit)
+        self._thread.start()
+
+    def _visit(self) -> None:
+        data = picture()
+        with httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=30) as client:
+            while self.ended is None:
+                try:
+                    answer = client.post("/predict", content=data)
+                except httpx.HTTPError as error:
+                    self.ended = error
+                else:
+                    connection = answer.headers.get("Connection", "")
+                    self.answered.append((time.monotonic(), answer.status_code, connection))
+
+    def join(self) -> None:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+@contextlib.contextmanager
+def serving(
+    engine: FakeEngine | None = None,
+    *,
+    load: Callable[[], Classifier] | None = None,
+    on_failure: Callable[[], None] = lambda: None,
+    wait_ready: bool = True,
+    **settings: Any,
+) -> Iterator[Running]:
+    """Serve on a free port, in a thread, as `python -m app` does.
+
+    Args:
+        engine: that runs the pictures; a fresh one if not given.
+        load: gives the classifier, if it is not the fake one with `engine`.
+        on_failure: see create_app.
+        wait_ready: whether to wait for /readyz.
+        settings: those that differ from the defaults.
+    """
+    engine = engine or FakeEngine()
+    chosen = Settings(**{"port": 0, "drain_delay": 0.0, "drain_timeout": 5, **settings})
+    app = create_app(chosen, load=load or (lambda: fake_classifier(engine)), on_failure=on_failure)
+    server = Server(config_of(chosen, app), app.state.service, chosen.drain_delay)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        eventually(lambda: server.started, "the server listens")
+        running = Running(app, server, thread, engine)
+        try:
+            if wait_ready:
+                eventually(lambda: running.service.state == "ready", "the service is ready", seconds=120)
+            yield running
+        finally:
+            running.client.close()
+    finally:
+        engine.release()
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+class Process:
+    """A service process; its log goes to a file.
+
+    Attributes:
+        popen: the process.
+    """
+
+    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("TENFOLD_")}
+        with log.open("wb") as file:
+            self.popen = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                env={**kept, "PYTHONWARNINGS": "error::ResourceWarning", **environment},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        self._log = log
+
+    @property
+    def log(self) -> str:
+        """What it has written so far."""
+        return self._log.read_text(encoding="utf-8")
+
+    @property
+    def port(self) -> int:
+        """Where it listens; waits until it does."""
+        listening = re.compile(r"Uvicorn running on http://127\.0\.0\.1:(\d+)")
+        eventually(
+            lambda: bool(listening.search(self.log)) or self.popen.poll() is not None,
+            "the process listens",
+            seconds=120,
+        )
+        found = listening.search(self.log)
+        assert found, self.log
+        return int(found[1])
+
+    def client(self) -> httpx.Client:
+        """A client of it."""
+        return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+
+    def wait_ready(self) -> None:
+        """Wait for /readyz."""
+        with self.client() as client:
+            eventually(lambda: client.get("/readyz").status_code == 200, "the process is ready", seconds=120)
+
+    def exit_code(self) -> int:
+        """How it ended; waits until it has."""
+        return self.popen.wait(120)
+
+
+@contextlib.contextmanager
+def process(environment: Mapping[str, str], log: Path, *, arguments: list[str] | None = None) -> Iterator[Process]:
+    """`python -m app`, or other arguments of the interpreter, ended afterwards whatever happens."""
+    running = Process(arguments or ["-m", "app"], environment, log)
+    try:
+        yield running
+    finally:
+        if running.popen.poll() is None:
+            running.popen.send_signal(signal.SIGKILL)
+            running.popen.wait(20)

@@ -1,0 +1,134 @@
+"""GET /metrics after known traffic."""
+
+import contextlib
+import time
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.app.fakes import CARD, FakeEngine, photo, picture
+from tests.app.running import Running, eventually, serving
+
+
+def samples(service: Running) -> dict[str, float]:
+    """name{labels} -> value."""
+    answer = service.client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    return {
+        sample.name + "".join(f"{{{key}={value}}}" for key, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def test_pictures_are_counted_with_their_answers_and_stages() -> None:
+    with serving() as service:
+        results = [
+            result
+            for answer in (service.post(picture(seed)) for seed in range(6))
+            for result in answer.json()["results"]
+        ]
+        service.upload(("a", photo()), ("b", b"cat"), ("c", picture()[:-40]))
+        found = samples(service)
+        assert found["tenfold_pictures_total{outcome=answered}"] == 7
+        assert found["tenfold_pictures_total{outcome=unsupported-picture}"] == 1
+        assert found["tenfold_pictures_total{outcome=unreadable-picture}"] == 1
+        for stage in ("decode", "queue", "inference"):
+            assert found[f"tenfold_{stage}_seconds_count"] == 7
+            assert found[f"tenfold_{stage}_seconds_sum"] > 0
+        results += service.post(photo()).json()["results"]
+        found = samples(service)
+        labels = [result["top_k"][0]["label"] for result in results]
+        labels.append(labels[-1])  # the photo's was sent twice
+        for label in set(labels):
+            assert found[f"tenfold_predictions_total{{label={label}}}"] == labels.count(label)
+        assert found["tenfold_confidence_count"] == 8
+        confidence = sum(result["top_k"][0]["probability"] for result in [*results, results[-1]])
+        assert found["tenfold_confidence_sum"] == pytest.approx(confidence, abs=1e-4)
+        accepted = sum(result["accepted"] for result in [*results, results[-1]])
+        assert 0 < accepted < 8
+        assert found["tenfold_accepted_total"] == accepted
+        assert found["tenfold_batch_views_sum"] == service.engine.views == 10
+        assert found["tenfold_batch_views_count"] == len(service.engine.batches)
+
+
+def test_requests_are_counted_by_route_and_status_and_refusals_by_reason() -> None:
+    with serving(max_body_bytes=5000) as service:
+        service.post(picture())
+        service.post(picture())
+        service.post(b"cat")
+        service.post(bytes(6000))
+        service.client.get("/nowhere")
+        service.client.get("/also/nowhere")
+        service.client.get("/livez")
+        service.client.head("/livez")
+        service.client.put("/livez")
+        found = samples(service)
+        requests = {
+            name.removeprefix("tenfold_requests_total"): n for name, n in found.items() if "requests_total" in name
+        }
+        assert requests == {
+            "{route=/predict}{status=200}": 2,
+            "{route=/predict}{status=415}": 1,
+            "{route=/predict}{status=413}": 1,
+            "{route=other}{status=404}": 2,
+            "{route=/livez}{status=200}": 2,
+            "{route=/livez}{status=405}": 1,
+        }
+        rejections = {name.partition("=")[2][:-1]: n for name, n in found.items() if "rejections_total" in name}
+        assert rejections == {"unsupported-picture": 1, "body-too-large": 1, "http-404": 2, "http-405": 1}
+        assert found["tenfold_request_seconds_count{route=/predict}"] == 4
+        assert samples(service)["tenfold_requests_total{route=/metrics}{status=200}"] == 1
+
+
+def test_gauges_follow_what_is_under_way_and_return_to_zero() -> None:
+    with serving() as service:
+        service.engine.block()
+        pending = service.in_background(lambda: service.upload(*[("a", picture())] * 3))
+        service.engine.wait_entered()
+        service.wait_admitted(3)
+        with service.connect() as connection:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
+            eventually(lambda: samples(service)["tenfold_uploads_under_way"] == 1, "an upload is under way")
+        assert samples(service)["tenfold_pictures_under_way"] == 3
+        service.engine.release()
+        assert pending.result().status_code == 200
+        eventually(lambda: samples(service)["tenfold_uploads_under_way"] == 0, "the caller has gone")
+        found = samples(service)
+        assert found["tenfold_pictures_under_way"] == 0
+        eventually(lambda: samples(service).get("tenfold_rejections_total{reason=client-gone}") == 1, "and is counted")
+
+
+def test_the_gauges_return_to_zero_after_failures_and_vanishing_callers() -> None:
+    with serving(timeout=0.3) as service:
+        service.engine.block()
+        service.post(picture())
+        with service.connect() as connection:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(picture()))
+            connection.sendall(picture())
+            time.sleep(0.05)
+        service.engine.failure = RuntimeError("broken")
+        service.engine.release()
+        service.post(picture())
+        eventually(lambda: samples(service)["tenfold_pictures_under_way"] == 0, "nothing is under way")
+        assert samples(service)["tenfold_uploads_under_way"] == 0
+
+
+def test_readiness_and_the_model_are_told() -> None:
+    with serving(FakeEngine()) as service:
+        found = samples(service)
+        assert found["tenfold_ready"] == 1
+        labels = {"device": "cpu", "engine": "fake", "name": CARD.name, "precision": "float32", "version": CARD.version}
+        assert found["tenfold_model_info" + "".join(f"{{{key}={value}}}" for key, value in labels.items())] == 1
+        assert found["process_resident_memory_bytes"] > 1e6
+        service.service.drain()
+        assert samples(service)["tenfold_ready"] == 0
+
+
+def test_two_applications_in_one_process_count_apart() -> None:
+    with contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(serving()) for _ in range(2))
+        first.post(picture())
+        assert samples(first)["tenfold_confidence_count"] == 1
+        assert samples(second)["tenfold_confidence_count"] == 0

@@ -1,0 +1,75 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import model
+from model.training.data import LabeledImages, load_cifar10_test
+from model.training.evaluate import Assessment, assess
+
+
+def assessment_of(classifier: model.Classifier, pictures: LabeledImages) -> Assessment:
+    card = classifier.card
+    return assess(classifier.engine, card.input, card.calibration, card.out_of_distribution, pictures)
+
+
+def evaluate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "model.evaluate", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_scores_are_a_table_and_a_last_line_of_json(
+    tiny_bundle: Path, tiny_classifier: model.Classifier, cifar10_root: Path
+) -> None:
+    done = evaluate(tiny_bundle, "--data", cifar10_root, "--limit", "50", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    *table, last = done.stdout.strip().splitlines()
+    summary = json.loads(last)
+    text = "\n".join(table)
+    assert "tiny on torch, cpu" in text
+    assert f"{summary['top1']:.2%}" in text
+    assert all(label in text for label in tiny_classifier.card.labels)
+    assert (summary["model"], summary["version"]) == ("tiny", tiny_classifier.card.version)
+    expected = assessment_of(tiny_classifier, load_cifar10_test(cifar10_root)[:50])
+    assert summary["pictures"] == 50
+    assert summary["nll"] == pytest.approx(expected.scores.nll, rel=0.02)
+    assert summary["ece_uncalibrated"] == pytest.approx(expected.uncalibrated.ece, abs=0.05)
+    assert summary["auroc"] == pytest.approx(expected.auroc, abs=0.02)
+    assert summary["accepted"] == pytest.approx(expected.accepted, abs=0.05)
+    rows = {name.strip(): value.strip() for _, name, value, _ in (line.split("│") for line in table if "│" in line)}
+    assert rows["expected calibration error"] == f"{summary['ece']:.2%}"
+    assert rows["... before calibration"] == f"{summary['ece_uncalibrated']:.2%}"
+    assert rows["test pictures accepted"] == f"{summary['accepted']['test']:.1%}"
+    for kind in ("shuffled tiles", "drawn shapes", "coloured noise"):
+        assert rows[f"AUROC against {kind}"] == f"{summary['auroc'][kind]:.3f}"
+        assert rows[f"{kind} accepted"] == f"{summary['accepted'][kind]:.1%}"
+    assert list(summary["per_class"]) == tiny_classifier.card.labels
+
+
+@pytest.mark.parametrize("fault", ["no data", "no bundle"])
+def test_what_is_missing_is_one_sentence(fault: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    done = evaluate(tiny_bundle if fault == "no data" else tmp_path, "--data", tmp_path, "--device", "cpu")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert ("no CIFAR-10 in" if fault == "no data" else "card.json cannot be read") in done.stderr
+
+
+@pytest.mark.slow
+def test_the_shipped_weights_reach_the_accuracy_on_their_card(cifar10_root: Path) -> None:
+    folder = Path("weights/resnet18-cifar10")
+    if not (folder / "card.json").is_file():
+        pytest.skip(f"{folder} is not here yet: train it, or fetch it")
+    classifier = model.load(folder)
+    assessment = assessment_of(classifier, load_cifar10_test(cifar10_root))
+    scores, metrics = assessment.scores, classifier.card.metrics
+    assert scores.pictures == 10_000
+    assert scores.top1 == pytest.approx(metrics.top1, abs=0.001)
+    assert scores.ece == pytest.approx(metrics.ece, abs=0.003)
+    assert assessment.auroc == pytest.approx(metrics.auroc, abs=0.01)
+    assert assessment.accepted == pytest.approx(metrics.accepted, abs=0.02)
+    assert np.nanmin(scores.per_class) > 0.5

@@ -1,0 +1,100 @@
+"""python -m model.quantize, run as a user runs it."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import model
+from model.card import read_card
+from model.training import data as datasets
+from model.training.data import load_cifar10_test
+from model.training.evaluate import outputs
+from model.training.quantize import add_openvino, differences
+from tests.app.running import ROOT
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_bundle, tmp_path / "tiny")
+
+
+def quantize(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "model.quantize", *map(str, arguments)],
+        capture_output=True, text=True, check=False, cwd=ROOT, timeout=280,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_it_adds_a_model_and_says_what_it_is_worth(bundle: Path) -> None:
+    before = read_card(bundle / "card.json")
+    result = quantize(bundle, "--weights", "int8", "--limit", "60")
+    assert result.returncode == 0, result.stderr
+    assert "quantising it by 50 pictures" in result.stdout
+    assert re.search(
+        r"added int8 for OpenVINO to .*tiny: \d+\.\d\d% of 60 test pictures right, \d+\.\d\d% answered as in float32",
+        result.stdout,
+    )
+    card = read_card(bundle / "card.json")
+    assert card.openvino is not None
+    assert (card.openvino.weights, card.openvino.pictures) == ("int8", 50)
+    told = re.findall(r"^picture \d+, of class \w+: (\w+), in float32 (\w+)$", result.stdout, re.MULTILINE)
+    assert len(told) == round(60 * (1 - card.openvino.agreement))
+    assert card.model_copy(update={"openvino": None, "files": before.files}) == before, "nothing else changed"
+    assert model.load(bundle, device="cpu").engine.precision == "int8"
+
+
+def test_a_card_that_does_not_tell_its_data_is_refused(bundle: Path) -> None:
+    card = json.loads((bundle / "card.json").read_text())
+    del card["training"]["recipe"]["holdout"]
+    (bundle / "card.json").write_text(json.dumps(card))
+    result = quantize(bundle)
+    assert result.returncode == 1
+    assert result.stderr == ("error: the card's recipe lacks 'holdout': which pictures were held out is not known\n")
+
+
+def test_a_folder_without_a_card_is_refused(tmp_path: Path) -> None:
+    result = quantize(tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "name a weights folder that holds a card.json" in result.stderr
+
+
+def test_the_pictures_that_are_answered_otherwise_are_told() -> None:
+    expected = np.array([[0, 1], [1, 0], [0, 1]], np.float32)
+    found = np.array([[0, 2], [0, 2], [3, 0]], np.float32)
+    assert differences(expected, found, np.array([1, 0, 0]), ["cat", "dog"]) == [
+        "picture 1, of class cat: dog, in float32 cat",
+        "picture 2, of class cat: cat, in float32 dog",
+    ]
+
+
+def test_int8_that_is_not_worth_it_gives_way_to_float16_and_the_next_one_replaces_it(bundle: Path) -> None:
+    data = datasets.load("synthetic", Path(), holdout=50, limit=60)
+    about = add_openvino(bundle, data, worth=-1.0)  # nothing answers so much better than float32
+    assert (about.weights, about.pictures) == ("float16", 0)
+    assert read_card(bundle / "card.json").openvino == about
+    about = add_openvino(bundle, data, worth=1.0)
+    assert about.weights == "int8"
+    assert read_card(bundle / "card.json").openvino == about
+    assert model.load(bundle, device="cpu").engine.precision == "int8"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_shipped_int8_answers_as_its_card_says(cifar10_root: Path) -> None:
+    classifier = model.load(ROOT / "weights" / "resnet18-cifar10", device="cpu")
+    card, about = classifier.card, classifier.card.openvino
+    assert about is not None
+    assert classifier.engine.name == "openvino"
+    test = load_cifar10_test(cifar10_root)
+    found = outputs(classifier.engine, card.input, test.pixels.numpy()).logits.argmax(1)
+    top1 = float(np.mean(found == test.labels.numpy()))
+    assert top1 == pytest.approx(about.top1, abs=0.001), "but for another CPU's rounding"
+    assert about.top1 >= card.metrics.top1 - 0.001
+    assert about.agreement > 0.99

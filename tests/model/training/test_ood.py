@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model.training.ood import KINDS, others
+
+
+@pytest.fixture(scope="module")
+def pixels() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def made(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+    return others(pixels)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_as_many_pictures_of_the_same_size(kind: str, made: dict[str, NDArray[np.uint8]]) -> None:
+    assert list(made) == list(KINDS)
+    assert made[kind].shape == (12, 32, 32, 3)
+    assert made[kind].dtype == np.uint8
+    assert len(np.unique(made[kind].reshape(12, -1), axis=0)) == 12, "no two are alike"
+
+
+def test_they_are_the_same_every_time(pixels: NDArray[np.uint8], made: dict[str, NDArray[np.uint8]]) -> None:
+    before = pixels.copy()
+    again = others(pixels)
+    assert all(np.array_equal(again[kind], made[kind]) for kind in KINDS)
+    assert np.array_equal(pixels, before), "what they are made of is left alone"
+
+
+def test_no_kind_is_like_another(made: dict[str, NDArray[np.uint8]]) -> None:
+    kinds = list(made.values())
+    for i, one in enumerate(kinds):
+        for other in kinds[i + 1 :]:
+            assert np.abs(one.astype(int) - other).mean() > 20
+
+
+def test_shuffled_tiles_are_the_pictures_own_tiles_elsewhere(
+    pixels: NDArray[np.uint8], made: dict[str, NDArray[np.uint8]]
+) -> None:
+    orders = set()
+    for before, after in zip(pixels, made["shuffled tiles"], strict=True):
+        tiles = [
+            [
+                picture[row : row + 8, column : column + 8].tobytes()
+                for row in range(0, 32, 8)
+                for column in range(0, 32, 8)
+            ]
+            for picture in (before, after)
+        ]
+        assert sorted(tiles[0]) == sorted(tiles[1])
+        orders.add(tuple(tiles[0].index(tile) for tile in tiles[1]))
+    assert len(orders) == 12, "each picture in an order of its own"
+    assert tuple(range(16)) not in orders
+
+
+def test_shapes_and_noise_show_nothing_of_the_pictures(
+    pixels: NDArray[np.uint8], made: dict[str, NDArray[np.uint8]]
+) -> None:
+    blank = others(np.zeros_like(pixels))
+    for kind in ("drawn shapes", "coloured noise"):
+        assert np.array_equal(blank[kind], made[kind])
+
+
+def test_noise_uses_the_whole_range_of_every_colour(made: dict[str, NDArray[np.uint8]]) -> None:
+    noise = made["coloured noise"]
+    assert (noise.min(axis=(1, 2)) == 0).all()
+    assert (noise.max(axis=(1, 2)) >= 254).all()
+    steps = np.abs(np.diff(noise.astype(int), axis=2)).mean(axis=(1, 2, 3))
+    assert steps.max() > 4 * steps.min(), "from grain to blurs"
