@@ -1,7 +1,7 @@
-# The service with its weights: on the CPU with OpenVINO, or on an NVIDIA GPU with PyTorch (`--target gpu`). Layers go
-# from what changes least to what changes most: a change of the code copies two small folders and rebuilds in seconds.
-# Bytecode, the standard library's too, is made here, for nothing can be written where it runs. What is for a GPU comes
-# after the target cpu, because builders without BuildKit make all that comes before their target.
+# The service with its weights: on the CPU with OpenVINO, or on an NVIDIA GPU with PyTorch (`--target gpu`).
+# Layers that change rarely come first, so a change of the code rebuilds in seconds.
+# Bytecode is compiled at build time because the container's file system is read-only.
+# The GPU stages come after the cpu stage because a builder without BuildKit builds every stage before its target.
 
 FROM python:3.11-slim-bookworm AS uv
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 UV_NO_CACHE=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
@@ -9,12 +9,12 @@ COPY requirements/uv.txt /requirements/
 RUN python -m venv /opt/uv \
     && /opt/uv/bin/pip install --require-hashes -r /requirements/uv.txt \
     && python -m venv --without-pip /opt/venv \
-    && printf '#!/opt/venv/bin/python\nfrom app.cli import main\nmain()\n' > /opt/venv/bin/tenfold \
+    && printf '#!/opt/venv/bin/python\nfrom app.cli.main import main\nmain()\n' > /opt/venv/bin/tenfold \
     && chmod 755 /opt/venv/bin/tenfold
 
 FROM uv AS cpu-packages
 COPY requirements/serve.txt /requirements/
-# Without OpenVINO's plugins for other devices and its readers of other formats: 80 MB.
+# Removing OpenVINO's plugins for other devices and its frontends for other formats saves 80 MB.
 RUN /opt/uv/bin/uv pip install --python /opt/venv/bin/python --require-hashes -r /requirements/serve.txt \
     && cd /opt/venv/lib/python3.11/site-packages/openvino/libs \
     && rm -f libopenvino_intel_gpu_plugin.so libopenvino_intel_npu_*.so libopenvino_onnx_* libopenvino_paddle_* \
@@ -39,7 +39,7 @@ COPY --from=cpu-packages /opt/venv /opt/venv
 COPY weights weights
 COPY model model
 COPY app app
-RUN python -m compileall -q model app && tenfold classify --help > /dev/null && python -c "import app.server, openvino"
+RUN python -m compileall -q model app && tenfold classify --help > /dev/null && python -c "import app.process.server, openvino"
 USER 10001
 
 FROM uv AS gpu-packages
@@ -51,7 +51,7 @@ COPY --from=gpu-packages /opt/venv /opt/venv
 COPY weights weights
 COPY model model
 COPY app app
-RUN python -m compileall -q model app && tenfold classify --help > /dev/null && python -c "import app.server, torch"
+RUN python -m compileall -q model app && tenfold classify --help > /dev/null && python -c "import app.process.server, torch"
 USER 10001
 
 FROM cpu

@@ -1,0 +1,63 @@
+"""The image's contents without building it: what .dockerignore lets through suffices for the Dockerfile's commands."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from tests.app.running import ROOT
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with app/ and model/ as the build context has them."""
+    rules = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    excluded = [rule.removeprefix("**/") for rule in rules if rule != "*" and not rule.startswith("!")]
+
+    def ignored(folder: str, names: list[str]) -> list[str]:
+        paths = {name: (Path(folder) / name).relative_to(ROOT).as_posix() for name in names}
+        return [name for name in names if any(fnmatch(text, rule) for rule in excluded for text in (name, paths[name]))]
+
+    context = tmp_path_factory.mktemp("context")
+    for name in ("app", "model"):
+        assert f"!{name}" in rules
+        shutil.copytree(ROOT / name, context / name, ignore=ignored)
+    return context
+
+
+def run(folder: Path, *arguments: str) -> str:
+    """What the interpreter prints with the copied code only."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    command = [sys.executable, "-P", *arguments]
+    environment["PYTHONPATH"] = str(folder)
+    done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_training_code_is_left_out(copied: Path) -> None:
+    assert not (copied / "model" / "training").exists()
+    assert not (copied / "model" / "commands").exists()
+    assert not list((copied / "model").glob("train*"))
+
+
+def test_the_server_can_be_imported(copied: Path) -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    modules = set(re.findall(r'python -c "import (app[\w.]*)', dockerfile))
+    assert modules
+    for module in modules:
+        found = run(copied, "-c", f"import {module}, model; print({module}.__file__, model.__file__)")
+        assert all(path.startswith(str(copied)) for path in found.split()), "the copied code is imported"
+
+
+def test_the_command_works(copied: Path) -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    (script,) = re.findall(r"printf '#!/opt/venv/bin/python\\n(.*)' > /opt/venv/bin/tenfold", dockerfile)
+    program = copied / "tenfold"
+    program.write_text(script.replace("\\n", "\n"), encoding="utf-8")
+    assert "classify" in run(copied, str(program), "--help")
