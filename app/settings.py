@@ -22,65 +22,86 @@ def _sendable(key: SecretStr) -> SecretStr:
 
 
 class Settings(BaseSettings):
-    """The service's settings; the README's table is held equal to this class by a test."""
+    """The settings of the service. A test compares this class with docs/settings.md."""
 
     model_config = SettingsConfigDict(env_prefix="TENFOLD_", extra="ignore", frozen=True)
 
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 8000
-    workers: Annotated[int, Field(ge=1, le=64, description="Processes, each with its own copy of the model.")] = 1
-    weights: Annotated[Path, Field(description="Folder of the bundle to serve.")] = Path("weights/resnet18-cifar10")
+    port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on. 0 selects a free port.")] = 8000
+    workers: Annotated[
+        int, Field(ge=1, le=64, description="Number of worker processes. Each loads its own copy of the model.")
+    ] = 1
+    weights: Annotated[Path, Field(description="Folder of the model bundle.")] = Path("weights/resnet18-cifar10")
     engine: Annotated[
-        EngineName, Field(description="Runtime: `auto` takes `torch` on CUDA, else `openvino`, else `torch`.")
+        EngineName,
+        Field(
+            description="Runtime. `auto` selects `torch` on CUDA, otherwise `openvino` if available, otherwise `torch`."
+        ),
     ] = "auto"
-    device: Annotated[DeviceName, Field(description="`auto` takes CUDA where there is one.")] = "auto"
-    threads: Annotated[int, Field(ge=0, description="Threads of the network on a CPU; 0 leaves it to the runtime.")] = 0
-    decode_threads: Annotated[int, Field(ge=1, description="Threads that decode pictures.")] = 2
-    max_batch: Annotated[int, Field(ge=1, description="Most views in one forward pass.")] = 32
+    device: Annotated[DeviceName, Field(description="Device. `auto` selects CUDA if available.")] = "auto"
+    threads: Annotated[
+        int, Field(ge=0, description="Number of inference threads on a CPU. 0 selects the default of the runtime.")
+    ] = 0
+    decode_threads: Annotated[int, Field(ge=1, description="Number of threads that decode images.")] = 2
+    max_batch: Annotated[int, Field(ge=1, description="Maximum number of views in one forward pass.")] = 32
     views: Annotated[
         int,
-        Field(ge=1, le=MAX_VIEWS, description="Views averaged of a large, oblong picture, unless a request says."),
+        Field(ge=1, le=MAX_VIEWS, description="Default of the parameter `views`: maximum number of views per image."),
     ] = 2
     min_confidence: Annotated[
-        FiniteFloat, Field(ge=0, le=1, description="Least probability of an accepted answer, unless a request says.")
+        FiniteFloat,
+        Field(
+            ge=0,
+            le=1,
+            description="Default of the parameter `min_confidence`: minimum probability of an accepted image.",
+        ),
     ] = 0.0
     api_keys: Annotated[
         tuple[Annotated[SecretStr, Field(min_length=1), AfterValidator(_sendable)], ...],
         NoDecode,
         BeforeValidator(_words),
-        Field(description="Keys, with commas between them, one of which a request must bring; probes need none."),
+        Field(description="Comma-separated API keys. If set, requests other than probes need one."),
     ] = ()
     cors_origins: Annotated[
         tuple[str, ...],
         NoDecode,
         BeforeValidator(_words),
-        Field(description="Origins, with commas between them, whose pages may call the service from a browser."),
+        Field(description="Comma-separated origins that browsers may send requests from (CORS)."),
     ] = ()
     queue_size: Annotated[
-        int, Field(ge=1, description="Most pictures under way, over all requests; beyond it 503.")
+        int, Field(ge=1, description="Maximum number of images in progress over all requests. More lead to 503.")
     ] = 256
-    max_body_bytes: Annotated[int, Field(ge=1, description="Largest request body, bytes.")] = 20_000_000
-    max_uploads: Annotated[int, Field(ge=1, description="Most requests whose body is being read; beyond it 503.")] = 256
+    max_body_bytes: Annotated[int, Field(ge=1, description="Maximum size of a request body in bytes.")] = 20_000_000
+    max_uploads: Annotated[
+        int, Field(ge=1, description="Maximum number of requests whose body is being received. More lead to 503.")
+    ] = 256
     max_held_bytes: Annotated[
-        int, Field(ge=1, description="Most bytes of request bodies held in memory, over all requests; beyond it 503.")
+        int, Field(ge=1, description="Maximum bytes of request bodies in memory over all requests. More lead to 503.")
     ] = 500_000_000
-    max_pixels: Annotated[int, Field(ge=1, description="Largest picture, width x height.")] = 50_000_000
-    max_files: Annotated[int, Field(ge=1, description="Most pictures in one request.")] = 32
-    timeout: Annotated[FiniteFloat, Field(gt=0, description="Seconds from a request's first byte to its answer.")] = (
-        10.0
+    max_pixels: Annotated[int, Field(ge=1, description="Maximum number of pixels (width x height) of an image.")] = (
+        50_000_000
     )
+    max_files: Annotated[int, Field(ge=1, description="Maximum number of images in one request.")] = 32
+    timeout: Annotated[
+        FiniteFloat, Field(gt=0, description="Seconds from the first byte of a request to its response.")
+    ] = 10.0
     stall_timeout: Annotated[
-        FiniteFloat, Field(gt=0, description="Seconds that one forward pass may take before the process gives up.")
+        FiniteFloat, Field(gt=0, description="Seconds that one forward pass may take. After that the process exits.")
     ] = 60.0
     drain_delay: Annotated[
         FiniteFloat,
-        Field(ge=0, description="Seconds that the service goes on answering after SIGTERM, /readyz being 503."),
+        Field(
+            ge=0,
+            description="Seconds after SIGTERM during which requests are still accepted while /readyz returns 503.",
+        ),
     ] = 1.0
-    drain_timeout: Annotated[int, Field(ge=0, description="Seconds that it then waits for the answers it owes.")] = 30
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="Least level logged.")] = (
-        "info"
-    )
-    log_format: Annotated[LogFormat, Field(description="`auto` is text on a terminal and JSON elsewhere.")] = "auto"
+    drain_timeout: Annotated[int, Field(ge=0, description="Seconds to finish the remaining requests after that.")] = 30
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="Minimum level of log messages.")
+    ] = "info"
+    log_format: Annotated[
+        LogFormat, Field(description="Log format. `auto` selects text on a terminal and JSON otherwise.")
+    ] = "auto"
 
     @model_validator(mode="after")
     def _a_body_fits(self) -> Self:

@@ -151,13 +151,3 @@ def test_every_setting_is_described() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert re.fullmatch(r"[A-Z`].*\.", field.description), f"{name} is described by a sentence"
-
-
-def test_the_readme_lists_every_setting_as_it_is() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(TENFOLD_\w+)` \| `?(.*?)`? ?\| (.*?) \|$", text, re.MULTILINE)
-    code = [
-        (f"TENFOLD_{name.upper()}", str("" if field.default == () else field.default), field.description)
-        for name, field in Settings.model_fields.items()
-    ]
-    assert rows == code
