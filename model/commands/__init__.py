@@ -1,1 +1,1 @@
-"""The commands of model: command-line parsing."""
+"""The commands of the library: command-line parsing only."""

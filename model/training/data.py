@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.card import Training
 from model.errors import DataError
 
 CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -93,6 +94,19 @@ def load(kind: str, root: Path, *, holdout: int, limit: int | None = None, downl
     if limit is not None:
         train, held_out, test = train[:limit], held_out[:limit], test[:limit]
     return DataSet(train, held_out, test, CIFAR10_LABELS, md5)
+
+
+def load_again(training: Training, root: Path, *, limit: int | None = None) -> DataSet:
+    """Read the data set that a bundle was trained on, with the same images held out.
+
+    Raises:
+        DataError: the files are missing or damaged, or the bundle's recipe does not name them.
+    """
+    try:
+        kind, holdout = str(training.recipe["data"]), int(training.recipe["holdout"])
+    except KeyError as error:
+        raise DataError(f"the card's recipe lacks {error}: the held-out images are not known") from error
+    return load(kind, root, holdout=holdout, limit=limit)
 
 
 def load_cifar10_test(root: Path) -> LabeledImages:

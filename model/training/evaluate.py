@@ -1,7 +1,8 @@
-"""Scores of a set of logits, and how to get the outputs for a data set from an engine."""
+"""Run an engine over a data set, and score its outputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,32 +10,39 @@ from PIL import Image
 
 from model.calibration import class_mean_cosine, in_distribution, softmax
 from model.card import Calibration, InputSpec, OutOfDistribution, ReliabilityBin
-from model.engines.base import Engine, Outputs
+from model.classifier import Classifier, load
+from model.engines.base import DeviceName, Engine, EngineName, Outputs
+from model.errors import ModelError
 from model.image import test_transform
-from model.training.data import LabeledImages
-from model.training.ood import KINDS, others
+from model.training.data import CIFAR10_LABELS, LabeledImages, load_cifar10_test
+from model.training.ood import others
 
 ECE_BINS = 15
+_BATCH = 100
+# Out-of-distribution images of each kind that `assess` runs, at most.
 _OTHERS = 2000
+
+Progress = Callable[[int, int], None]
+"""Called after each batch with the number of images done and the total."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How good the predictions for N pictures of C classes are.
+    """How good the predictions for N images of C classes are.
 
     Attributes:
-        pictures: N.
-        top1: share whose likeliest class is right, 0..1.
+        images: N.
+        top1: fraction of images whose most probable class is right, 0..1.
         nll: mean negative log-likelihood, nats.
         ece: expected calibration error, 0..1.
-        per_class: share of each class's pictures that is right, float64[C].
-        confusion: pictures of true class i that were taken for class j, int64[C, C].
-        bins: for each of the 15 bins of confidence: number of pictures, mean confidence, share right; float64[15, 3].
+        per_class: accuracy on the images of each class, 0..1, NaN for a class without images; float64[C].
+        confusion: number of images of class i that are predicted as class j, int64[C, C].
+        bins: number of images, mean confidence and accuracy in each of the 15 bins of confidence, float64[15, 3].
         probabilities: float32[N, C].
-        truth: int64[N].
+        truth: right classes, int64[N].
     """
 
-    pictures: int
+    images: int
     top1: float
     nll: float
     ece: float
@@ -46,10 +54,16 @@ class Scores:
 
 
 def score(logits: NDArray[np.float32], truth: NDArray[np.int64], temperature: float = 1.0) -> Scores:
-    """Score float32[N, C] logits, divided by the temperature, against int64[N] class numbers.
+    """Score logits against the right classes.
 
     The expected calibration error is that of Guo et al. 2017 (arXiv:1706.04599): 15 bins of equal width over the
-    likeliest class's probability, the gap between confidence and accuracy weighted by the bin's share of pictures.
+    probability of the most probable class. The gap between confidence and accuracy is weighted by the bin's fraction
+    of the images.
+
+    Args:
+        logits: float32[N, C].
+        truth: right classes, int64[N].
+        temperature: divides the logits.
     """
     count, classes = logits.shape
     logits = logits / np.float32(temperature)
@@ -65,7 +79,7 @@ def score(logits: NDArray[np.float32], truth: NDArray[np.int64], temperature: fl
     totals = confusion.sum(1)
     per_class = np.divide(confusion.diagonal(), totals, out=np.full(classes, np.nan), where=totals > 0)
 
-    # Bin i holds (i/15, (i+1)/15].
+    # Bin i contains confidences in (i/15, (i+1)/15].
     index = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
     sizes = np.bincount(index, minlength=ECE_BINS).astype(np.float64)
     filled = np.maximum(sizes, 1)
@@ -84,16 +98,22 @@ def score(logits: NDArray[np.float32], truth: NDArray[np.int64], temperature: fl
 
 
 def reliability(scores: Scores) -> list[ReliabilityBin]:
-    """The bins that hold any pictures, by ascending confidence, as a card tells of them."""
+    """The bins that contain images, by ascending confidence, for a card."""
     return [
-        ReliabilityBin(confidence=round(confidence, 6), accuracy=round(accuracy, 6), pictures=int(pictures))
-        for pictures, confidence, accuracy in scores.bins.tolist()
-        if pictures
+        ReliabilityBin(confidence=round(confidence, 6), accuracy=round(accuracy, 6), pictures=int(images))
+        for images, confidence, accuracy in scores.bins.tolist()
+        if images
     ]
 
 
 def auroc(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
-    """Chance that a random member of `inside` scores higher than one of `outside`, ties counting half; 0..1."""
+    """Area under the ROC curve: the probability that a random member of `inside` scores higher than one of `outside`.
+
+    Ties count half.
+
+    Returns:
+        0..1.
+    """
     scores = np.concatenate([inside, outside])
     _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
@@ -106,22 +126,25 @@ def outputs(
     spec: InputSpec,
     pixels: NDArray[np.uint8],
     *,
-    batch_size: int = 100,
+    batch_size: int = _BATCH,
     progress: Callable[[int], None] | None = None,
 ) -> Outputs:
-    """An engine's outputs for pictures, each through the serving path's own test transform, one view.
+    """Run an engine over images of a data set, one view each, preprocessed as in the service.
 
     Args:
         engine: to run.
-        spec: of the card.
+        spec: test transform of the card.
         pixels: uint8[N, H, W, 3].
-        batch_size: pictures in one call of the engine.
-        progress: is told after each batch how many pictures it held.
+        batch_size: images in one call of the engine.
+        progress: called after each batch with the number of images in it.
+
+    Returns:
+        The outputs for all N images.
     """
     parts = []
     for start in range(0, len(pixels), batch_size):
         part = pixels[start : start + batch_size]
-        parts.append(engine.run(np.stack([test_transform(Image.fromarray(picture), spec) for picture in part])))
+        parts.append(engine.run(np.stack([test_transform(Image.fromarray(image), spec) for image in part])))
         if progress:
             progress(len(part))
     return Outputs(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
@@ -129,13 +152,13 @@ def outputs(
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """What a bundle's numbers are worth on a test set.
+    """The quality of a bundle's predictions on a test set.
 
     Attributes:
-        scores: with its calibrated probabilities.
-        uncalibrated: at temperature 1.
-        auroc: of the out-of-distribution score, test pictures against each other kind, 0..1.
-        accepted: share accepted of the test pictures ("test") and of each other kind, 0..1.
+        scores: of the calibrated probabilities.
+        uncalibrated: of the probabilities at temperature 1.
+        auroc: of the out-of-distribution score, test images against each other kind of images, 0..1.
+        accepted: accepted fraction of the test images ("test") and of each other kind of images, 0..1.
     """
 
     scores: Scores
@@ -151,39 +174,74 @@ def assess(
     out_of_distribution: OutOfDistribution,
     test: LabeledImages,
     *,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Assessment:
-    """Run the test pictures, and at most 2,000 of each kind in `model.training.ood`, and score what comes out.
+    """Run and score the test images, and at most 2,000 out-of-distribution images of each kind (`model.training.ood`).
 
     Args:
         engine: to run.
-        spec: of the card.
+        spec: test transform of the card.
         calibration: of the card.
         out_of_distribution: of the card.
-        test: pictures and their labels.
-        progress: is told after each batch how many pictures it held; `assessed` says how many there will be.
+        test: images with labels.
+        progress: called after each batch.
     """
     pixels, truth = test.pixels.numpy(), test.labels.numpy()
+    unknown = others(pixels[:_OTHERS])
+    total = len(pixels) + sum(map(len, unknown.values()))
+    done = 0
 
-    def looked_at(part: NDArray[np.uint8]) -> tuple[Outputs, NDArray[np.float64]]:
-        out = outputs(engine, spec, part, progress=progress)
-        return out, class_mean_cosine(out.features, out_of_distribution)
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, total)
 
-    out, inside = looked_at(pixels)
-    found = {"test": inside}
-    for name, made in others(pixels[:_OTHERS]).items():
-        found[name] = looked_at(made)[1]
+    out = outputs(engine, spec, pixels, progress=advance)
+    known = class_mean_cosine(out.features, out_of_distribution)
+    cosines = {"test": known}
+    for name, images in unknown.items():
+        features = outputs(engine, spec, images, progress=advance).features
+        cosines[name] = class_mean_cosine(features, out_of_distribution)
     return Assessment(
         scores=score(out.logits, truth, calibration.temperature),
         uncalibrated=score(out.logits, truth),
-        auroc={name: auroc(inside, values) for name, values in found.items() if name != "test"},
+        auroc={name: auroc(known, values) for name, values in cosines.items() if name != "test"},
         accepted={
             name: float((in_distribution(values, out_of_distribution) >= out_of_distribution.threshold).mean())
-            for name, values in found.items()
+            for name, values in cosines.items()
         },
     )
 
 
-def assessed(test: LabeledImages) -> int:
-    """How many pictures `assess` runs."""
-    return len(test) + len(KINDS) * min(len(test), _OTHERS)
+def evaluate_bundle(
+    folder: Path,
+    data: Path,
+    *,
+    engine: EngineName = "auto",
+    device: DeviceName = "auto",
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Classifier, Assessment]:
+    """Load a bundle and assess it on the CIFAR-10 test set.
+
+    Args:
+        folder: of the bundle.
+        data: folder that contains cifar-10-batches-py/.
+        engine: as in `model.load`.
+        device: as in `model.load`.
+        limit: use only the first so many test images.
+        progress: called after each batch.
+
+    Raises:
+        ModelError: the bundle, the engine or the data cannot be used, or the classes are not those of CIFAR-10.
+    """
+    classifier = load(folder, engine=engine, device=device)
+    card = classifier.card
+    if tuple(card.labels) != CIFAR10_LABELS:
+        raise ModelError(f"the classes of {folder} are not the ten of CIFAR-10: name another bundle")
+    test = load_cifar10_test(data)[:limit]
+    assessment = assess(
+        classifier.engine, card.input, card.calibration, card.out_of_distribution, test, progress=progress
+    )
+    return classifier, assessment

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from model.nets.zoo import build, count_multiply_adds, count_parameters
 from model.training import report
 from model.training.calibrate import UNCALIBRATED, fit_out_of_distribution, fit_temperature
 from model.training.data import DataSet
-from model.training.evaluate import Assessment, assess, outputs, reliability
+from model.training.evaluate import Assessment, Progress, assess, outputs, reliability
 from model.training.loop import Run, network_arguments
 
 _SELF_TEST_SEED = 10
@@ -48,7 +47,7 @@ def export(
     *,
     name: str,
     device: DeviceName = "auto",
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[ModelCard, Assessment]:
     """Test the run once and write its bundle to `folder`, which must not exist.
 
@@ -98,7 +97,7 @@ def export(
             reliability=reliability(scores),
             auroc=assessment.auroc,
             accepted=assessment.accepted,
-            pictures=scores.pictures,
+            pictures=scores.images,
             measured=f"once, after the last epoch, one view, float32 on {engine.device}",
         ),
         calibration=calibration,

@@ -42,7 +42,7 @@ def test_the_scores_are_a_table_and_a_last_line_of_json(
     rows = {name.strip(): value.strip() for _, name, value, _ in (line.split("│") for line in table if "│" in line)}
     assert rows["expected calibration error"] == f"{summary['ece']:.2%}"
     assert rows["... before calibration"] == f"{summary['ece_uncalibrated']:.2%}"
-    assert rows["test pictures accepted"] == f"{summary['accepted']['test']:.1%}"
+    assert rows["test images accepted"] == f"{summary['accepted']['test']:.1%}"
     for kind in ("shuffled tiles", "drawn shapes", "coloured noise"):
         assert rows[f"AUROC against {kind}"] == f"{summary['auroc'][kind]:.3f}"
         assert rows[f"{kind} accepted"] == f"{summary['accepted'][kind]:.1%}"
@@ -67,7 +67,7 @@ def test_the_shipped_weights_reach_the_accuracy_on_their_card(cifar10_root: Path
     classifier = model.load(folder)
     assessment = assessment_of(classifier, load_cifar10_test(cifar10_root))
     scores, metrics = assessment.scores, classifier.card.metrics
-    assert scores.pictures == 10_000
+    assert scores.images == 10_000
     assert scores.top1 == pytest.approx(metrics.top1, abs=0.001)
     assert scores.ece == pytest.approx(metrics.ece, abs=0.003)
     assert assessment.auroc == pytest.approx(metrics.auroc, abs=0.01)

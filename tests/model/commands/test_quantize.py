@@ -38,7 +38,8 @@ def test_it_adds_a_model_and_says_what_it_is_worth(bundle: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "quantising it by 50 pictures" in result.stdout
     assert re.search(
-        r"added int8 for OpenVINO to .*tiny: \d+\.\d\d% of 60 test pictures right, \d+\.\d\d% answered as in float32",
+        r"added an OpenVINO model in int8 to .*tiny: test accuracy \d+\.\d\d% of 60 images, "
+        r"\d+\.\d\d% with the same first class as in float32",
         result.stdout,
     )
     card = read_card(bundle / "card.json")
@@ -56,7 +57,7 @@ def test_a_card_that_does_not_tell_its_data_is_refused(bundle: Path) -> None:
     (bundle / "card.json").write_text(json.dumps(card))
     result = quantize(bundle)
     assert result.returncode == 1
-    assert result.stderr == ("error: the card's recipe lacks 'holdout': which pictures were held out is not known\n")
+    assert result.stderr == "error: the card's recipe lacks 'holdout': the held-out images are not known\n"
 
 
 def test_a_folder_without_a_card_is_refused(tmp_path: Path) -> None:

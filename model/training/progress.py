@@ -1,0 +1,86 @@
+"""Progress of a training run, for a terminal or a log file."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from model.training.recipes import Recipe
+
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class LineProgress:
+    """Prints plain lines: one every 30 seconds, and one after each epoch."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def begin(self, done: float) -> None:
+        self.done_before = done
+        self.images = 0
+        self.began = self.printed = time.monotonic()
+
+    def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int, done: float) -> None:
+        self.images += pictures
+        now = time.monotonic()
+        if now - self.printed >= _SECONDS_BETWEEN_LINES:
+            self.printed = now
+            left = (now - self.began) / (done - self.done_before) * (1 - done)
+            print(
+                f"{done:.1%}, epoch {epoch}/{self.recipe.epochs}, lr {lr:.4f}, loss {loss:.4f}, "
+                f"{self.images / (now - self.began):.0f} images/s, {left / 60:.0f} min left",
+                flush=True,
+            )
+
+    def epoch(self, record: dict[str, float]) -> None:
+        print(epoch_line(record, self.recipe), flush=True)
+
+
+class BarProgress:
+    """Shows a bar with rate, loss and remaining time."""
+
+    def __init__(self, recipe: Recipe, console: Console) -> None:
+        self.recipe = recipe
+        self.progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}/" + str(recipe.epochs)),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("lr {task.fields[lr]:.4f}  loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} images/s"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+
+    def begin(self, done: float) -> None:
+        self.task = self.progress.add_task("", total=1.0, epoch=1, lr=0.0, loss=float("nan"), rate=0.0)
+        self.progress.update(self.task, completed=done)
+        self.images, self.began = 0, time.monotonic()
+
+    def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int, done: float) -> None:
+        self.images += pictures
+        rate = self.images / (time.monotonic() - self.began)
+        self.progress.update(self.task, completed=done, epoch=epoch, lr=lr, loss=loss, rate=rate)
+
+    def epoch(self, record: dict[str, float]) -> None:
+        self.progress.console.print(epoch_line(record, self.recipe), highlight=False)
+
+
+def epoch_line(record: dict[str, float], recipe: Recipe) -> str:
+    """One line about a finished epoch: its number, the training loss and the watched accuracy."""
+    accuracy = f", {recipe.watch} accuracy {record['accuracy']:.2%}" if "accuracy" in record else ""
+    return (
+        f"epoch {record['epoch']}/{recipe.epochs}, loss {record['train_loss']:.4f}{accuracy}, "
+        f"{record['side']} px, {record['seconds']:.0f} s"
+    )
+
+
+@contextmanager
+def image_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on stderr if that is a terminal. Yields a function that takes the images done and their total."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("images")
+        yield lambda done, total: bar.update(task, completed=done, total=total)

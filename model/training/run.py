@@ -1,0 +1,96 @@
+"""A training run from its recipe to its bundle."""
+
+import re
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from model.card import NAME_PATTERN
+from model.engines.base import DeviceName
+from model.errors import SaveError, TrainingError
+from model.training import data as datasets
+from model.training import report
+from model.training.export import export
+from model.training.loop import Run, train
+from model.training.pretrained import Init, read_state_dict
+from model.training.progress import BarProgress, LineProgress
+from model.training.recipes import Recipe
+
+
+def train_bundle(
+    recipe: Recipe,
+    *,
+    data: Path,
+    run: Path,
+    out: Path,
+    device: DeviceName = "auto",
+    seed: int = 0,
+    download: bool = False,
+    init: Path | None = None,
+    limit: int | None = None,
+    resume: bool = False,
+) -> None:
+    """Train a recipe, test it once and write a bundle. Prints the progress to stdout.
+
+    Args:
+        recipe: to train.
+        data: folder that contains cifar-10-batches-py/.
+        run: folder of the checkpoint and of the contact sheet, mistakes.png.
+        out: bundle to write; must not exist.
+        device: "auto" uses CUDA if available.
+        seed: of the weights, the order and the augmentation.
+        download: download CIFAR-10 to `data` if it is missing.
+        init: state dict to start from.
+        limit: use only the first so many images of each part.
+        resume: continue the run in `run`.
+
+    Raises:
+        SaveError: the bundle exists, has an unusable name or cannot be written, or `run` holds another run.
+        DataError: the data set is missing or damaged.
+        RecipeError: there is no such network, `init` is of another network, or the checkpoint of another recipe.
+        TrainingError: there is no CUDA device or no checkpoint, or the loss is no longer finite.
+    """
+    if out.exists():
+        raise SaveError(f"{out} exists: choose another --out, or move it away")
+    if not re.match(NAME_PATTERN, out.name):
+        raise SaveError(f"the name {out.name!r} is not allowed: end --out in letters, digits, dots, _ and - only")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("no CUDA device is available: use --device cpu or auto")
+    start = None if init is None else read_state_dict(init)
+    dataset = datasets.load(recipe.data, data, holdout=recipe.holdout, limit=limit, download=download)
+    kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    result = _train(recipe, dataset, torch.device(kind), run, seed=seed, resume=resume, init=start)
+
+    print(f"testing once, on {len(dataset.test):,} images", flush=True)
+    card, assessment = export(result, dataset, out, name=out.name, device=device)
+    print(f"test accuracy {card.metrics.top1:.2%}, expected calibration error {card.metrics.ece:.2%}")
+    print(f"wrote {out}", flush=True)
+    mistakes = run / "mistakes.png"
+    try:
+        mistakes.write_bytes(report.contact_sheet(card.labels, assessment.scores, dataset.test))
+    except OSError as error:
+        mistakes.unlink(missing_ok=True)
+        raise SaveError(f"{out} is complete, but {mistakes} cannot be written: {error.strerror}") from error
+    print(f"{mistakes} shows the mistakes with the highest confidence", flush=True)
+
+
+def _train(
+    recipe: Recipe,
+    dataset: datasets.DataSet,
+    device: torch.device,
+    folder: Path,
+    *,
+    seed: int,
+    resume: bool,
+    init: Init | None,
+) -> Run:
+    console = Console()
+    if not console.is_terminal:
+        observer = LineProgress(recipe)
+        return train(
+            recipe, dataset, device=device, seed=seed, folder=folder, observer=observer, resume=resume, init=init
+        )
+    bar = BarProgress(recipe, console)
+    with bar.progress:
+        return train(recipe, dataset, device=device, seed=seed, folder=folder, observer=bar, resume=resume, init=init)

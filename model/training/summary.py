@@ -1,0 +1,55 @@
+"""The result of an evaluation, as a table and as JSON."""
+
+import math
+from typing import Any
+
+from rich.table import Table
+
+from model.classifier import Classifier
+from model.training.evaluate import Assessment
+
+
+def summary(classifier: Classifier, assessment: Assessment) -> dict[str, Any]:
+    """The scores of a bundle, for programs. A class without test images has no accuracy, so its entry is None."""
+    card, engine, scores = classifier.card, classifier.engine, assessment.scores
+    return {
+        "model": card.name,
+        "version": card.version,
+        "engine": engine.name,
+        "device": engine.device,
+        "precision": engine.precision,
+        "pictures": scores.images,
+        "top1": scores.top1,
+        "nll": scores.nll,
+        "ece": scores.ece,
+        "ece_uncalibrated": assessment.uncalibrated.ece,
+        "auroc": assessment.auroc,
+        "accepted": assessment.accepted,
+        "per_class": {
+            label: None if math.isnan(accuracy) else float(accuracy)
+            for label, accuracy in zip(card.labels, scores.per_class, strict=True)
+        },
+    }
+
+
+def table(classifier: Classifier, assessment: Assessment) -> Table:
+    """The scores of a bundle, for people."""
+    engine, scores = classifier.engine, assessment.scores
+    out = Table(
+        title=f"{classifier.card.name} on {engine.name}, {engine.device}, {engine.precision}", title_justify="left"
+    )
+    out.add_column("measure")
+    out.add_column("value", justify="right")
+    out.add_row("images", f"{scores.images:,}")
+    out.add_row("top-1 accuracy", f"{scores.top1:.2%}")
+    out.add_row("negative log-likelihood", f"{scores.nll:.4f} nats")
+    out.add_row("expected calibration error", f"{scores.ece:.2%}")
+    out.add_row("... before calibration", f"{assessment.uncalibrated.ece:.2%}")
+    out.add_row("test images accepted", f"{assessment.accepted['test']:.1%}", end_section=True)
+    for name, area in assessment.auroc.items():
+        out.add_row(f"AUROC against {name}", f"{area:.3f}")
+        out.add_row(f"{name} accepted", f"{assessment.accepted[name]:.1%}")
+    out.add_section()
+    for label, accuracy in zip(classifier.card.labels, scores.per_class, strict=True):
+        out.add_row(label, f"{accuracy:.1%}")
+    return out

@@ -1,0 +1,33 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from model.training.loop import Observer
+from model.training.progress import BarProgress, LineProgress
+from model.training.recipes import recipe_named
+
+RECORD = {"epoch": 1, "side": 16, "lr": 0.1, "train_loss": 2.25, "accuracy": 0.125, "seconds": 3.2}
+LINE = "epoch 1/8, loss 2.2500, holdout accuracy 12.50%, 16 px, 3 s\n"
+
+
+def run_one_epoch(observer: Observer) -> None:
+    observer.begin(0.0)
+    observer.step(epoch=1, loss=2.25, lr=0.1, pictures=25, done=0.125)
+    observer.epoch(RECORD)
+
+
+def test_a_log_file_gets_one_line_for_each_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    run_one_epoch(LineProgress(recipe_named("smoke")))
+    assert capsys.readouterr().out == LINE
+
+
+def test_a_terminal_gets_a_bar_with_the_loss_and_the_rate() -> None:
+    screen = io.StringIO()
+    bar = BarProgress(recipe_named("smoke"), Console(file=screen, force_terminal=True, width=120))
+    with bar.progress:
+        run_one_epoch(bar)
+    text = screen.getvalue()
+    assert LINE in text
+    for part in ("epoch 1/8", "loss 2.2500", "images/s", "12%"):
+        assert part in text
