@@ -1,6 +1,6 @@
-"""Takes the pictures of the page that lie beside this file, of the shipped weights: python -m docs.screenshots
+"""Take the screenshots of the page in this folder, with the shipped weights: python -m docs.screenshots
 
-They show photographs that scikit-image brings along, all of them without conditions, and none of CIFAR-10.
+They show photos that are part of scikit-image and free to use without conditions, and no image of CIFAR-10.
 """
 
 import io
@@ -17,7 +17,7 @@ from tests.app.running import process
 from tests.page.browsing import browsing, visiting
 
 FOLDER = Path(__file__).parent
-PICTURES = {
+PHOTOS = {
     "cat.jpg": skimage.data.chelsea,
     "astronaut.jpg": skimage.data.astronaut,
     "coffee.jpg": skimage.data.coffee,
@@ -26,15 +26,15 @@ PICTURES = {
 
 
 def take(browser: Browser, url: str, name: str, *, width: int, height: int, theme: Literal["light", "dark"]) -> None:
-    """Write one PNG: the page with the answers to `PICTURES` and to its own examples."""
+    """Write one PNG: the page with the results of `PHOTOS` and of its own examples."""
     options = {"viewport": {"width": width, "height": height}, "color_scheme": theme, "reduced_motion": "reduce"}
     with visiting(browser, url, **options) as page:
         expect(page.locator("#model")).to_be_visible()
-        files = [FilePayload(name=file, mimeType="image/jpeg", buffer=_jpeg(file)) for file in PICTURES]
+        files = [FilePayload(name=file, mimeType="image/jpeg", buffer=_jpeg(file)) for file in PHOTOS]
         page.set_input_files("#files", files)
         for example in ("drawn ship", "coloured tiles"):
             page.get_by_role("button", name=example, exact=True).click()
-        expect(page.locator("#count")).to_have_text(f"{len(PICTURES) + 2} pictures")
+        expect(page.locator("#count")).to_have_text(f"{len(PHOTOS) + 2} pictures")
         page.get_by_role("button", name="cat.jpg").click()
         page.evaluate("scrollTo(0, 0)")
         page.mouse.move(0, 0)
@@ -45,12 +45,12 @@ def take(browser: Browser, url: str, name: str, *, width: int, height: int, them
 
 def _jpeg(name: str) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(PICTURES[name]()).save(file, "JPEG", quality=92)  # type: ignore[no-untyped-call]
+    Image.fromarray(PHOTOS[name]()).save(file, "JPEG", quality=92)  # type: ignore[no-untyped-call]
     return file.getvalue()
 
 
 def main() -> None:
-    """Start the service, visit it, and write the pictures."""
+    """Start the service, open the page, and write the screenshots."""
     with tempfile.TemporaryDirectory() as folder, process({"TENFOLD_PORT": "0"}, Path(folder) / "log") as service:
         service.wait_ready()
         url = f"http://127.0.0.1:{service.port}/"
