@@ -1,4 +1,4 @@
-"""tenfold: the commands under one name. What one needs is imported when it is run, so that --help comes at once."""
+"""The program `tenfold` and its commands. Each imports what it needs when it runs, so that --help is immediate."""
 
 import os
 import sys
@@ -13,36 +13,37 @@ from app.cli.classify.command import main as classify
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 app.command("classify")(classify)
 
-# Options and --help of these are their own.
-_HANDED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+# The arguments are parsed by a command of another package, --help included.
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 @app.callback()
 def tenfold() -> None:
-    """Images to ranked CIFAR-10 classes: classify files, serve, and make the weights."""
+    """Classify images, serve the model over HTTP, and train it."""
 
 
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.  [default: 8000]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 chooses a free one.  [default: 8000]")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes, each with its own copy of the model.")] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Folder of the bundle.  [default: weights/resnet18-cifar10]")
     ] = None,
     engine: Annotated[Literal["auto", "openvino", "torch"] | None, typer.Option(help="Runtime.")] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="What it runs on.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Of the network on a CPU; 0 leaves it to the runtime.")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Device of the network.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the network on a CPU; 0 leaves it to the runtime.")
+    ] = None,
 ) -> None:
-    """Serve over HTTP, as python -m app does.
+    """Serve the model over HTTP, like python -m app.
 
-    Settings are read from the environment (TENFOLD_PORT, ...; the README lists them); an option sets the one of its
-    name.
+    Settings are read from the environment (TENFOLD_PORT, ...). An option overrides the setting with its name.
     """
     from app.__main__ import run
     from app.settings import default_weights
 
-    chosen = {
+    options = {
         "host": host,
         "port": port,
         "workers": workers,
@@ -51,58 +52,58 @@ def serve(
         "device": device,
         "threads": threads,
     }
-    # Where the workers read them too.
-    os.environ.update({f"TENFOLD_{name.upper()}": str(value) for name, value in chosen.items() if value is not None})
+    # Worker processes read the environment too.
+    os.environ.update({f"TENFOLD_{name.upper()}": str(value) for name, value in options.items() if value is not None})
     run([])
 
 
-@app.command(context_settings=_HANDED_ON)
+@app.command(context_settings=_PASSED_ON)
 def train(context: typer.Context) -> None:
-    """Train a network and write a bundle of weights."""
+    """Train a network and write a bundle."""
 
-    def imported() -> Callable[..., None]:
+    def load_command() -> Callable[..., None]:
         from model.commands.train import main
 
         return main
 
-    _hand_on(context, imported)
+    _pass_on(context, load_command)
 
 
-@app.command(context_settings=_HANDED_ON)
+@app.command(context_settings=_PASSED_ON)
 def evaluate(context: typer.Context) -> None:
-    """Score a bundle on the CIFAR-10 test set."""
+    """Evaluate a bundle on the CIFAR-10 test set."""
 
-    def imported() -> Callable[..., None]:
+    def load_command() -> Callable[..., None]:
         from model.commands.evaluate import main
 
         return main
 
-    _hand_on(context, imported)
+    _pass_on(context, load_command)
 
 
-@app.command(context_settings=_HANDED_ON)
+@app.command(context_settings=_PASSED_ON)
 def quantize(context: typer.Context) -> None:
-    """Add a model for OpenVINO to a bundle."""
+    """Add a quantized OpenVINO model to a bundle."""
 
-    def imported() -> Callable[..., None]:
+    def load_command() -> Callable[..., None]:
         from model.commands.quantize import main
 
         return main
 
-    _hand_on(context, imported)
+    _pass_on(context, load_command)
 
 
-def _hand_on(context: typer.Context, imported: Callable[[], Callable[..., None]]) -> None:
+def _pass_on(context: typer.Context, load_command: Callable[[], Callable[..., None]]) -> None:
     try:
-        main = imported()
+        main = load_command()
     except ImportError as error:
         print(
-            f"error: {context.command_path} needs what is installed for training ({error}): "
+            f"error: {context.command_path} requires the training dependencies ({error}): "
             "run make install, or install tenfold[train]",
             file=sys.stderr,
         )
         raise typer.Exit(2) from error
-    command = typer.Typer(add_completion=False)
+    command = typer.Typer(add_completion=False, rich_markup_mode=None)
     command.command()(main)
     command(context.args, prog_name=context.command_path)
 

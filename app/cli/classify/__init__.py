@@ -1,1 +1,1 @@
-"""The command line's classifier of files: python -m app.classify PATHS, or `tenfold classify PATHS`."""
+"""`tenfold classify PATHS`, which is also `python -m app.classify PATHS`."""

@@ -1,5 +1,6 @@
-"""The command: its options, what goes where, and how it ends."""
+"""Options, streams and exit codes of `tenfold classify`."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -9,65 +10,73 @@ from typing import Annotated, Literal
 
 import typer
 
-from app.cli.classify.paths import STDIN, Lost, expand, listed_in
+from app.cli.classify.paths import STDIN, BadPath, find_files, read_path_list
 from app.cli.classify.progress import Report
-from app.cli.classify.results import Format, Output, Result, Unusable, Writer, shown, writer_of
+from app.cli.classify.results import (
+    CommandError,
+    Format,
+    Output,
+    Result,
+    Writer,
+    escape_unprintable,
+    make_writer,
+)
 
-# As a shell tells of a tool that a signal ended: Ctrl-C, and nobody there to read on.
-_INTERRUPTED, _UNREAD = 130, 141
-# If the first so many paths give no files, it begins all the same, for it would have to keep them.
-_LOST = 100
-# As TENFOLD_MAX_BODY_BYTES, if nobody sets it.
+# 128 plus the signal, as shells report SIGINT and SIGPIPE.
+_INTERRUPTED, _BROKEN_PIPE = 130, 141
+# Arguments without files that are kept until the first file is found.
+_MAX_BAD_PATHS = 100
+# The default of TENFOLD_MAX_BODY_BYTES. Importing app.settings here would slow down --help.
 _MAX_BYTES = 20_000_000
 
 
-def main(
+def classify(
     paths: Annotated[
         list[str],
         typer.Argument(
-            help="Files; folders, for the pictures in them and below; patterns such as 'photos/**/*.jpg'; "
+            help="Files; folders, for the images in them and their subfolders; patterns such as 'photos/**/*.jpg'; "
             "- for a list of paths on standard input.",
             show_default=False,
         ),
     ],
-    url: Annotated[str | None, typer.Option(help="Ask the service there, instead of loading the model here.")] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="TENFOLD_API_KEY", help="For a service that wants one.")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes to tell of each picture, likeliest first.")] = 1,
+    url: Annotated[str | None, typer.Option(help="Use a running service instead of loading the model here.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="TENFOLD_API_KEY", help="API key of the service.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Classes per image, most probable first.")] = 1,
     views: Annotated[
-        int | None, typer.Option(min=1, max=4, help="Views averaged of a large, oblong picture.  [default: 2]")
+        int | None, typer.Option(min=1, max=4, help="Views that are averaged for a large oblong image.  [default: 2]")
     ] = None,
     min_confidence: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Least probability of an accepted answer.  [default: 0]")
+        float | None, typer.Option(min=0, max=1, help="Lowest probability of an accepted prediction.  [default: 0]")
     ] = None,
     output_format: Annotated[
-        Format | None, typer.Option("--format", help="Of the results.  [default: table on a terminal, else csv]")
+        Format | None, typer.Option("--format", help="Format of the results.  [default: table on a terminal, else csv]")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File for the results; it takes its place when it is whole.")
+        Path | None, typer.Option("--output", "-o", help="File for the results, replaced when they are complete.")
     ] = None,
     null: Annotated[bool, typer.Option("--null", "-0", help="Paths on standard input end with NUL.")] = False,
     patience: Annotated[
-        float, typer.Option(min=0, help="With --url: seconds to wait for a service that is busy or away.")
+        float, typer.Option(min=0, help="With --url: seconds to retry while the service is busy or unreachable.")
     ] = 60.0,
     max_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Largest file that is read.  [default: 20000000]")
+        int | None, typer.Option(min=1, help="Size of the largest file that is read.  [default: 20000000]")
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Folder of the bundle.  [default: weights/resnet18-cifar10]")
     ] = None,
     engine: Annotated[Literal["auto", "openvino", "torch"] | None, typer.Option(help="Runtime.")] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="What it runs on.")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Device of the network.")] = None,
     threads: Annotated[
-        int | None, typer.Option(min=0, help="Of the network on a CPU; 0 leaves it to the runtime.")
+        int | None, typer.Option(min=0, help="Threads of the network on a CPU; 0 leaves it to the runtime.")
     ] = None,
-) -> None:
-    """Classify files, here or by a running service.
+) -> int:
+    """Classify image files, here or with a running service.
 
-    Results go to standard output in the order of the files, everything else to standard error. A file that cannot be
-    classified has a row that says why, and the others go on. Without --url the service's settings (TENFOLD_VIEWS, ...)
-    count here too, where no option says otherwise.
+    Results are written to standard output in the order of the files, everything else to standard error. A file that
+    cannot be classified has a row with the reason, and the command continues. Without --url the settings of the
+    service (TENFOLD_VIEWS, ...) apply here too, unless an option overrides them.
 
-    Exit code: 0, every file was answered; 1, some were not; 2, nothing could be done; 130, Ctrl-C.
+    Exit code: 0, every file was classified; 1, some were not; 2, nothing could be done; 130, Ctrl-C.
     """
     options = {
         "weights": weights,
@@ -78,97 +87,105 @@ def main(
         "min_confidence": min_confidence,
         "max_body_bytes": max_bytes,
     }
-    given = {name: value for name, value in options.items() if value is not None}
-    kind: Format = output_format or ("table" if output is None and sys.stdout.isatty() else "csv")
+    overrides = {name: value for name, value in options.items() if value is not None}
+    chosen_format: Format = output_format or ("table" if output is None and sys.stdout.isatty() else "csv")
     try:
-        if url is not None and (ours := [name for name in ("weights", "engine", "device", "threads") if name in given]):
-            raise Unusable(f"--{ours[0]} is for classifying here and --url for asking a service: give one of the two")
-        found = _found(paths, b"\0" if null else b"\n")
+        if url is not None:
+            for name in ("weights", "engine", "device", "threads"):
+                if name in overrides:
+                    raise CommandError(f"--{name} has no effect on a service: give either --{name} or --url")
+        files = _find_files(paths, b"\0" if null else b"\n")
         results = Output(output)
         report = Report(
-            None if STDIN in paths else lambda: sum(1 for _ in expand(paths)),
+            None if STDIN in paths else lambda: sum(1 for _ in find_files(paths)),
             bar=sys.stderr.isatty() and (output is not None or not sys.stdout.isatty()),
         )
 
-        def answers() -> Iterator[list[Result]]:
+        def classify_files() -> Iterator[list[Result]]:
             if url is None:
-                from app.cli.classify.local import Local
+                from app.cli.classify.local import LocalClassifier
 
-                return Local(given, top_k).results(found)
-            from app.cli.classify.remote import Remote
+                return LocalClassifier(overrides, top_k).classify(files)
+            from app.cli.classify.remote import RemoteClassifier
 
-            parameters = {"top_k": top_k, "views": views, "min_confidence": min_confidence}
-            return Remote(
+            return RemoteClassifier(
                 url,
                 api_key=api_key,
-                parameters=parameters,
-                patience=patience,
+                parameters={"top_k": top_k, "views": views, "min_confidence": min_confidence},
+                retry_timeout=patience,
                 max_bytes=max_bytes or _MAX_BYTES,
-                say=report.say,
-            ).results(found)
+                notify=report.print,
+            ).classify(files)
 
-        code = _run(answers, writer_of(kind, top_k), results, report)
-    except Unusable as error:
-        _tell(error)
-        code = 2
+        return _write_results(classify_files, make_writer(chosen_format, top_k), results, report)
+    except CommandError as error:
+        _print_error(error)
+        return 2
     except KeyboardInterrupt:
-        code = _INTERRUPTED
+        return _INTERRUPTED
     except BrokenPipeError:
-        code = _UNREAD
-    # Not sys.exit: it would wait for threads that wait for a service, or for a picture.
+        return _BROKEN_PIPE
+
+
+@functools.wraps(classify)
+def main(*args: object, **options: object) -> None:
+    """`classify` as a process. Its exit does not wait for threads that wait for a service or decode an image."""
+    code = classify(*args, **options)  # type: ignore[arg-type]
     sys.stderr.flush()
     os._exit(code)
 
 
-def _found(arguments: Sequence[str], end: bytes) -> Iterator[str | Lost]:
-    """As `expand`, once there is anything to classify.
+def _find_files(arguments: Sequence[str], end: bytes) -> Iterator[str | BadPath]:
+    """Like `find_files`, after checking that there is at least one file.
 
     Raises:
-        Unusable: there is not.
+        CommandError: there is none.
     """
-    found = expand(arguments, listed_in(sys.stdin.buffer, end=end) if STDIN in arguments else ())
-    lost: list[Lost] = []
-    for each in found:
-        if not isinstance(each, Lost) or len(lost) == _LOST:
-            return chain(lost, [each], found)
-        lost.append(each)
-    sentences = [f"{each.path}: {each.reason}" for each in lost] or ["standard input names no files"]
-    for sentence in sentences[:-1]:
-        _tell(sentence)
-    raise Unusable(sentences[-1])
+    files = find_files(arguments, read_path_list(sys.stdin.buffer, end=end) if STDIN in arguments else ())
+    bad_paths: list[BadPath] = []
+    for path in files:
+        if not isinstance(path, BadPath) or len(bad_paths) == _MAX_BAD_PATHS:
+            return chain(bad_paths, [path], files)
+        bad_paths.append(path)
+    messages = [f"{path.path}: {path.reason}" for path in bad_paths] or ["standard input names no files"]
+    for message in messages[:-1]:
+        _print_error(message)
+    raise CommandError(messages[-1])
 
 
-def _run(answers: Callable[[], Iterator[list[Result]]], writer: Writer, results: Output, report: Report) -> int:
-    """Write the results as they come.
+def _write_results(
+    classify_files: Callable[[], Iterator[list[Result]]], writer: Writer, results: Output, report: Report
+) -> int:
+    """Write results as they become available.
 
     Returns:
         The exit code.
 
     Raises:
-        BrokenPipeError: nobody reads them any more.
+        BrokenPipeError: the reader of standard output has closed it.
     """
-    broken_off: BaseException | None = None
+    interruption: BaseException | None = None
     try:
-        for group in answers():
+        for group in classify_files():
             results.write(writer.lines(group))
             report.add(group)
         results.finish()
-    except (Unusable, KeyboardInterrupt) as error:
-        broken_off = error
+    except (CommandError, KeyboardInterrupt) as error:
+        interruption = error
     finally:
-        report.end()
-    if isinstance(broken_off, Unusable):
-        _tell(broken_off)
-    if report.answered or report.failed:
-        report.summary()
-    if broken_off is None:
+        report.stop_bar()
+    if isinstance(interruption, CommandError):
+        _print_error(interruption)
+    if report.classified or report.failed:
+        report.print_summary()
+    if interruption is None:
         return 1 if report.failed else 0
     if kept := results.abandon():
-        print(f"what was answered is in {shown(str(kept))}", file=sys.stderr)
-    if isinstance(broken_off, KeyboardInterrupt):
+        print(f"the results so far are in {escape_unprintable(str(kept))}", file=sys.stderr)
+    if isinstance(interruption, KeyboardInterrupt):
         return _INTERRUPTED
-    return 1 if report.answered else 2
+    return 1 if report.classified else 2
 
 
-def _tell(error: Unusable | str) -> None:
-    print(f"error: {shown(str(error))}", file=sys.stderr)
+def _print_error(error: CommandError | str) -> None:
+    print(f"error: {escape_unprintable(str(error))}", file=sys.stderr)

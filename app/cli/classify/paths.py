@@ -1,4 +1,7 @@
-"""What was named on the command line -> the files to classify, one by one: nothing here holds them all."""
+"""Command-line arguments -> paths of the files to classify.
+
+Paths are generated as needed. Only the names in one folder, or the matches of one pattern, are in memory at a time.
+"""
 
 import fnmatch
 import glob
@@ -7,10 +10,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-from typing import BinaryIO, TypeVar
-
-T = TypeVar("T")
+from typing import BinaryIO
 
 EXTENSIONS = frozenset(
     (
@@ -30,46 +30,50 @@ EXTENSIONS = frozenset(
         ".webp",
     )
 )
-"""Of the formats that are accepted; by them pictures are told from other files in a folder."""
+"""Extensions of the accepted formats, in lower case. Other files in a folder are skipped."""
 
 STDIN = "-"
 
-# Entries of a folder are sorted; beyond so many, piece by piece, so that memory has an end.
-_SORTED = 65_536
 _CHUNK = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
-    """Something named that gives no files, and why."""
+class BadPath:
+    """A path or pattern that yields no files, and the reason."""
 
     path: str
     reason: str
 
 
-def expand(arguments: Sequence[str], listed: Iterable[str] = ()) -> Iterator[str | Lost]:
-    """The files that the arguments name, in their order.
+def find_files(arguments: Sequence[str], listed: Iterable[str] = ()) -> Iterator[str | BadPath]:
+    """The files that the arguments name, in the order of the arguments.
 
     Args:
-        arguments: files; folders, for the pictures in them and in those below, hidden ones left out; patterns, for
-            shells that do not expand them; `STDIN` for the files and folders `listed`.
-        listed: see there.
+        arguments: each is a file; a folder, for the images in it and its subfolders except hidden ones; a pattern,
+            for shells that do not expand patterns; or `STDIN`, for the files and folders in `listed`.
+        listed: paths that are read from standard input.
 
     Yields:
-        A file's path, as it was named; or, in its place, what gives none.
+        The path of a file, or a BadPath in place of the files that an argument should have named. Files of a folder
+        are sorted by name and precede those of its subfolders.
     """
     for argument in arguments:
         if argument == STDIN:
             for path in listed:
-                yield from _named(path)
+                yield from _files_at(path)
         elif not os.path.lexists(argument) and glob.has_magic(argument):
-            yield from _or_lost(_matching(argument), argument, "nothing matches this pattern")
+            yield from _or_bad_path(_expand_pattern(argument), argument, "nothing matches this pattern")
         else:
-            yield from _named(argument)
+            yield from _files_at(argument)
 
 
-def listed_in(stream: BinaryIO, *, end: bytes = b"\n") -> Iterator[str]:
-    """The paths in a list, each given as soon as it is there; empty ones are skipped."""
+def read_path_list(stream: BinaryIO, *, end: bytes = b"\n") -> Iterator[str]:
+    """The paths in a stream, each as soon as its end is read. Empty ones are skipped.
+
+    Args:
+        stream: file paths in the file system's encoding.
+        end: a byte that ends each path.
+    """
     if end == b"\n":
         lines: Iterable[bytes] = iter(stream.readline, b"")
     else:
@@ -83,128 +87,119 @@ def listed_in(stream: BinaryIO, *, end: bytes = b"\n") -> Iterator[str]:
 def _split(stream: BinaryIO, end: bytes) -> Iterator[bytes]:
     rest = b""
     while chunk := os.read(stream.fileno(), _CHUNK):
-        *whole, rest = (rest + chunk).split(end)
-        yield from whole
+        *complete, rest = (rest + chunk).split(end)
+        yield from complete
     yield rest
 
 
-def _named(path: str) -> Iterator[str | Lost]:
+def _files_at(path: str) -> Iterator[str | BadPath]:
     try:
         mode = os.stat(path).st_mode
-    except (OSError, ValueError) as error:  # the latter for a NUL in it
-        yield Lost(path, reason_of(error))
+    except (OSError, ValueError) as error:  # ValueError: the path contains a NUL
+        yield BadPath(path, describe_read_error(error))
         return
     if stat.S_ISDIR(mode):
-        yield from _or_lost(_below(path, _is_picture), path, "no pictures are in this folder")
+        yield from _or_bad_path(_walk(path, _has_image_extension), path, "no images are in this folder")
     else:
         yield path
 
 
-def _or_lost(files: Iterator[str | Lost], argument: str, reason: str) -> Iterator[str | Lost]:
-    """The files, or the loss of what should have named some."""
+def _or_bad_path(files: Iterator[str | BadPath], argument: str, reason: str) -> Iterator[str | BadPath]:
+    """The files, or a BadPath if there are none."""
     first = next(files, None)
     if first is None:
-        yield Lost(argument, reason)
+        yield BadPath(argument, reason)
     else:
         yield first
         yield from files
 
 
-def _matching(pattern: str) -> Iterator[str | Lost]:
-    """As a shell would expand it, which follows no link where `**` stands for any folders."""
+def _expand_pattern(pattern: str) -> Iterator[str | BadPath]:
+    """The files that match a pattern.
+
+    `**` does not go through glob.iglob(recursive=True): that follows symbolic links, in circles too, and hides errors.
+    """
     parts = pattern.split("/")
     if "**" not in parts:
-        for path in _in_pieces(glob.iglob(pattern), str):
-            yield from _named(path)
+        for path in sorted(glob.iglob(pattern)):
+            yield from _files_at(path)
         return
     first = parts.index("**")
-    base, rest = "/".join(parts[:first]), parts[first:]
-    for folder in _in_pieces(glob.iglob(base), str) if glob.has_magic(base) else [base or "."]:
-        for found in _below(folder, partial(_fits_below, folder, rest)):
-            yield found if base or isinstance(found, Lost) else found.removeprefix("./")
+    base = "/".join((*parts[:first], ""))
+    for folder in sorted(glob.iglob(base)) if glob.has_magic(base) else [base]:
+        top = folder or "./"
+        for file in _walk(top, partial(_matches_below, top, parts[first:])):
+            yield file if folder or isinstance(file, BadPath) else file.removeprefix(top)
 
 
-def _fits_below(folder: str, pattern: Sequence[str], path: str) -> bool:
-    return _fits(path[len(folder) + 1 :].split("/"), pattern)
+def _matches_below(folder: str, pattern: Sequence[str], path: str) -> bool:
+    return _matches(path.removeprefix(folder).split("/"), pattern)
 
 
-def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether the parts of a path are as those of a pattern say."""
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the parts of a path match those of a pattern. `**` matches any number of parts, none included."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
-        return _fits(parts, pattern[1:]) or (bool(parts) and _fits(parts[1:], pattern))
-    return bool(parts) and fnmatch.fnmatch(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+        return _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern))
+    return bool(parts) and fnmatch.fnmatch(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def _is_picture(path: str) -> bool:
+def _has_image_extension(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in EXTENSIONS
 
 
-def _below(folder: str, fits: Callable[[str], bool]) -> Iterator[str | Lost]:
-    """The files in a folder and in those below that fit, by name; links to folders are not followed."""
-    stack = [_entries(folder)]
-    while stack:
-        entry = next(stack[-1], None)
-        if entry is None:
-            stack.pop()
-        elif isinstance(entry, Lost):
-            yield entry
-        elif entry.is_dir(follow_symlinks=False):
-            stack.append(_entries(entry.path))
-        elif fits(entry.path) and not _is_other(entry):
-            yield entry.path
+def _walk(folder: str, accept: Callable[[str], bool]) -> Iterator[str | BadPath]:
+    """The accepted files in a folder and its subfolders. Hidden ones and links to folders are skipped."""
+    unreadable: list[BadPath] = []
+
+    def note(error: OSError) -> None:
+        unreadable.append(BadPath(error.filename, describe_read_error(error)))
+
+    for parent, subfolders, names in os.walk(folder, onerror=note):
+        yield from unreadable  # those between the previous folder and this one
+        unreadable.clear()
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            path = os.path.join(parent, name)
+            if not name.startswith(".") and accept(path) and not _is_special(path):
+                yield path
+    yield from unreadable
 
 
-def _in_pieces(items: Iterator[T], key: Callable[[T], str]) -> Iterator[T]:
-    """Sorted, so many at a time."""
-    while piece := sorted(islice(items, _SORTED), key=key):
-        yield from piece
-
-
-def _entries(folder: str) -> Iterator["os.DirEntry[str] | Lost"]:
+def _is_special(path: str) -> bool:
+    """Whether it is a socket, a pipe or a device. A broken link is none: reading it reports the error."""
     try:
-        with os.scandir(folder) as entries:
-            visible = (entry for entry in entries if not entry.name.startswith("."))
-            yield from _in_pieces(visible, lambda entry: entry.name)
-    except OSError as error:
-        yield Lost(folder, reason_of(error))
-
-
-def _is_other(entry: "os.DirEntry[str]") -> bool:
-    """Whether it is a folder by a link, a socket, a pipe or a device; not a broken link: of that, reading tells."""
-    try:
-        mode = entry.stat().st_mode
+        return not stat.S_ISREG(os.stat(path).st_mode)
     except OSError:
         return False
-    return not stat.S_ISREG(mode)
 
 
-class UnfitFile(Exception):
-    """A file that holds nothing, or too much; the message is a sentence."""
+class FileSizeError(Exception):
+    """A file is empty or too large. The message is a sentence."""
 
 
 def read_file(path: str, max_bytes: int) -> bytes:
-    """The bytes of a file, and never more than the limit: a pipe or a device may have no end.
+    """The content of a file. At most `max_bytes` + 1 bytes are read, since a pipe or a device may be endless.
 
     Raises:
         OSError, ValueError: it cannot be read.
-        UnfitFile: it is empty, or larger than the limit.
+        FileSizeError: it is empty, or larger than the limit.
     """
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(min(size, max_bytes) + 1)
-        if len(data) > size:  # not a file of that size, after all
+        if len(data) > size:  # a pipe or a device, or the file has grown
             data += file.read(max_bytes + 1 - len(data))
     if not data:
-        raise UnfitFile("it is empty")
+        raise FileSizeError("it is empty")
     if len(data) > max_bytes:
-        raise UnfitFile(f"it has more than {max_bytes:,} bytes")
+        raise FileSizeError(f"it has more than {max_bytes:,} bytes")
     return data
 
 
-def reason_of(error: Exception) -> str:
-    """Why a file or folder cannot be read."""
-    if isinstance(error, UnfitFile):
+def describe_read_error(error: Exception) -> str:
+    """The reason why a file or folder cannot be read."""
+    if isinstance(error, FileSizeError):
         return str(error)
     return f"it cannot be read ({getattr(error, 'strerror', None) or error})"

@@ -1,4 +1,4 @@
-"""Work in threads, in order, in constant memory: short buffers, and no timer to wait for."""
+"""Ordered concurrent processing with bounded buffers."""
 
 import threading
 from collections import deque
@@ -10,73 +10,79 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def gathered(items: Iterable[T], *, most: int, room: int) -> Iterator[list[T]]:
-    """Draw items in a thread of its own, and give what has gathered as soon as there is any.
+def prefetch(items: Iterable[T], *, batch_size: int, buffer_size: int) -> Iterator[list[T]]:
+    """Iterate in a thread of its own, and yield the items that are there as soon as there is one.
 
     Args:
-        items: drawn ahead of their use, while there is room.
-        most: items given at a time.
-        room: items that may wait.
+        items: iterated ahead of use while the buffer has room.
+        batch_size: most items that are yielded together.
+        buffer_size: most items that wait to be yielded.
+
+    Yields:
+        1 to `batch_size` items.
 
     Raises:
-        BaseException: what drawing raised, after what came before it.
+        BaseException: what the iteration raised, after the items before it.
     """
-    waiting: deque[T] = deque()
+    buffer: deque[T] = deque()
     changed = threading.Condition()
-    ended = left = False
+    exhausted = closed = False
     failure: BaseException | None = None
 
-    def draw() -> None:
-        nonlocal ended, failure
+    def fill() -> None:
+        nonlocal exhausted, failure
         try:
             for item in items:
                 with changed:
-                    changed.wait_for(lambda: left or len(waiting) < room)
-                    if left:
+                    changed.wait_for(lambda: closed or len(buffer) < buffer_size)
+                    if closed:
                         return
-                    waiting.append(item)
+                    buffer.append(item)
                     changed.notify_all()
         except BaseException as error:
             failure = error
         finally:
             with changed:
-                ended = True
+                exhausted = True
                 changed.notify_all()
 
-    threading.Thread(target=draw, name="draw", daemon=True).start()
+    threading.Thread(target=fill, name="prefetch", daemon=True).start()
     try:
         while True:
             with changed:
-                changed.wait_for(lambda: waiting or ended)
-                taken = [waiting.popleft() for _ in range(min(most, len(waiting)))]
+                changed.wait_for(lambda: buffer or exhausted)
+                batch = [buffer.popleft() for _ in range(min(batch_size, len(buffer)))]
                 changed.notify_all()
-            if not taken:
+            if not batch:
                 break
-            yield taken
+            yield batch
     finally:
         with changed:
-            left = True
+            closed = True
             changed.notify_all()
     if failure is not None:
         raise failure
 
 
-def in_order(pool: Executor, work: Callable[[T], U], items: Iterable[T], *, ahead: int) -> Iterator[U]:
-    """The results of `work`, in the order of the items, each as soon as it and those before it are there.
+def ordered_map(pool: Executor, function: Callable[[T], U], items: Iterable[T], *, ahead: int) -> Iterator[U]:
+    """Like `Executor.map`, but lazy: `items` may be endless, and at most `ahead` results are pending or unread.
 
     Args:
-        pool: that runs it.
-        work: done for each item.
-        items: drawn in a thread of their own.
-        ahead: results that may wait to be taken, or to be made.
+        pool: runs the function.
+        function: called with each item.
+        items: iterated in a thread of their own.
+        ahead: most results that are pending or unread.
+
+    Yields:
+        The results in the order of the items, each as soon as it and those before it are done.
 
     Raises:
-        BaseException: what `work` or drawing raised.
+        BaseException: what `function` or the iteration raised.
     """
 
-    def submitted() -> Iterator[Future[U]]:
+    def submit_all() -> Iterator[Future[U]]:
         for item in items:
-            yield pool.submit(work, item)
+            yield pool.submit(function, item)
 
-    for (future,) in gathered(submitted(), most=1, room=ahead):
+    for (future,) in prefetch(submit_all(), batch_size=1, buffer_size=ahead):
         yield future.result()

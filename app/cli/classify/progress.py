@@ -1,4 +1,4 @@
-"""What people see on standard error while files are classified, and at the end."""
+"""Progress bar, messages and summary on standard error."""
 
 import sys
 import threading
@@ -6,81 +6,81 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from app.cli.classify.results import Result, shown
+from app.cli.classify.results import Result, escape_unprintable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-# Of the files without an answer so many are told at the end.
+# Failed files that the summary lists; it counts the others.
 _LISTED = 100
 
 
 class Report:
-    """Counts the results.
+    """Counts results and shows progress.
 
     Args:
-        count: how many there will be, if that can be known; called in a thread of its own.
-        bar: whether to draw a bar.
+        count: returns the total number of files, if it can be known. It is called in a thread of its own.
+        bar: whether to draw a progress bar.
 
     Attributes:
-        answered: files with an answer.
-        failed: files without.
+        classified: number of files with a prediction.
+        failed: number of files with an error.
     """
 
     def __init__(self, count: Callable[[], int] | None, *, bar: bool) -> None:
-        self.answered = self.failed = 0
-        self._listed: list[str] = []
+        self.classified = self.failed = 0
+        self._failures: list[str] = []
         self._model: str | None = None
-        self._began = time.monotonic()
-        self._bar = _begun(count) if bar else None
+        self._started = time.monotonic()
+        self._bar = _start_bar(count) if bar else None
 
     def add(self, results: Sequence[Result]) -> None:
-        """Count results in."""
+        """Count results and update the bar."""
         for result in results:
             if result.error is None:
-                self.answered += 1
+                self.classified += 1
                 if result.model and self._model is None:
                     self._model = f"{result.model['name']} {result.model['version']}"
             else:
                 self.failed += 1
-                if len(self._listed) < _LISTED:
-                    self._listed.append(f"{shown(result.path)}: {shown(result.error)}")
+                if len(self._failures) < _LISTED:
+                    self._failures.append(f"{escape_unprintable(result.path)}: {escape_unprintable(result.error)}")
         if self._bar:
-            done = self.answered + self.failed
-            self._bar.update(self._bar.task_ids[0], completed=done, rate=done / (time.monotonic() - self._began))
+            done = self.classified + self.failed
+            self._bar.update(self._bar.task_ids[0], completed=done, rate=done / (time.monotonic() - self._started))
 
-    def say(self, text: str) -> None:
-        """Tell something at once."""
+    def print(self, message: str) -> None:
+        """Print a message at once, above the bar if there is one."""
         if self._bar:
-            self._bar.console.print(shown(text), markup=False, highlight=False)
+            self._bar.console.print(escape_unprintable(message), markup=False, highlight=False)
         else:
-            print(shown(text), file=sys.stderr, flush=True)
+            print(escape_unprintable(message), file=sys.stderr, flush=True)
 
-    def end(self) -> None:
-        """Take the bar away."""
+    def stop_bar(self) -> None:
+        """Remove the bar."""
         if self._bar:
             self._bar.stop()
             self._bar = None
 
-    def summary(self) -> None:
-        """Tell the files that were not answered, and on a terminal how many were."""
+    def print_summary(self) -> None:
+        """List the failed files. If there are any, or on a terminal, print the counts and the rate too."""
         if self.failed:
-            print("not answered:", file=sys.stderr)
-            for line in self._listed:
+            print("failed:", file=sys.stderr)
+            for line in self._failures:
                 print(f"  {line}", file=sys.stderr)
-            if self.failed > len(self._listed):
-                print(f"  and {self.failed - len(self._listed):,} more", file=sys.stderr)
+            if self.failed > len(self._failures):
+                print(f"  and {self.failed - len(self._failures):,} more", file=sys.stderr)
         if self.failed or sys.stderr.isatty():
-            seconds = time.monotonic() - self._began
+            seconds = time.monotonic() - self._started
             by = f" by {self._model}" if self._model else ""
             print(
-                f"{self.answered:,} of {self.answered + self.failed:,} answered{by} in {seconds:.1f} s, "
-                f"{self.answered / seconds:.0f}/s",
+                f"{self.classified:,} of {self.classified + self.failed:,} classified{by} in {seconds:.1f} s, "
+                f"{self.classified / seconds:.0f}/s",
                 file=sys.stderr,
             )
 
 
-def _begun(count: Callable[[], int] | None) -> "Progress":
+def _start_bar(count: Callable[[], int] | None) -> "Progress":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

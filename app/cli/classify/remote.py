@@ -1,4 +1,4 @@
-"""Asking a running service: several files to a request, several requests under way, patience with one that is busy."""
+"""Classification by a running service: several files per request, concurrent requests, and retries."""
 
 import threading
 import time
@@ -7,48 +7,57 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
-from app.cli.classify.paths import Lost, UnfitFile, read_file, reason_of
-from app.cli.classify.pipeline import gathered, in_order
-from app.cli.classify.results import Result, Unusable
-from app.cli.classify.wire import File, cause_of, detail_of, request_of, results_in, retry_after, slug_of
+from app.cli.classify.paths import BadPath, FileSizeError, describe_read_error, read_file
+from app.cli.classify.pipeline import ordered_map, prefetch
+from app.cli.classify.results import CommandError, Result
+from app.cli.classify.wire import (
+    File,
+    describe_transport_error,
+    encode_request,
+    parse_results,
+    problem_detail,
+    problem_slug,
+    retry_after,
+)
 
-# Requests under way. With 32 files in each they keep an engine busy, and leave others half of the service's queue.
+# Concurrent requests. With 32 files each they keep an engine busy and leave half of the service's queue to others.
 _REQUESTS = 4
-# Files and bytes of a request: the service's defaults take so many files, and more bytes, but not in any time.
-_FILES = 32
-_BYTES = 8_000_000
-# Seconds to the first retry; each further one waits twice as long, up to the last.
+# Most files and bytes per request. The service accepts this many files by default, and more bytes, but a smaller body
+# is less likely to exceed its timeout.
+_MAX_FILES = 32
+_MAX_BYTES = 8_000_000
+# Seconds to the first retry. Each further pause is twice as long, up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 4.0
 
 Entry = tuple[str, bytes | str]
-"""A file's path, and its bytes or why there are none."""
+"""Path of a file, and its content or an error."""
 
 
-class _Again(Exception):
-    """The request may be sent again, after so many seconds if the service says."""
+class _RetryableError(Exception):
+    """The request may be sent again, after `after` seconds if the service says so."""
 
     def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
         self.after = after
 
 
-class _TooMuch(Exception):
+class _SplitError(Exception):
     """The request may be sent again in two halves."""
 
 
-class Remote:
-    """A service.
+class RemoteClassifier:
+    """Classifies files with POST /predict of a service.
 
     Args:
-        url: where it is, without a path of the API's.
-        api_key: for it, if it wants one.
-        parameters: of /predict; None leaves one to the service.
-        patience: seconds that a service which is busy or away is waited for, since it last answered.
-        max_bytes: largest file that is sent.
-        say: is told what the user should know meanwhile.
+        url: its root, such as http://127.0.0.1:8000.
+        api_key: sent with each request, if given.
+        parameters: query parameters of /predict. None leaves a parameter to the service.
+        retry_timeout: seconds since its last response after which an unavailable service is given up.
+        max_bytes: size of the largest file that is sent.
+        notify: called with messages for the user.
 
     Raises:
-        Unusable: it is not there, not ready, or wants another key.
+        CommandError: the service cannot be reached, is not ready, or rejects the API key.
     """
 
     def __init__(
@@ -57,29 +66,30 @@ class Remote:
         *,
         api_key: str | None,
         parameters: Mapping[str, float | None],
-        patience: float,
+        retry_timeout: float,
         max_bytes: int,
-        say: Callable[[str], None],
+        notify: Callable[[str], None],
     ) -> None:
         self._url = url
-        self._patience = patience
-        self._max_bytes = max_bytes
-        self._say = say
-        self._most_files, self._most_bytes = _FILES, _BYTES
-        self._answered = time.monotonic()
-        self._waiting = False
+        self._retry_timeout = retry_timeout
+        self._max_file_bytes = max_bytes
+        self._notify = notify
+        self._max_files, self._max_bytes = _MAX_FILES, _MAX_BYTES
+        self._last_success = time.monotonic()
+        self._notified = False
         self._given_up: str | None = None
-        self._turn = threading.Lock()
+        self._retry_lock = threading.Lock()
         try:
             self._client = httpx.Client(
                 base_url=httpx.URL(url),
                 params={name: value for name, value in parameters.items() if value is not None},
                 headers={"X-API-Key": api_key} if api_key else {},
-                timeout=httpx.Timeout(max(5.0, patience / 2), connect=5.0, pool=None),
+                timeout=httpx.Timeout(max(5.0, retry_timeout / 2), connect=5.0, pool=None),
             )
-        except (httpx.InvalidURL, UnicodeEncodeError) as error:
-            what = "key" if isinstance(error, UnicodeEncodeError) else "address"
-            raise Unusable(f"this is no {what} of a service ({error}): give another one") from error
+        except httpx.InvalidURL as error:
+            raise CommandError(f"{url!r} is not a valid URL ({error}): give --url as http://HOST:PORT") from error
+        except UnicodeEncodeError as error:
+            raise CommandError("an API key has ASCII characters only: give another --api-key") from error
         try:
             self._check()
         except BaseException:
@@ -91,130 +101,132 @@ class Remote:
             ready = self._client.get("/readyz")
             card = self._client.get("/model") if ready.status_code == 200 else ready
         except httpx.UnsupportedProtocol as error:
-            raise Unusable(f"{self._url!r} is no address of a service: give --url as http://HOST:PORT") from error
+            raise CommandError(f"{self._url!r} is not a valid URL: give --url as http://HOST:PORT") from error
         except httpx.HTTPError as error:
-            raise Unusable(
-                f"no service answers at {self._url} ({cause_of(error)}): start one with tenfold serve"
+            reason = describe_transport_error(error)
+            raise CommandError(
+                f"the service at {self._url} cannot be reached ({reason}): start one with tenfold serve"
             ) from error
         if ready.status_code == 503:
-            raise Unusable(f"the service at {self._url} is not ready: {detail_of(ready)}")
+            raise CommandError(f"the service at {self._url} is not ready: {problem_detail(ready)}")
         if card.status_code != 200:
-            raise self._refusal(card)
+            raise self._command_error(card)
 
-    def _refusal(self, response: httpx.Response) -> Unusable:
+    def _command_error(self, response: httpx.Response) -> CommandError:
         if response.status_code == 401:
-            return Unusable(f"the service at {self._url} wants another API key: give it by --api-key")
-        return Unusable(f"the service at {self._url} answered {response.status_code}: {detail_of(response)}")
+            return CommandError(f"the service at {self._url} requires another API key: give it with --api-key")
+        detail = problem_detail(response)
+        return CommandError(f"the service at {self._url} responded with status {response.status_code}: {detail}")
 
-    def results(self, paths: Iterable[str | Lost]) -> Iterator[list[Result]]:
-        """The results, in the order of the paths; if the service goes away for good, the rest has an error each.
+    def classify(self, paths: Iterable[str | BadPath]) -> Iterator[list[Result]]:
+        """The results in the order of the paths. If the service is given up, the remaining files have an error each.
 
         Raises:
-            Unusable: the service refuses all of them.
+            CommandError: the service rejects every request, for its parameters or the API key for example.
         """
         senders = ThreadPoolExecutor(_REQUESTS, "send")
         try:
-            yield from in_order(senders, self._send, self._packs(paths), ahead=_REQUESTS)
+            yield from ordered_map(senders, self._classify_group, self._read_groups(paths), ahead=_REQUESTS)
         finally:
             senders.shutdown(wait=False, cancel_futures=True)
-            # After the last answer: a connection that comes about once the client is closed would stay open.
+            # After the last response: a connection that is made after the client was closed would stay open.
             threading.Thread(target=self._close_after, args=(senders,), name="close", daemon=True).start()
 
     def _close_after(self, senders: ThreadPoolExecutor) -> None:
         senders.shutdown()
         self._client.close()
 
-    def _packs(self, paths: Iterable[str | Lost]) -> Iterator[list[Entry]]:
-        """As many files as a request takes, or as there are."""
-        for group in gathered(paths, most=_FILES, room=4 * _FILES):
-            pack: list[Entry] = []
-            size = 0
-            for path in group:
+    def _read_groups(self, paths: Iterable[str | BadPath]) -> Iterator[list[Entry]]:
+        """Read files, and group as many as fit into a request or as are there."""
+        for available in prefetch(paths, batch_size=_MAX_FILES, buffer_size=4 * _MAX_FILES):
+            group: list[Entry] = []
+            group_bytes = 0
+            for path in available:
                 entry = self._read(path)
-                more = len(entry[1]) if isinstance(entry[1], bytes) else 0
-                if pack and (len(pack) >= self._most_files or size + more > self._most_bytes):
-                    yield pack
-                    pack, size = [], 0
-                pack.append(entry)
-                size += more
-            yield pack
+                entry_bytes = len(entry[1]) if isinstance(entry[1], bytes) else 0
+                if group and (len(group) >= self._max_files or group_bytes + entry_bytes > self._max_bytes):
+                    yield group
+                    group, group_bytes = [], 0
+                group.append(entry)
+                group_bytes += entry_bytes
+            yield group
 
-    def _read(self, path: str | Lost) -> Entry:
-        if isinstance(path, Lost):
+    def _read(self, path: str | BadPath) -> Entry:
+        if isinstance(path, BadPath):
             return path.path, path.reason
         if self._given_up:
             return path, self._given_up
         try:
-            return path, read_file(path, self._max_bytes)
-        except (OSError, ValueError, UnfitFile) as error:
-            return path, reason_of(error)
+            return path, read_file(path, self._max_file_bytes)
+        except (OSError, ValueError, FileSizeError) as error:
+            return path, describe_read_error(error)
 
-    def _send(self, pack: Sequence[Entry]) -> list[Result]:
-        files = [(path, data) for path, data in pack if isinstance(data, bytes)]
-        answers = iter(self._answers(files) if files else ())
-        return [Result(path, {}, error=data) if isinstance(data, str) else next(answers) for path, data in pack]
+    def _classify_group(self, group: Sequence[Entry]) -> list[Result]:
+        files = [(path, data) for path, data in group if isinstance(data, bytes)]
+        results = iter(self._classify_files(files) if files else ())
+        return [Result(path, {}, error=data) if isinstance(data, str) else next(results) for path, data in group]
 
-    def _answers(self, files: Sequence[File]) -> list[Result]:
-        if len(files) <= self._most_files:  # else it was read before that was learned
+    def _classify_files(self, files: Sequence[File]) -> list[Result]:
+        if len(files) <= self._max_files:  # the limit may have decreased since the files were grouped
             try:
-                return self._patiently(files)
-            except _TooMuch as error:
+                return self._post_with_retries(files)
+            except _SplitError as error:
                 if len(files) == 1:
                     return _failed(files, str(error))
         half = len(files) // 2
-        return [*self._answers(files[:half]), *self._answers(files[half:])]
+        return [*self._classify_files(files[:half]), *self._classify_files(files[half:])]
 
-    def _patiently(self, files: Sequence[File]) -> list[Result]:
-        began = time.monotonic()
+    def _post_with_retries(self, files: Sequence[File]) -> list[Result]:
+        started = time.monotonic()
         try:
-            return self._ask(files)
-        except _Again as error:
-            refusal = error
-        with self._turn:  # or all would come back at the same time, and all but one be turned away again
+            return self._post(files)
+        except _RetryableError as error:
+            last_error = error
+        with self._retry_lock:  # otherwise all would retry at once, and all but one be rejected again
             pause = _FIRST_PAUSE
             while self._given_up is None:
-                left = max(began, self._answered) + self._patience - time.monotonic()
+                left = max(started, self._last_success) + self._retry_timeout - time.monotonic()
                 if left <= 0:
-                    self._given_up = f"no answer within {self._patience:g} s: {refusal}"
+                    self._given_up = f"no response within {self._retry_timeout:g} s: {last_error}"
                     break
-                if not self._waiting:
-                    self._waiting = True
-                    self._say(f"{refusal}: trying again for {left:.0f} s")
-                time.sleep(min(left, pause if refusal.after is None else refusal.after))
+                if not self._notified:
+                    self._notified = True
+                    self._notify(f"{last_error}: retrying for {left:.0f} s")
+                time.sleep(min(left, pause if last_error.after is None else last_error.after))
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 try:
-                    return self._ask(files)
-                except _Again as error:
-                    refusal = error
+                    return self._post(files)
+                except _RetryableError as error:
+                    last_error = error
         return _failed(files, self._given_up)
 
-    def _ask(self, files: Sequence[File]) -> list[Result]:
-        body, content_type = request_of(files)
+    def _post(self, files: Sequence[File]) -> list[Result]:
+        body, content_type = encode_request(files)
         try:
             response = self._client.post("/predict", content=body, headers={"Content-Type": content_type})
         except httpx.HTTPError as error:
-            raise _Again(f"{self._url} does not answer ({cause_of(error)})") from error
+            raise _RetryableError(f"{self._url} does not respond ({describe_transport_error(error)})") from error
         if response.status_code == 200:
-            self._answered = time.monotonic()
-            self._waiting = False
-            return results_in(response, files)
-        status, detail = response.status_code, detail_of(response)
+            self._last_success = time.monotonic()
+            self._notified = False
+            return parse_results(response, files)
+        status, detail = response.status_code, problem_detail(response)
         if status in (429, 502, 503):
-            raise _Again(f"{self._url} is busy ({detail})", retry_after(response))
-        if status in (408, 413, 500, 504):  # of several at fault perhaps one alone
+            raise _RetryableError(f"{self._url} is busy ({detail})", retry_after(response))
+        if status in (408, 413, 500, 504):  # one of the files alone may be the cause
             if status == 413:
-                self._learn(response, files)
-            raise _TooMuch(detail)
-        if len(files) == 1 and slug_of(response) in ("unsupported-picture", "unreadable-picture"):
+                self._reduce_requests(response, files)
+            raise _SplitError(detail)
+        if len(files) == 1 and problem_slug(response) in ("unsupported-picture", "unreadable-picture"):
             return _failed(files, detail)
-        raise self._refusal(response)
+        raise self._command_error(response)
 
-    def _learn(self, response: httpx.Response, files: Sequence[File]) -> None:
-        """Send less at a time from now on."""
-        if slug_of(response) == "too-many-files":
-            self._most_files = min(self._most_files, max(1, len(files) // 2))
+    def _reduce_requests(self, response: httpx.Response, files: Sequence[File]) -> None:
+        """Lower the limit that a rejected request exceeded."""
+        if problem_slug(response) == "too-many-files":
+            self._max_files = min(self._max_files, max(1, len(files) // 2))
         elif len(files) > 1:
-            self._most_bytes = min(self._most_bytes, sum(len(data) for _, data in files) // 2)
+            self._max_bytes = min(self._max_bytes, sum(len(data) for _, data in files) // 2)
 
 
 def _failed(files: Sequence[File], reason: str) -> list[Result]:

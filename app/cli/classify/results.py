@@ -1,4 +1,4 @@
-"""What is said of each file, and how: CSV, lines of JSON, or a table for people."""
+"""Results of `tenfold classify`, and their formats: CSV, JSON lines, and a table for terminals."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ import json
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
@@ -14,125 +14,127 @@ from typing import Any, Literal, Protocol, TextIO
 Format = Literal["csv", "jsonl", "table"]
 
 
-class Unusable(Exception):
-    """Nothing more can be done; the message says why, and what to do."""
+class CommandError(Exception):
+    """The command cannot go on. The message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Of one file: an answer, or why there is none.
+    """The prediction for one file, or the reason why there is none.
 
     Attributes:
-        path: as it was named.
-        answer: an element of the service's `results`, without its filename; empty if there is an error.
-        model: name and version of what answered.
+        path: the file, as it was named.
+        prediction: an element of `results` in a response of /predict, without `filename`; empty if there is an error.
+        model: name and version of the model.
         error: a sentence.
     """
 
     path: str
-    answer: Mapping[str, Any]
+    prediction: Mapping[str, Any]
     model: Mapping[str, str] | None = None
     error: str | None = None
 
 
 class Writer(Protocol):
-    """Makes lines of results. What stands before the first line is made with it, or by `lines` of none."""
+    """Formats results. The first call's lines begin with the format's header, even if there are no results."""
 
     def lines(self, results: Iterable[Result]) -> Iterator[str]: ...
 
 
-class Csv:
-    """A row for each file; label and probability of the k-th class, k > 1, in `label_k` and `probability_k`."""
+class CsvWriter:
+    """A row per file. Label and probability of rank k are in `label_k` and `probability_k` if k > 1."""
 
     def __init__(self, top_k: int) -> None:
-        further = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "probability")]
+        other_ranks = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "probability")]
         details = ("accepted", "in_distribution", "views", "width", "height", "warnings")
-        self._names = ["path", "label", "probability", *further, *details, "error"]
-        self._begun = False
+        self._names = ["path", "label", "probability", *other_ranks, *details, "error"]
+        self._header_written = False
 
     def lines(self, results: Iterable[Result]) -> Iterator[str]:
         text = io.StringIO()
         rows = csv.DictWriter(text, self._names, restval="", lineterminator="\n")
-        if not self._begun:
-            self._begun = True
+        if not self._header_written:
+            self._header_written = True
             rows.writeheader()
         rows.writerows(map(self._row, results))
         yield text.getvalue()
 
     def _row(self, result: Result) -> dict[str, object]:
-        answer = result.answer
-        if not answer:
+        prediction = result.prediction
+        if not prediction:
             return {"path": result.path, "error": result.error}
-        ranking = [value for ranked in answer["top_k"] for value in (ranked["label"], ranked["probability"])]
-        accepted, warnings = str(answer["accepted"]).lower(), "; ".join(answer["warnings"])
-        details = (answer[name] for name in ("in_distribution", "views", "width", "height"))
+        ranking = [value for ranked in prediction["top_k"] for value in (ranked["label"], ranked["probability"])]
+        accepted, warnings = str(prediction["accepted"]).lower(), "; ".join(prediction["warnings"])
+        details = (prediction[name] for name in ("in_distribution", "views", "width", "height"))
         return dict(zip(self._names, (result.path, *ranking, accepted, *details, warnings, ""), strict=True))
 
 
-class JsonLines:
-    """An object for each file: the service's answer with `path` and `model`, or `path` and `error`."""
+class JsonLinesWriter:
+    """An object per file: the element of the service's response with `path` and `model`, or `path` and `error`."""
 
     def lines(self, results: Iterable[Result]) -> Iterator[str]:
         for result in results:
-            said = {"path": result.path, **result.answer}
+            content = {"path": result.path, **result.prediction}
             if result.model:
-                said["model"] = result.model
-            yield json.dumps({**said, "error": result.error}) + "\n"
+                content["model"] = result.model
+            yield json.dumps({**content, "error": result.error}) + "\n"
 
 
-class Table:
-    """Columns for people, made line by line: the path comes last, because it may be of any length."""
+class TableWriter:
+    """Columns of fixed width, so that each line is written at once. The path is last, since it may be of any length."""
 
     def __init__(self, top_k: int) -> None:
-        self._begun = False
+        self._header_written = False
         self._classes = top_k
 
     def lines(self, results: Iterable[Result]) -> Iterator[str]:
-        if not self._begun:
-            self._begun = True
-            yield f"{'class':<{21 * self._classes - 2}}  {'accepted':<8}  picture\n"
+        if not self._header_written:
+            self._header_written = True
+            yield f"{'class':<{21 * self._classes - 2}}  {'accepted':<8}  file\n"
         for result in results:
+            path = escape_unprintable(result.path)
             if result.error is not None:
-                yield f"{'-':<{21 * self._classes - 2}}  {'-':<8}  {shown(result.path)}: {shown(result.error)}\n"
+                error = escape_unprintable(result.error)
+                yield f"{'-':<{21 * self._classes - 2}}  {'-':<8}  {path}: {error}\n"
                 continue
             ranking = "  ".join(
-                f"{ranked['label']:<10} {ranked['probability']:>8.2%}" for ranked in result.answer["top_k"]
+                f"{ranked['label']:<10} {ranked['probability']:>8.2%}" for ranked in result.prediction["top_k"]
             )
-            accepted = "yes" if result.answer["accepted"] else "no"
-            yield f"{ranking}  {accepted:<8}  {shown(result.path)}\n"
+            accepted = "yes" if result.prediction["accepted"] else "no"
+            yield f"{ranking}  {accepted:<8}  {path}\n"
 
 
-def writer_of(kind: Format, top_k: int) -> Writer:
-    """The writer of a format."""
-    if kind == "jsonl":
-        return JsonLines()
-    return Csv(top_k) if kind == "csv" else Table(top_k)
+def make_writer(output_format: Format, top_k: int) -> Writer:
+    """The writer for a format."""
+    if output_format == "jsonl":
+        return JsonLinesWriter()
+    return CsvWriter(top_k) if output_format == "csv" else TableWriter(top_k)
 
 
-def shown(text: str) -> str:
-    """A path for people: what would move their cursor, or is no text, is escaped."""
+def escape_unprintable(text: str) -> str:
+    """The text with control characters and undecodable bytes escaped, so that it cannot control a terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape", "replace").decode() for char in text)
 
 
 class Output:
-    """Where the results go.
+    """Destination of the results.
 
     Args:
-        path: of a file, or none for standard output. What is written goes to a file beside it, which takes its
-            place at the end: so `path` is whole or as it was, and if the run is broken off, what was answered is kept.
+        path: a file, or None for standard output. Lines are written to a file beside it, which replaces it at the end.
+            So `path` is either complete or unchanged, and what was written is kept if the run is interrupted.
 
     Attributes:
         partial: the file beside it, if there is one.
 
     Raises:
-        Unusable: it cannot be written; each of the methods may find that out too.
+        CommandError: it cannot be written. Each method may raise this too.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self.partial = None if path is None or _is_special(path) else path.with_name(f"{path.name}.partial")
         file = self.partial or path
-        with self._told():
+        with self._convert_errors():
             if file is None:
                 self._file: TextIO = sys.stdout
                 sys.stdout.reconfigure(errors="surrogateescape", newline="\n")  # type: ignore[union-attr]
@@ -140,29 +142,32 @@ class Output:
                 self._file = file.open("w", encoding="utf-8", errors="surrogateescape", newline="\n")
 
     def write(self, lines: Iterable[str]) -> None:
-        """Write, and let whoever reads have it at once.
+        """Write lines and flush them.
 
         Raises:
-            BrokenPipeError: nobody reads any more.
+            BrokenPipeError: the reader of standard output has closed it.
         """
-        with self._told():
+        with self._convert_errors():
             self._file.writelines(lines)
             self._file.flush()
 
     def finish(self) -> None:
-        """Put the file in its place."""
-        with self._told():
+        """Close the file and move it to its path."""
+        with self._convert_errors():
             if self._path is not None:
                 self._file.close()
                 if self.partial:
                     self.partial.replace(self._path)
 
     def abandon(self) -> Path | None:
-        """Leave it as it is.
+        """Close the file. A partial file is kept, unless it is empty.
 
         Returns:
-            The file that holds what was written, if there is one.
+            The file that was kept, if there is one.
         """
+        if self._path is not None:
+            with suppress(OSError):  # what could not be flushed before
+                self._file.close()
         if self.partial is None or not self.partial.exists():
             return None
         if self.partial.stat().st_size:
@@ -171,18 +176,20 @@ class Output:
         return None
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _convert_errors(self) -> Iterator[None]:
         try:
             yield
         except BrokenPipeError:
             raise
         except OSError as error:
             where = self._path or "the results"
-            raise Unusable(f"cannot write {where} ({error.strerror}): make room or choose another --output") from error
+            raise CommandError(
+                f"cannot write {where} ({error.strerror}): free some space or choose another --output"
+            ) from error
 
 
 def _is_special(path: Path) -> bool:
-    """Whether it is there and no file: a pipe, a terminal, /dev/null."""
+    """Whether it exists and is no regular file: a pipe, a terminal, /dev/null."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
     except OSError:

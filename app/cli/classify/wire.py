@@ -1,4 +1,4 @@
-"""POST /predict from the caller's side: a request's body, and what an answer says."""
+"""POST /predict as seen by a client: request bodies and responses."""
 
 import uuid
 from collections.abc import Sequence
@@ -6,41 +6,42 @@ from typing import Any
 
 import httpx
 
-from app.cli.classify.results import Result, Unusable
+from app.cli.classify.results import CommandError, Result
 
 File = tuple[str, bytes]
-"""A file's path and its bytes."""
+"""Path and content of a file."""
 
 _FIELDS = ("width", "height", "top_k", "in_distribution", "accepted", "views", "warnings")
 
 
-def request_of(files: Sequence[File]) -> tuple[bytes, str]:
-    """Body and content type: one picture as it is, several as multipart/form-data.
+def encode_request(files: Sequence[File]) -> tuple[bytes, str]:
+    """Body and content type of a request: the content of a single file, or multipart/form-data for several.
 
-    Made here, because httpx takes longer to make it than the service to answer it. Names stay at home: answers come in
-    the order of the files.
+    httpx takes longer to encode multipart/form-data than the service to process it. File names are not sent: results
+    are in the order of the files.
     """
     if len(files) == 1:
         return files[0][1], "application/octet-stream"
     boundary = uuid.uuid4().hex
-    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="picture"\r\n\r\n'.encode()
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="image"\r\n\r\n'.encode()
     parts = [part for _, data in files for part in (head, data, b"\r\n")]
     return b"".join((*parts, f"--{boundary}--\r\n".encode())), f"multipart/form-data; boundary={boundary}"
 
 
-def results_in(response: httpx.Response, files: Sequence[File]) -> list[Result]:
-    """The results in an answer of status 200.
+def parse_results(response: httpx.Response, files: Sequence[File]) -> list[Result]:
+    """The results in a response with status 200.
 
     Raises:
-        Unusable: it is not one of Tenfold's.
+        CommandError: the response is not one of Tenfold's.
     """
     try:
-        said = response.json()
+        content = response.json()
         return [
-            _result(path, element, said["model"]) for (path, _), element in zip(files, said["results"], strict=True)
+            _result(path, element, content["model"])
+            for (path, _), element in zip(files, content["results"], strict=True)
         ]
     except (ValueError, KeyError, TypeError) as error:
-        raise Unusable(f"{response.url.host} does not answer as Tenfold does: give another --url") from error
+        raise CommandError(f"{response.url.host} is not a Tenfold service: choose another --url") from error
 
 
 def _result(path: str, element: dict[str, Any], model: dict[str, str]) -> Result:
@@ -49,24 +50,24 @@ def _result(path: str, element: dict[str, Any], model: dict[str, str]) -> Result
     return Result(path, {name: element[name] for name in _FIELDS}, model)
 
 
-def detail_of(response: httpx.Response) -> str:
-    """What a refusal says."""
+def problem_detail(response: httpx.Response) -> str:
+    """The explanation in an error response."""
     return str(_problem(response).get("detail") or response.reason_phrase or "no reason given")
 
 
-def slug_of(response: httpx.Response) -> str:
-    """The kind of a refusal, as in its type: "queue-full"."""
+def problem_slug(response: httpx.Response) -> str:
+    """The last part of the problem type in an error response, such as "queue-full"."""
     return str(_problem(response).get("type", "")).removeprefix("urn:tenfold:")
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Seconds after which to ask again, if it says so."""
-    said = response.headers.get("Retry-After", "")
-    return float(said) if said.isdecimal() else None
+    """Retry-After in seconds, if the response has it."""
+    value = response.headers.get("Retry-After", "")
+    return float(value) if value.isdecimal() else None
 
 
-def cause_of(error: httpx.HTTPError) -> str:
-    """Why there is no answer."""
+def describe_transport_error(error: httpx.HTTPError) -> str:
+    """The reason why there is no response."""
     return str(error) or type(error).__name__
 
 

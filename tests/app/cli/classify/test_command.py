@@ -1,4 +1,4 @@
-"""The command as people run it: a process, its streams and its exit code."""
+"""The command: its streams, exit codes and messages."""
 
 import csv
 import io
@@ -10,20 +10,46 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 import model
+from app.cli.classify.command import classify
 from tests.app.fakes import FakeEngine, photo, picture
 from tests.app.running import ROOT, Running, eventually, serving
 
-pytestmark = pytest.mark.timeout(300)
+COMMAND = typer.Typer()
+COMMAND.command()(classify)
+
+
+def run(
+    *arguments: str | Path, cwd: Path, environment: dict[str, str] | None = None, stdin: bytes = b""
+) -> tuple[int, str, str]:
+    """Run the command in this process.
+
+    Returns:
+        Exit code, standard output and standard error.
+    """
+    cleared = {name: None for name in os.environ if name.startswith("TENFOLD_")}
+    with chdir(cwd):
+        done = CliRunner().invoke(
+            COMMAND,
+            list(map(str, arguments)),
+            input=stdin,
+            env={**cleared, **(environment or {})},
+            catch_exceptions=False,
+            standalone_mode=False,
+        )
+    return done.return_value, done.stdout, done.stderr
 
 
 def start(*arguments: str | Path, cwd: Path, environment: dict[str, str] | None = None, **options: Any) -> Any:
-    """The process `python -m app.classify`, where no setting is made."""
+    """Start `python -m app.classify` without the settings of this process."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TENFOLD_")}
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(
@@ -34,61 +60,53 @@ def start(*arguments: str | Path, cwd: Path, environment: dict[str, str] | None 
     )
 
 
-def run(*arguments: str | Path, cwd: Path, **options: Any) -> tuple[int, str, str]:
-    """Its exit code, what it printed, and what it said beside."""
-    process = start(*arguments, cwd=cwd, **options)
-    out, err = process.communicate(timeout=200)
-    assert "Traceback" not in err, err
-    return process.returncode, out, err
-
-
 def rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four pictures, one of them large and oblong, and a file that is none."""
-    (tmp_path / "pictures").mkdir()
+    """Four images, one of them large and oblong, and a text file."""
+    (tmp_path / "images").mkdir()
     for name, data in (("a.png", picture(1)), ("b.png", picture(2)), ("c.bmp", picture(3, kind="BMP"))):
-        (tmp_path / "pictures" / name).write_bytes(data)
-    (tmp_path / "pictures" / "large.png").write_bytes(photo())
-    (tmp_path / "notes.txt").write_text("not a picture")
+        (tmp_path / "images" / name).write_bytes(data)
+    (tmp_path / "images" / "large.png").write_bytes(photo())
+    (tmp_path / "notes.txt").write_text("plain text")
     return tmp_path
 
 
-def to(running: Running) -> str:
+IMAGES = [f"images/{name}" for name in ("a.png", "b.png", "c.bmp", "large.png")]
+
+
+def url_of(running: Running) -> str:
     return f"--url=http://127.0.0.1:{running.port}"
 
 
-def test_here_it_answers_as_the_service_does(folder: Path, int8_bundle: Path) -> None:
+def test_local_results_equal_those_of_the_service(folder: Path, int8_bundle: Path) -> None:
     settings = {"TENFOLD_VIEWS": "3", "TENFOLD_THREADS": "1", "TENFOLD_DEVICE": "cpu"}
     code, out, err = run(
-        *("pictures", "notes.txt", "--format=jsonl", "--top-k=2", "--weights", int8_bundle),
+        *("images", "notes.txt", "--format=jsonl", "--top-k=2", "--weights", int8_bundle),
         cwd=folder,
         environment=settings,
     )
-    said = [json.loads(line) for line in out.splitlines()]
+    results = [json.loads(line) for line in out.splitlines()]
     assert code == 1
-    assert [row["path"] for row in said] == [
-        *(f"pictures/{name}" for name in ("a.png", "b.png", "c.bmp", "large.png")),
-        "notes.txt",
-    ]
-    assert set(said[-1]) == {"path", "error"}
-    assert "notes.txt: this is not a picture in an accepted format" in err
-    assert "4 of 5 answered by tiny " in err
+    assert [row["path"] for row in results] == [*IMAGES, "notes.txt"]
+    assert set(results[-1]) == {"path", "error"}
+    assert re.search(r"^failed:\n  notes\.txt: .* accepted format", err)
+    assert "4 of 5 classified by tiny " in err
     with serving(load=lambda: model.load(int8_bundle, device="cpu", threads=1), views=3) as running:
-        for row in said[:-1]:
+        for row in results[:-1]:
             assert row.pop("error") is None
             path = folder / row.pop("path")
             expected = running.post(path.read_bytes(), params={"top_k": 2}).json()
             assert row.pop("model") == expected["model"]
             assert {**row, "filename": None} == expected["results"][0]
-    assert said[3]["views"] == 3
+    assert results[3]["views"] == 3
 
 
 def test_csv_has_a_row_for_every_file(running: Running, folder: Path) -> None:
-    code, out, err = run(to(running), "pictures", "notes.txt", "nope.png", "--top-k=2", cwd=folder)
+    code, out, err = run(url_of(running), "images", "notes.txt", "nope.png", "--top-k=2", cwd=folder)
     assert code == 1
     found = rows(out)
     assert list(found[0]) == [
@@ -96,15 +114,15 @@ def test_csv_has_a_row_for_every_file(running: Running, folder: Path) -> None:
         *("views", "width", "height", "warnings", "error"),
     ]
     assert [row["error"] == "" for row in found] == [True] * 4 + [False] * 2
-    answer = running.post(photo(), params={"top_k": 2}).json()["results"][0]
+    expected = running.post(photo(), params={"top_k": 2}).json()["results"][0]
     assert found[3] == {
-        "path": "pictures/large.png",
-        "label": answer["top_k"][0]["label"],
-        "probability": str(answer["top_k"][0]["probability"]),
-        "label_2": answer["top_k"][1]["label"],
-        "probability_2": str(answer["top_k"][1]["probability"]),
-        "accepted": str(answer["accepted"]).lower(),
-        "in_distribution": str(answer["in_distribution"]),
+        "path": "images/large.png",
+        "label": expected["top_k"][0]["label"],
+        "probability": str(expected["top_k"][0]["probability"]),
+        "label_2": expected["top_k"][1]["label"],
+        "probability_2": str(expected["top_k"][1]["probability"]),
+        "accepted": str(expected["accepted"]).lower(),
+        "in_distribution": str(expected["in_distribution"]),
         "views": "2",
         "width": "200",
         "height": "150",
@@ -112,131 +130,131 @@ def test_csv_has_a_row_for_every_file(running: Running, folder: Path) -> None:
         "error": "",
     }
     assert "  nope.png: it cannot be read (No such file or directory)\n" in err
-    assert "4 of 6 answered by fake-net " in err
+    assert "4 of 6 classified by fake-net " in err
 
 
-def test_all_answered_is_0_and_nothing_is_said_beside(running: Running, folder: Path) -> None:
-    code, out, err = run(to(running), "pictures/*.png", "pictures/c.bmp", cwd=folder)
+def test_success_is_0_and_silent(running: Running, folder: Path) -> None:
+    code, out, err = run(url_of(running), "images/*.png", "images/c.bmp", cwd=folder)
     assert (code, err) == (0, "")
-    assert [row["path"] for row in rows(out)] == [
-        f"pictures/{name}" for name in ("a.png", "b.png", "large.png", "c.bmp")
-    ]
+    assert [row["path"] for row in rows(out)] == [IMAGES[0], IMAGES[1], IMAGES[3], IMAGES[2]]
 
 
-def test_a_list_on_standard_input_is_answered_as_it_comes(running: Running, folder: Path) -> None:
+def test_paths_on_standard_input_are_classified_as_they_arrive(running: Running, folder: Path) -> None:
     odd = os.fsdecode(b"caf\xe9\n.png")
     (folder / odd).write_bytes(picture())
-    with start(to(running), "-", "-0", cwd=folder, text=False, stdin=subprocess.PIPE) as process:
-        process.stdin.write(b"pictures/a.png\0")
+    with start(url_of(running), "-", "-0", cwd=folder, text=False, stdin=subprocess.PIPE) as process:
+        process.stdin.write(b"images/a.png\0")
         process.stdin.flush()
         assert process.stdout.readline().startswith(b"path,label,")
-        assert process.stdout.readline().startswith(b"pictures/a.png,")
-        out, err = process.communicate(os.fsencode(odd) + b"\0pictures/b.png", timeout=60)
+        assert process.stdout.readline().startswith(b"images/a.png,")
+        out, err = process.communicate(os.fsencode(odd) + b"\0images/b.png", timeout=60)
     assert (process.returncode, err) == (0, b"")
     assert out.startswith(b'"caf\xe9\n.png",')
-    assert out.splitlines()[-1].startswith(b"pictures/b.png,")
+    assert out.splitlines()[-1].startswith(b"images/b.png,")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["nope.png"], "error: nope.png: it cannot be read (No such file or directory)\n"),
-        (["empty"], "error: empty: no pictures are in this folder\n"),
+        (["empty"], "error: empty: no images are in this folder\n"),
         (["**/*.gif"], "error: **/*.gif: nothing matches this pattern\n"),
         (["-"], "error: standard input names no files\n"),
-        (["pictures", "--weights=pictures"], "error: "),
-        (["pictures", "--url=http://127.0.0.1:9"], "error: no service answers at http://127.0.0.1:9 "),
-        (["pictures", "--url=http://127.0.0.1:9", "--engine=torch"], "error: --engine is for classifying here"),
-        (["pictures", "--output=nope/out.csv"], "error: cannot write nope/out.csv (No such file or directory)"),
+        (["images", "--weights=images"], "error: "),
+        (["images", "--url=http://127.0.0.1:9"], "error: the service at http://127.0.0.1:9 cannot be reached "),
+        (["images", "--url=http://127.0.0.1:9", "--engine=torch"], "error: --engine has no effect on a service"),
+        (["images", "--output=nope/out.csv"], "error: cannot write nope/out.csv (No such file or directory)"),
+        (["images", "--output=/dev/full", "--device=cpu"], "error: cannot write /dev/full (No space left on device)"),
     ],
 )
-def test_where_nothing_can_be_done_a_sentence_says_why(folder: Path, arguments: Sequence[str], says: str) -> None:
+def test_a_command_that_cannot_run_prints_one_sentence(
+    folder: Path, int8_bundle: Path, arguments: Sequence[str], message: str
+) -> None:
     (folder / "empty").mkdir()
-    code, out, err = run(*arguments, cwd=folder)
+    code, out, err = run(*arguments, cwd=folder, environment={"TENFOLD_WEIGHTS": str(int8_bundle)})
     assert (code, out) == (2, "")
-    assert err.startswith(says)
+    assert err.startswith(message)
     assert err.count("\n") == 1
 
 
-def test_nobody_reads_on(running: Running, folder: Path) -> None:
-    many = ["pictures"] * 500
-    with start(to(running), *many, cwd=folder) as process:
+def test_a_process_ends_with_the_exit_code(folder: Path) -> None:
+    process = start("nope.png", cwd=folder)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err == "error: nope.png: it cannot be read (No such file or directory)\n"
+
+
+def test_a_closed_standard_output_ends_the_command(running: Running, folder: Path) -> None:
+    with start(url_of(running), *["images"] * 500, cwd=folder) as process:
         assert process.stdout.readline().startswith("path,")
         process.stdout.close()
         assert process.wait(60) == 141
         assert process.stderr.read() == ""
 
 
-def test_a_full_disk_is_told_of(running: Running, folder: Path) -> None:
-    with Path("/dev/full").open("w") as full:
-        code, _, err = run(to(running), "pictures", cwd=folder, stdout=full)
-    assert code == 2
-    assert err == "error: cannot write the results (No space left on device): make room or choose another --output\n"
-
-
-def test_ctrl_c_keeps_what_was_answered_and_leaves_the_old_file(folder: Path) -> None:
+def test_ctrl_c_keeps_the_results_so_far_and_the_old_file(folder: Path) -> None:
     engine = FakeEngine()
     engine.seconds = 0.2
     old, partial = folder / "out.csv", folder / "out.csv.partial"
     old.write_text("old")
-    with serving(engine) as running, start(to(running), *["pictures"] * 500, "--output=out.csv", cwd=folder) as process:
-        eventually(lambda: partial.exists() and partial.stat().st_size > 0, "the first are answered")
+    arguments = [*["images"] * 500, "--output=out.csv"]
+    with serving(engine) as running, start(url_of(running), *arguments, cwd=folder) as process:
+        eventually(lambda: partial.exists() and partial.stat().st_size > 0, "the first results are written")
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         err = process.stderr.read()
     assert "Traceback" not in err
-    assert "what was answered is in out.csv.partial" in err
+    assert "the results so far are in out.csv.partial" in err
     assert old.read_text() == "old"
     assert len(rows(partial.read_text())) >= 1
 
 
-def test_a_file_takes_its_place_when_it_is_whole(running: Running, folder: Path) -> None:
+def test_the_output_file_is_replaced_at_the_end(running: Running, folder: Path) -> None:
     (folder / "out.jsonl").write_text("old")
-    code, out, _ = run(to(running), "pictures", "notes.txt", "--format=jsonl", "-o", "out.jsonl", cwd=folder)
+    code, out, _ = run(url_of(running), "images", "notes.txt", "--format=jsonl", "-o", "out.jsonl", cwd=folder)
     assert (code, out) == (1, "")
-    said = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
-    assert [row["error"] is None for row in said] == [True] * 4 + [False]
+    results = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert [row["error"] is None for row in results] == [True] * 4 + [False]
     assert not (folder / "out.jsonl.partial").exists()
 
 
-def test_a_terminal_gets_a_table_or_a_bar(running: Running, folder: Path) -> None:
-    (folder / "pictures" / "\x1b[31m.png").write_bytes(b"no picture")
-    ours, theirs = pty.openpty()
-    process = start(to(running), "pictures", cwd=folder, stdout=theirs, stderr=subprocess.PIPE)
+def test_a_terminal_shows_a_table_or_a_bar(running: Running, folder: Path) -> None:
+    (folder / "images" / "\x1b[31m.png").write_bytes(b"plain text")
+    terminal, child_terminal = pty.openpty()
+    process = start(url_of(running), "images", cwd=folder, stdout=child_terminal)
     err = process.communicate(timeout=60)[1]
-    table = os.read(ours, 65536).decode().replace("\r\n", "\n").splitlines()
+    table = os.read(terminal, 65536).decode().replace("\r\n", "\n").splitlines()
     assert process.returncode == 1
-    assert table[0].split() == ["class", "accepted", "picture"]
-    assert table[1].startswith("-  ")
-    assert "pictures/\\x1b[31m.png: this is not a picture" in table[1]
-    assert table[2].endswith("  pictures/a.png")
+    assert table[0].split() == ["class", "accepted", "file"]
+    assert re.match(r"-  .*images/\\x1b\[31m\.png: .* accepted format", table[1])
+    assert table[2].endswith("  images/a.png")
     assert "\x1b" not in err
 
-    process = start(to(running), "pictures", cwd=folder, stderr=theirs, environment={"TERM": "xterm"})
+    process = start(url_of(running), "images", cwd=folder, stderr=child_terminal, environment={"TERM": "xterm"})
     out = process.communicate(timeout=60)[0]
-    bar = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", os.read(ours, 65536).decode())
-    os.close(theirs)
-    os.close(ours)
+    bar = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", os.read(terminal, 65536).decode())
+    os.close(child_terminal)
+    os.close(terminal)
     assert len(rows(out)) == 5
     assert "━" in bar
     assert re.search(r"[05]/[5?] ", bar)
-    assert "4 of 5 answered by fake-net " in bar
+    assert "4 of 5 classified by fake-net " in bar
 
 
-def test_the_service_goes_away_meanwhile(folder: Path) -> None:
+def test_files_after_the_service_has_stopped_are_reported_as_failed(folder: Path) -> None:
     engine = FakeEngine()
-    engine.seconds = 0.1
+    engine.seconds = 0.3
     with serving(engine) as running:
-        process = start(to(running), *["pictures"] * 100, "--patience=1", "--output=out.csv", cwd=folder)
+        process = start(url_of(running), *["images"] * 100, "--patience=1", "--output=out.csv", cwd=folder)
         partial = folder / "out.csv.partial"
-        eventually(lambda: partial.exists() and partial.stat().st_size > 0, "the first are answered")
+        eventually(lambda: partial.exists() and partial.stat().st_size > 0, "the first results are written")
         running.server.should_exit = True
         err = process.communicate(timeout=60)[1]
     assert process.returncode == 1
     found = rows((folder / "out.csv").read_text())
     assert len(found) == 400
-    answered = sum(row["error"] == "" for row in found)
-    assert 0 < answered < 400
-    assert f"and {400 - answered - 100:,} more" in err or 400 - answered <= 100
-    assert f"{answered} of 400 answered" in err
-    assert "trying again for 1 s" in err
+    classified = sum(row["error"] == "" for row in found)
+    assert 0 < classified < 400
+    assert f"and {400 - classified - 100:,} more" in err or 400 - classified <= 100
+    assert f"{classified} of 400 classified" in err
+    assert "retrying for 1 s" in err

@@ -1,4 +1,4 @@
-"""Asking a service: a real one, that is busy, limited, locked, or goes away."""
+"""Classification by a real service that is busy, limited, protected or stopped."""
 
 import threading
 import time
@@ -10,219 +10,229 @@ from typing import Any, ClassVar
 
 import pytest
 
-from app.cli.classify.paths import Lost
-from app.cli.classify.remote import Remote
-from app.cli.classify.results import Result, Unusable
+from app.cli.classify.paths import BadPath
+from app.cli.classify.remote import RemoteClassifier
+from app.cli.classify.results import CommandError, Result
 from tests.app.fakes import FakeEngine, photo, picture
 from tests.app.running import Running, eventually, serving
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A hundred different pictures."""
-    folder = tmp_path_factory.mktemp("pictures")
-    return [written(folder / f"{seed:03}.png", picture(seed)) for seed in range(100)]
+    """A hundred different images."""
+    folder = tmp_path_factory.mktemp("images")
+    return [write(folder / f"{seed:03}.png", picture(seed)) for seed in range(100)]
 
 
-def written(path: Path, data: bytes) -> str:
+def write(path: Path, data: bytes) -> str:
     path.write_bytes(data)
     return str(path)
 
 
-class PredictParams:
-    """A caller, and what it said meanwhile."""
+class Client:
+    """A RemoteClassifier and the messages that it sent to the user."""
 
     def __init__(self, running: Running | None = None, *, url: str = "", **options: Any) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
         parameters: dict[str, float | None] = {
             name: options.pop(name) for name in list(options) if name in ("top_k", "views", "min_confidence")
         }
-        chosen = {"api_key": None, "patience": 20.0, "max_bytes": 20_000_000, **options}
+        chosen = {"api_key": None, "retry_timeout": 20.0, "max_bytes": 20_000_000, **options}
         address = f"http://127.0.0.1:{running.port}" if running else url
-        self.remote = Remote(address, parameters=parameters, say=self.said.append, **chosen)
+        self._remote = RemoteClassifier(address, parameters=parameters, notify=self.messages.append, **chosen)
 
-    def groups(self, paths: Iterable[str | Lost]) -> Iterator[list[Result]]:
-        return self.remote.results(paths)
+    def groups(self, paths: Iterable[str | BadPath]) -> Iterator[list[Result]]:
+        return self._remote.classify(paths)
 
-    def all(self, paths: Iterable[str | Lost]) -> list[Result]:
+    def all(self, paths: Iterable[str | BadPath]) -> list[Result]:
         return list(chain.from_iterable(self.groups(paths)))
 
 
-def without_answers(results: Iterable[Result]) -> dict[str, str | None]:
+def errors_in(results: Iterable[Result]) -> dict[str, str | None]:
     return {Path(result.path).name: result.error for result in results if result.error is not None}
 
 
-def test_each_file_is_answered_as_if_it_were_alone(running: Running, files: list[str], tmp_path: Path) -> None:
-    large = written(tmp_path / "large.png", photo())
+def test_a_file_has_the_same_result_as_in_a_request_of_its_own(
+    running: Running, files: list[str], tmp_path: Path
+) -> None:
+    large = write(tmp_path / "large.png", photo())
     paths = [*files[:40], large]
-    results = PredictParams(running, top_k=3, views=3, min_confidence=0.9).all(paths)
+    results = Client(running, top_k=3, views=3, min_confidence=0.9).all(paths)
     assert [result.path for result in results] == paths
     for result in (*results[::13], results[-1]):
         data = Path(result.path).read_bytes()
-        said = running.post(data, params={"top_k": 3, "views": 3, "min_confidence": 0.9}).json()
-        assert {**result.answer, "filename": None} == said["results"][0]
-        assert result.model == said["model"]
-    assert results[-1].answer["views"] == 3
+        expected = running.post(data, params={"top_k": 3, "views": 3, "min_confidence": 0.9}).json()
+        assert {**result.prediction, "filename": None} == expected["results"][0]
+        assert result.model == expected["model"]
+    assert results[-1].prediction["views"] == 3
 
 
 def test_several_files_share_a_request_and_each_is_sent_once(files: list[str]) -> None:
     with serving() as running:
-        assert without_answers(PredictParams(running).all(files)) == {}
+        assert errors_in(Client(running).all(files)) == {}
         assert running.engine.views == len(files)
         requests = 'tenfold_requests_total{route="/predict",status="200"} '
         (line,) = [line for line in running.client.get("/metrics").text.splitlines() if line.startswith(requests)]
         assert float(line.removeprefix(requests)) < 20
 
 
-def test_bad_files_are_told_of_in_their_place(running: Running, files: list[str], tmp_path: Path) -> None:
-    text = written(tmp_path / "notes.txt", b"not a picture")
-    cut = written(tmp_path / "cut.png", picture()[:60])
-    empty = written(tmp_path / "empty.png", b"")
-    huge = written(tmp_path / "huge.png", b"x" * 1001)
+def test_errors_are_reported_in_place(running: Running, files: list[str], tmp_path: Path) -> None:
+    text = write(tmp_path / "notes.txt", b"plain text")
+    cut = write(tmp_path / "cut.png", picture()[:60])
+    empty = write(tmp_path / "empty.png", b"")
+    huge = write(tmp_path / "huge.png", b"x" * 1001)
     gone = str(tmp_path / "gone.png")
-    lost = Lost(str(tmp_path / "folder"), "no pictures are in this folder")
-    paths: list[str | Lost] = [text, files[0], cut, empty, files[1], huge, gone, lost, files[2]]
-    results = PredictParams(running, max_bytes=1000).all(paths)
-    assert [result.path for result in results] == [path.path if isinstance(path, Lost) else path for path in paths]
-    errors = without_answers(results)
+    folder = BadPath(str(tmp_path / "folder"), "no images are in this folder")
+    paths: list[str | BadPath] = [text, files[0], cut, empty, files[1], huge, gone, folder, files[2]]
+    results = Client(running, max_bytes=1000).all(paths)
+    assert [result.path for result in results] == [path.path if isinstance(path, BadPath) else path for path in paths]
+    errors = errors_in(results)
     assert set(errors) == {"notes.txt", "cut.png", "empty.png", "huge.png", "gone.png", "folder"}
-    assert "not a picture in an accepted format" in str(errors["notes.txt"])
+    assert "accepted format" in str(errors["notes.txt"])
     assert "damaged" in str(errors["cut.png"])
     assert errors["empty.png"] == "it is empty"
     assert errors["huge.png"] == "it has more than 1,000 bytes"
     assert errors["gone.png"] == "it cannot be read (No such file or directory)"
-    assert errors["folder"] == "no pictures are in this folder"
+    assert errors["folder"] == "no images are in this folder"
 
 
 @pytest.mark.parametrize("alone", ["notes.txt", "cut.png"])
-def test_a_bad_file_alone_in_its_request_is_told_of_too(running: Running, tmp_path: Path, alone: str) -> None:
-    path = written(tmp_path / alone, b"not a picture" if alone == "notes.txt" else picture()[:60])
-    assert set(without_answers(PredictParams(running).all([path]))) == {alone}
+def test_a_bad_file_alone_in_its_request_is_reported_too(running: Running, tmp_path: Path, alone: str) -> None:
+    path = write(tmp_path / alone, b"plain text" if alone == "notes.txt" else picture()[:60])
+    assert set(errors_in(Client(running).all([path]))) == {alone}
 
 
-def test_a_busy_service_is_asked_again_when_it_says(files: list[str]) -> None:
+def test_requests_to_a_busy_service_are_retried_after_the_time_it_says(files: list[str]) -> None:
     engine = FakeEngine()
     with serving(engine, queue_size=32) as running:
-        for seed in range(40):  # so that it knows how fast it is, and says: in a second
+        for seed in range(40):  # so that it has measured its rate, and Retry-After is 1
             running.post(picture(seed))
         engine.block()
         others = [running.in_background(lambda: running.post(picture())) for _ in range(32)]
         running.wait_admitted(32)
-        asked = PredictParams(running)
+        client = Client(running)
         results: list[Result] = []
-        asking = threading.Thread(target=lambda: results.extend(asked.all(files)))
+        classifying = threading.Thread(target=lambda: results.extend(client.all(files)))
         began = time.monotonic()
-        asking.start()
-        eventually(lambda: bool(asked.said), "it is told to come again")
+        classifying.start()
+        eventually(lambda: bool(client.messages), "the service is busy")
         engine.release()
-        asking.join(30)
+        classifying.join(30)
         assert time.monotonic() - began > 1, "after the second of Retry-After"
         assert [result.path for result in results] == files
-        assert without_answers(results) == {}
+        assert errors_in(results) == {}
         assert all(other.result().status_code == 200 for other in others)
-        assert engine.views == 40 + 32 + len(files), "nothing was answered twice"
-    assert len(asked.said) >= 1
-    assert "is busy (32 pictures are under way and 32 may be" in asked.said[0]
+        assert engine.views == 40 + 32 + len(files), "no image was classified twice"
+    assert len(client.messages) >= 1
+    assert "is busy (" in client.messages[0]
 
 
-def test_a_service_that_stays_busy_is_given_up_after_the_patience(files: list[str]) -> None:
+def test_a_service_that_stays_busy_is_given_up(files: list[str]) -> None:
     engine = FakeEngine()
     with serving(engine, queue_size=32) as running:
         engine.block()
         others = [running.in_background(lambda: running.post(picture())) for _ in range(32)]
         running.wait_admitted(32)
-        errors = without_answers(PredictParams(running, patience=1.2).all(files))
+        errors = errors_in(Client(running, retry_timeout=1.2).all(files))
         engine.release()
         assert all(other.result().status_code == 200 for other in others)
     assert len(errors) == len(files)
-    assert all(str(error).startswith("no answer within 1.2 s: http") for error in errors.values())
+    assert all(str(error).startswith("no response within 1.2 s: http") for error in errors.values())
 
 
-def test_a_service_that_takes_fewer_files_gets_fewer(files: list[str]) -> None:
+def test_the_service_limits_the_files_per_request(files: list[str]) -> None:
     with serving(max_files=5) as running:
-        assert without_answers(PredictParams(running).all(files * 4)) == {}
+        assert errors_in(Client(running).all(files * 4)) == {}
         assert running.engine.views == 4 * len(files)
         refused = 'tenfold_rejections_total{reason="too-many-files"} '
         (line,) = [line for line in running.client.get("/metrics").text.splitlines() if line.startswith(refused)]
-        assert float(line.removeprefix(refused)) < 30, "it has learned; else more than 80"
+        assert float(line.removeprefix(refused)) < 30, "without learning the limit there would be more than 80"
 
 
-def test_a_service_that_takes_fewer_bytes_gets_fewer(tmp_path: Path, files: list[str]) -> None:
-    too_large = written(tmp_path / "large.bmp", picture(size=(100, 100), kind="BMP"))
+def test_the_service_limits_the_bytes_per_request(tmp_path: Path, files: list[str]) -> None:
+    too_large = write(tmp_path / "large.bmp", picture(size=(100, 100), kind="BMP"))
     with serving(max_body_bytes=2000) as running:
-        results = PredictParams(running).all([*files, too_large])
+        results = Client(running).all([*files, too_large])
         assert running.engine.views == len(files)
     assert [result.path for result in results] == [*files, too_large]
-    assert set(without_answers(results)) == {"large.bmp"}
+    assert set(errors_in(results)) == {"large.bmp"}
     assert "more than 2,000 bytes" in str(results[-1].error)
 
 
-def test_a_picture_too_slow_for_the_deadline_does_not_take_its_neighbours_along(tmp_path: Path) -> None:
+def test_a_request_that_exceeds_the_deadline_is_split(tmp_path: Path) -> None:
     engine = FakeEngine()
-    engine.seconds = 0.2
-    paths = [written(tmp_path / f"{seed}.png", picture(seed)) for seed in range(4)]
-    with serving(engine, timeout=0.7, max_batch=1) as running:
-        results = PredictParams(running).all(paths)
-    assert without_answers(results) == {}, "four take 0.8 s, two 0.4 s"
+    paths = [write(tmp_path / f"{seed}.png", picture(seed)) for seed in range(4)]
+    results: list[Result] = []
+    with serving(engine, timeout=2.0) as running:
+        engine.block()
+        client = Client(running)
+        classifying = threading.Thread(target=lambda: results.extend(client.all(paths)))
+        classifying.start()
+        timed_out = 'tenfold_requests_total{route="/predict",status="504"} 1.0\n'
+        eventually(lambda: timed_out in running.client.get("/metrics").text, "the deadline of the request is over")
+        engine.release()
+        classifying.join(30)
+    assert [result.path for result in results] == paths
+    assert errors_in(results) == {}
 
 
-def test_an_engine_that_fails_costs_its_batch_alone(files: list[str]) -> None:
+def test_an_engine_error_is_reported_for_its_files(files: list[str]) -> None:
     engine = FakeEngine()
     with serving(engine, stall_timeout=60) as running:
         engine.failure = RuntimeError("CUDA on fire")
-        (result,) = PredictParams(running).all(files[:1])
+        (result,) = Client(running).all(files[:1])
     assert "report it with the request id" in str(result.error)
 
 
-def test_a_service_that_goes_away_for_good_leaves_the_rest_unanswered(files: list[str]) -> None:
+def test_files_after_the_service_has_stopped_have_errors(files: list[str]) -> None:
     engine = FakeEngine()
-    engine.seconds = 0.05
+    engine.seconds = 0.3
     with serving(engine) as running:
-        asked = PredictParams(running, patience=1.0)
-        groups = asked.groups(chain(files, files, files))
+        client = Client(running, retry_timeout=1.0)
+        groups = client.groups(files * 10)
         results = next(groups)
         running.server.should_exit = True
         results.extend(chain.from_iterable(groups))
-    assert [result.path for result in results] == files * 3
-    answered = [result.error is None for result in results]
-    assert answered[0]
-    assert not answered[-1]
-    assert engine.views == sum(answered)
-    assert "no answer within 1 s: http" in str(results[-1].error)
-    assert "trying again for 1 s" in asked.said[0]
+    assert [result.path for result in results] == files * 10
+    succeeded = [result.error is None for result in results]
+    assert succeeded[0]
+    assert not succeeded[-1]
+    assert engine.views == sum(succeeded)
+    assert "no response within 1 s: http" in str(results[-1].error)
+    assert "retrying for 1 s" in client.messages[0]
 
 
-def test_a_service_that_comes_back_answers_the_rest(files: list[str]) -> None:
+def test_a_service_that_restarts_classifies_the_rest(files: list[str]) -> None:
     first, second = FakeEngine(), FakeEngine()
-    first.seconds = 0.05
+    first.seconds = 0.2
     with serving(first) as running:
         port = running.port
-        groups = PredictParams(running).groups(chain(files, files))
+        groups = Client(running).groups(files * 3)
         results = next(groups)
     with serving(second, port=port):
         results.extend(chain.from_iterable(groups))
-    assert [result.path for result in results] == files * 2
-    assert without_answers(results) == {}
-    assert first.views + second.views == len(results), "what was answered is not sent again"
+    assert [result.path for result in results] == files * 3
+    assert errors_in(results) == {}
+    assert first.views + second.views == len(results), "files with a result are not sent again"
     assert second.views > 0
 
 
-def test_a_key_opens(files: list[str]) -> None:
+def test_an_api_key_is_sent(files: list[str]) -> None:
     with serving(api_keys="secret") as running:
-        assert without_answers(PredictParams(running, api_key="secret").all(files[:3])) == {}
+        assert errors_in(Client(running, api_key="secret").all(files[:3])) == {}
         for wrong in (None, "other"):
-            with pytest.raises(Unusable, match="wants another API key"):
-                PredictParams(running, api_key=wrong)
-        with pytest.raises(Unusable, match="this is no key"):
-            PredictParams(running, api_key="schlüssel")
+            with pytest.raises(CommandError, match="requires another API key"):
+                Client(running, api_key=wrong)
+        with pytest.raises(CommandError, match="ASCII"):
+            Client(running, api_key="schlüssel")
 
 
-def test_what_the_service_refuses_for_all_ends_the_run(running: Running, files: list[str]) -> None:
-    with pytest.raises(Unusable, match="answered 422: top_k is 11: choose 1 to 10"):
-        PredictParams(running, top_k=11).all(files)
+def test_invalid_parameters_end_the_command(running: Running, files: list[str]) -> None:
+    with pytest.raises(CommandError, match="responded with status 422: top_k is 11"):
+        Client(running, top_k=11).all(files)
 
 
-def test_a_service_that_loads_is_not_ready() -> None:
+def test_a_service_that_is_loading_is_not_ready() -> None:
     held = threading.Event()
 
     def load() -> Any:
@@ -231,38 +241,38 @@ def test_a_service_that_loads_is_not_ready() -> None:
 
     with serving(load=load, wait_ready=False) as running:
         try:
-            with pytest.raises(Unusable, match="is not ready: the model is loading"):
-                PredictParams(running)
+            with pytest.raises(CommandError, match="is not ready: "):
+                Client(running)
         finally:
             held.set()
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    ("url", "message"),
     [
-        ("http://127.0.0.1:9", "no service answers at http://127.0.0.1:9 "),
-        ("127.0.0.1:8000", "is no address of a service"),
-        ("ftp://127.0.0.1", "is no address of a service"),
-        ("http://127.0.0.1:port", "is no address of a service"),
-        ("", "is no address of a service"),
+        ("http://127.0.0.1:9", "the service at http://127.0.0.1:9 cannot be reached "),
+        ("127.0.0.1:8000", "is not a valid URL"),
+        ("ftp://127.0.0.1", "is not a valid URL"),
+        ("http://127.0.0.1:port", "is not a valid URL"),
+        ("", "is not a valid URL"),
     ],
 )
-def test_a_service_that_is_not_there(url: str, says: str) -> None:
-    with pytest.raises(Unusable, match=says):
-        PredictParams(url=url)
+def test_a_service_that_cannot_be_reached(url: str, message: str) -> None:
+    with pytest.raises(CommandError, match=message):
+        Client(url=url)
 
 
 class _Other(BaseHTTPRequestHandler):
-    """A web server that says yes to everything."""
+    """Responds to everything with status 200 and an empty object."""
 
     def do_GET(self) -> None:
-        self._yes()
+        self._respond()
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self._yes()
+        self._respond()
 
-    def _yes(self) -> None:
+    def _respond(self) -> None:
         self.send_response(200)
         self.send_header("Content-Length", "2")
         self.end_headers()
@@ -272,7 +282,7 @@ class _Other(BaseHTTPRequestHandler):
 
 
 class _Busy(_Other):
-    """Asks for two seconds, once."""
+    """The first response is 503 with a Retry-After of two seconds."""
 
     posted: ClassVar[list[float]] = []
 
@@ -280,7 +290,7 @@ class _Busy(_Other):
         self.rfile.read(int(self.headers["Content-Length"]))
         self.posted.append(time.monotonic())
         if len(self.posted) > 1:
-            self._yes()
+            self._respond()
         else:
             self.send_response(503)
             self.send_header("Retry-After", "2")
@@ -288,13 +298,13 @@ class _Busy(_Other):
             self.end_headers()
 
 
-def test_as_long_as_a_service_asks_for_it_is_left_alone(files: list[str]) -> None:
+def test_retry_after_is_obeyed(files: list[str]) -> None:
     with HTTPServer(("127.0.0.1", 0), _Busy) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            with pytest.raises(Unusable):  # for the second answer is none
-                PredictParams(url=f"http://127.0.0.1:{server.server_port}").all(files[:1])
+            with pytest.raises(CommandError):  # the second response is not Tenfold's
+                Client(url=f"http://127.0.0.1:{server.server_port}").all(files[:1])
         finally:
             server.shutdown()
             thread.join()
@@ -302,13 +312,13 @@ def test_as_long_as_a_service_asks_for_it_is_left_alone(files: list[str]) -> Non
     assert second - first > 1.9
 
 
-def test_another_server_is_told_from_a_service(files: list[str]) -> None:
+def test_another_server_is_recognised(files: list[str]) -> None:
     with HTTPServer(("127.0.0.1", 0), _Other) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            with pytest.raises(Unusable, match="does not answer as Tenfold does"):
-                PredictParams(url=f"http://127.0.0.1:{server.server_port}").all(files)
+            with pytest.raises(CommandError, match="is not a Tenfold service"):
+                Client(url=f"http://127.0.0.1:{server.server_port}").all(files)
         finally:
             server.shutdown()
             thread.join()
