@@ -1,4 +1,4 @@
-"""python -m app: serve, in one process or several."""
+"""python -m app: serve in one process or several."""
 
 import ctypes
 import os
@@ -19,44 +19,43 @@ _M_ARENA_MAX = -8
 
 
 def share_one_heap() -> None:
-    """Have glibc keep one heap for all threads.
+    """Make glibc use one heap for all threads.
 
-    With one a thread, each keeps the room of the largest picture that its thread ever decoded: over 10,000 hostile
-    uploads memory went up to 12 % above its start and down again; now it stays level. Other C libraries have no such
-    thing.
+    With a heap per thread, each keeps the memory of the largest image that its thread ever decoded: over 10,000
+    hostile uploads memory rose to 12 % above its start. With one heap it stays level. Other C libraries lack mallopt.
     """
     with suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until told to stop.
+    """Serve until a signal ends it.
 
     Args:
-        arguments: none; or, for a worker, the file descriptor of the socket that it shares with the others.
+        arguments: none; for a worker, the file descriptor of the socket that it shares with the other workers. The
+            supervisor controls the worker through its standard input.
 
     Returns:
-        The exit code: 0 after a drain, 1 when the model cannot be loaded, the engine stopped working or nothing can
-        listen there, 2 when a setting is wrong.
+        The exit code: 0 after a drain; 1 if the model cannot be loaded, the engine stopped working or the address
+        cannot be listened on; 2 if a setting is invalid.
     """
     try:
         settings = Settings()
     except ValidationError as error:
-        for complaint in error_messages(error):
-            print(f"error: {complaint}", file=sys.stderr)
+        for message in error_messages(error):
+            print(f"error: {message}", file=sys.stderr)
         return 2
     with logging_to_stderr(settings.log_level, settings.log_format):
         if arguments:
-            return serve(settings, listening=socket.socket(fileno=int(arguments[0])), parent=os.getppid())
+            return serve(settings, listening=socket.socket(fileno=int(arguments[0])), control=sys.stdin.fileno())
         return serve(settings) if settings.workers == 1 else supervise(settings)
 
 
 def run(arguments: list[str]) -> Never:
-    """As `main`, and end the process."""
+    """Run `main` and end the process with its exit code."""
     share_one_heap()
     code = main(arguments)
-    # Not sys.exit: it would wait for the engine's thread, which may still be loading, or stall for good.
-    sys.stderr.flush()
+    # sys.exit would wait for the engine's thread, which may still be loading or be stalled.
     os._exit(code)
 
 

@@ -1,103 +1,109 @@
-"""The server of one process: uvicorn, with our signals and our drain."""
+"""The server of one process: uvicorn with a graceful drain."""
 
 import asyncio
-import ctypes
+import math
 import os
 import signal
 import socket
-import struct
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType
 
 import uvicorn
 
 from app.main import create_app
 from app.process.protocol import protocol_with
+from app.process.sockets import has_pending_connections, ignore_new_connections
 from app.serving.service import Service
 from app.settings import Settings
 from model import Classifier
 
-# Seconds in which the event loop accepts the connections that have been made.
-_ACCEPTING = 0.1
+# Seconds for TCP handshakes under way to complete before the listening socket is closed.
+_HANDSHAKE = 0.1
+# Longest time in seconds to empty the accept queue, where new connections cannot be kept out of it.
+_ACCEPT_TIMEOUT = 1.0
 
 
 class Server(uvicorn.Server):
-    """Uvicorn, but SIGTERM first turns /readyz to 503 and goes on answering, so that load balancers can look away.
+    """Uvicorn with a graceful drain.
+
+    On SIGTERM /readyz turns to 503 and the server goes on answering for `drain_delay` seconds, so that load balancers
+    can take it out of rotation. Then it stops listening, finishes the requests that it has, and ends. SIGINT skips the
+    delay. A second signal skips the requests.
+
+    A worker obeys its supervisor through a pipe. A byte starts the drain without a limit in time. The end of the pipe
+    ends the drain; if no byte came before, the supervisor has died, and the worker drains as on SIGTERM.
 
     Args:
-        config: of uvicorn.
-        service: is told to drain.
-        drain_delay: seconds that it goes on answering.
-        parent: the process without which it drains.
+        config: uvicorn's configuration.
+        service: told to drain.
+        drain_delay: in seconds.
+        control: file descriptor of the pipe from the supervisor, which then owns the listening socket.
     """
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, drain_delay: float, *, parent: int | None = None
+        self, config: uvicorn.Config, service: Service, drain_delay: float, *, control: int | None = None
     ) -> None:
         super().__init__(config)
-        self._parent = parent
         self._service = service
         self._drain_delay = drain_delay
-        self._exit_at: float | None = None
-        self._told = False
+        self._control = control
+        self._owns_socket = control is None
+        self._signals: list[int] = []
+        self._draining = False
+        self._exit_at = math.inf
+        if control is not None:
+            os.set_blocking(control, False)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Drain on SIGTERM; at once, but still gracefully, on Ctrl-C; a second signal does not wait for answers."""
-        if not self._told:
-            self._told = True
-            self._service.drain()
-            self.exit_after(self._drain_delay if sig == signal.SIGTERM else 0.0)
-        else:
+        """Handle a signal: set flags only.
+
+        Python calls this between two bytecodes of whatever the main thread runs, perhaps while it holds a lock.
+        """
+        if self._draining or self._signals:
             self.force_exit = self.should_exit = True
+        self._signals.append(sig)
 
     def exit_after(self, seconds: float) -> None:
-        """Go on answering for so many seconds, and then end; the first call counts."""
-        if self._exit_at is None:
-            self._exit_at = time.monotonic() + seconds
+        """Stop listening in so many seconds; of several calls the earliest end counts."""
+        self._exit_at = min(self._exit_at, time.monotonic() + seconds)
 
     async def on_tick(self, counter: int) -> bool:
-        if self._parent is not None and os.getppid() != self._parent and not self._told:
-            self.handle_exit(signal.SIGTERM, None)
-        if self._exit_at is not None and time.monotonic() >= self._exit_at:
+        if self._control is not None:
+            self._read_control(self._control)
+        if self._signals and not self._draining:
+            self._drain(self._drain_delay if self._signals[0] == signal.SIGTERM else 0.0)
+        if time.monotonic() >= self._exit_at:
             return True
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let nobody else connect, accept who has, then stop listening; uvicorn would hang up on them."""
-        for server in self.servers:
-            for listening in server.sockets:
-                refuse_newcomers(listening.fileno())
-        await asyncio.sleep(_ACCEPTING)
+        """Accept what is in the accept queue, stop listening, finish the requests."""
+        listening = [each.fileno() for server in self.servers for each in server.sockets]
+        if self._owns_socket:
+            for descriptor in listening:
+                ignore_new_connections(descriptor)
+        ends = time.monotonic() + _ACCEPT_TIMEOUT
+        await asyncio.sleep(_HANDSHAKE)
+        while any(map(has_pending_connections, listening)) and time.monotonic() < ends:
+            await asyncio.sleep(0.01)
         await super().shutdown(sockets)
 
+    def _read_control(self, control: int) -> None:
+        try:
+            command = os.read(control, 1)
+        except BlockingIOError:
+            return
+        if command:
+            self._drain(math.inf)
+            return
+        self._control = None
+        self._drain(0.0 if self._draining else self._drain_delay)
 
-def refuse_newcomers(listening: int) -> None:
-    """Make the kernel ignore attempts to connect to a socket, given by its file descriptor.
-
-    To close it straight away would reset the connections that wait to be accepted, though their callers have been
-    told that they are through. Who is ignored tries again after a second, and is refused if it is closed by then.
-    Elsewhere than on Linux nothing happens.
-    """
-    if sys.platform != "linux":
-        return
-    instructions = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in _IGNORE_SYN))
-    program = struct.pack("HP", len(_IGNORE_SYN), ctypes.addressof(instructions))
-    with socket.socket(fileno=os.dup(listening)) as duplicate, suppress(OSError):  # some sandboxes have no filters
-        duplicate.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-
-
-_SO_ATTACH_FILTER = 26
-# Classic BPF, as in linux/filter.h: operation, steps on if true, steps on if false, operand.
-_IGNORE_SYN = (
-    (0x30, 0, 0, 13),  # load the byte of TCP flags
-    (0x54, 0, 0, 0x12),  # of them SYN and ACK
-    (0x15, 0, 1, 0x02),  # is it SYN alone?
-    (0x06, 0, 0, 0),  # drop
-    (0x06, 0, 0, 0xFFFFFFFF),  # pass
-)
+    def _drain(self, delay: float) -> None:
+        self._draining = True
+        self._service.drain()
+        self.exit_after(delay)
 
 
 def config_of(settings: Settings, app: object = None) -> uvicorn.Config:
@@ -120,19 +126,19 @@ def serve(
     *,
     load: Callable[[], Classifier] | None = None,
     listening: socket.socket | None = None,
-    parent: int | None = None,
+    control: int | None = None,
 ) -> int:
-    """Serve until told to stop, or until the service gives up.
+    """Serve until a signal ends it, or the service fails.
 
     Args:
         settings: of the service.
         load: see create_app.
-        listening: a bound socket, instead of the host and port of the settings.
-        parent: the process without which it drains.
+        listening: for a worker, the socket that it shares with the other workers.
+        control: for a worker, the file descriptor of the pipe from its supervisor.
 
     Returns:
-        The exit code: 0 after a drain, 1 when the model cannot be loaded, the engine stopped working or nothing can
-        listen there.
+        The exit code: 0 after a drain; 1 if the model cannot be loaded, the engine stopped working or the address
+        cannot be listened on.
     """
     failed = False
 
@@ -142,7 +148,7 @@ def serve(
         server.exit_after(settings.drain_delay)
 
     app = create_app(settings, load=load, on_failure=give_up)
-    server = Server(config_of(settings, app), app.state.service, settings.drain_delay, parent=parent)
+    server = Server(config_of(settings, app), app.state.service, settings.drain_delay, control=control)
     try:
         server.run([listening] if listening else None)
     except SystemExit:  # uvicorn has logged why it cannot listen

@@ -1,6 +1,7 @@
-"""Several processes at one socket, each with its own model: TENFOLD_WORKERS."""
+"""Several worker processes that share one listening socket, each with its own model: TENFOLD_WORKERS."""
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -8,115 +9,218 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import IO
 
+from app.process.cpus import available_cpus
 from app.process.server import config_of
+from app.process.sockets import ignore_new_connections
 from app.settings import Settings
 from app.telemetry.metrics import SHARED_FOLDER, mark_worker_dead
 
 logger = logging.getLogger("tenfold")
 
 _POLL = 0.05
-# As uvicorn has it.
+# As in uvicorn.
 _BACKLOG = 2048
-# A worker that gives up within so many seconds is not replaced: the next one would as well.
-_YOUNG = 30.0
+# Seconds. A worker that lived shorter than this is replaced after a delay. If it ended with an error, as when the
+# model cannot be loaded, the service ends, because its replacement would fail too.
+_SHORT_LIFE = 30.0
+# Seconds. The delay doubles with each short life in a row, up to 32 seconds.
+_FIRST_DELAY = 0.5
+_DOUBLINGS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class _Worker:
+    """A worker process.
+
+    Attributes:
+        process: its standard input is the other end of `pipe`.
+        pipe: a byte means drain, the end means stop listening.
+        started: time.monotonic.
+    """
+
     process: subprocess.Popen[bytes]
-    began: float
+    pipe: IO[bytes]
+    started: float
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A place for a worker.
+
+    Attributes:
+        worker: None until the next one is started.
+        start_at: time.monotonic from which on the next one may start.
+        short_lives: how many workers in a row lived a short time here.
+    """
+
+    worker: _Worker | None = None
+    start_at: float = 0.0
+    short_lives: int = 0
 
 
 class Supervisor:
-    """Starts the workers, replaces one that dies, and passes signals on.
+    """Starts the workers, replaces those that end, and ends them all on a signal.
+
+    It owns the listening socket, so it alone stops new connections. Each worker's standard input is a pipe from the
+    supervisor: a byte means drain, the end of the pipe means stop listening. If the supervisor dies, the kernel closes
+    the pipes, so that no worker outlives it.
 
     Args:
         settings: of the service.
-        listening: the socket that all of them accept from.
-        folder: for their metrics.
+        listening: the socket that all workers accept from. It is closed at the end.
+        folder: for the workers' metrics.
+        command: starts a worker; the descriptor of the socket is appended.
     """
 
-    def __init__(self, settings: Settings, listening: socket.socket, folder: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listening: socket.socket,
+        folder: str,
+        command: Sequence[str],
+    ) -> None:
         self._listening = listening
         self._folder = folder
-        threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.workers)
+        self._command = command
+        self._drain_delay = settings.drain_delay
+        threads = settings.threads or max(1, available_cpus() // settings.workers)
         self._environment = {**os.environ, SHARED_FOLDER: folder, "TENFOLD_THREADS": str(threads)}
+        self._slots = [_Slot() for _ in range(settings.workers)]
         self._signals: list[int] = []
+        self._signalled = False
         self._stopping = False
+        self._close_at = math.inf
         self._code = 0
-        self._workers = [self._start() for _ in range(settings.workers)]
 
     def handle(self, sig: int, frame: FrameType | None = None) -> None:  # noqa: ARG002
-        """Have `run` pass a signal on to all workers, which then end, and with the last of them `run`."""
+        """Handle a signal: set a flag for `run`.
+
+        SIGTERM drains for the drain delay, SIGINT at once; a second signal does not wait for requests.
+        """
         self._signals.append(sig)
 
     def run(self) -> int:
-        """Look after the workers until they have ended.
+        """Look after the workers until a signal or a failure ends them.
 
         Returns:
             The exit code: 0 after a drain, 1 if a worker failed.
         """
-        while self._workers:
-            time.sleep(_POLL)
-            while self._signals:
-                self._stop(self._signals.pop(0))
-            for worker in list(self._workers):
-                code = worker.process.poll()
-                if code is not None:
-                    self._workers.remove(worker)
-                    self.reap(worker, code)
-        return self._code
+        with self._listening:
+            while True:
+                while self._signals:
+                    self._on_signal(self._signals.pop(0))
+                for slot in self._slots:
+                    self._look_after(slot)
+                if time.monotonic() >= self._close_at:
+                    self._close()
+                if self._stopping and not self._workers():
+                    return self._code
+                time.sleep(_POLL)
+
+    def _look_after(self, slot: _Slot) -> None:
+        if slot.worker is None:
+            if not self._stopping and time.monotonic() >= slot.start_at:
+                slot.worker = self._start()
+        elif (code := slot.worker.process.poll()) is not None:
+            worker, slot.worker = slot.worker, None
+            self._reap(slot, worker, code)
 
     def _start(self) -> _Worker:
         descriptor = self._listening.fileno()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "app", str(descriptor)],
-            env=self._environment,
-            pass_fds=[descriptor],
-            start_new_session=True,  # Ctrl-C reaches us alone, or they would get it twice
-        )
-        return _Worker(process, time.monotonic())
+        read_end, write_end = os.pipe()
+        try:
+            process = subprocess.Popen(
+                [*self._command, str(descriptor)],
+                stdin=read_end,
+                env=self._environment,
+                pass_fds=[descriptor],
+                start_new_session=True,  # so that Ctrl-C in a terminal reaches the supervisor only
+            )
+        finally:
+            os.close(read_end)
+        return _Worker(process, os.fdopen(write_end, "wb", buffering=0), time.monotonic())
 
-    def _stop(self, sig: int) -> None:
-        self._stopping = True
-        # Theirs are open until they have drained; ours would keep newcomers waiting for nobody.
-        self._listening.close()
-        for worker in self._workers:
-            worker.process.send_signal(sig)
-
-    def reap(self, worker: _Worker, code: int) -> None:
-        mark_worker_dead(worker.process.pid, self._folder)
+    def _reap(self, slot: _Slot, worker: _Worker, code: int) -> None:
+        pid, lived = worker.process.pid, time.monotonic() - worker.started
+        worker.pipe.close()
+        mark_worker_dead(pid, self._folder)
+        ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         if self._stopping:
-            if code not in (0, -signal.SIGTERM):  # the latter before it could drain: it had nothing yet
+            if code not in (0, -signal.SIGTERM):  # the latter if it was ended before it could handle signals
+                logger.error("worker %d %s", pid, ended)
                 self._code = 1
-            return
-        logger.error("worker %d has ended with code %d", worker.process.pid, code)
-        if code > 0 and time.monotonic() - worker.began < _YOUNG:
+        elif code > 0 and lived < _SHORT_LIFE:
+            logger.error("worker %d %s within %.0f s: the service ends", pid, ended, _SHORT_LIFE)
             self._code = 1
-            self._stop(signal.SIGTERM)
+            self._stop(self._drain_delay)
         else:
-            self._workers.append(self._start())
+            slot.short_lives = slot.short_lives + 1 if lived < _SHORT_LIFE else 0
+            delay = restart_delay(slot.short_lives)
+            slot.start_at = time.monotonic() + delay
+            logger.error("worker %d %s: another one starts in %g s", pid, ended, delay)
+
+    def _on_signal(self, sig: int) -> None:
+        if self._signalled:
+            for worker in self._workers():
+                worker.process.send_signal(signal.SIGTERM)  # it drains already, so it does not wait for requests
+            self._stop(0.0)
+        else:
+            self._stop(self._drain_delay if sig == signal.SIGTERM else 0.0)
+        self._signalled = True
+
+    def _stop(self, delay: float) -> None:
+        """Let the workers drain, and stop listening after so many seconds."""
+        if not self._stopping:
+            self._stopping = True
+            for worker in self._workers():
+                with suppress(BrokenPipeError):  # it has ended
+                    worker.pipe.write(b"\n")
+        self._close_at = min(self._close_at, time.monotonic() + delay)
+
+    def _close(self) -> None:
+        """Stop listening, and let the workers stop once they have accepted what the kernel has accepted."""
+        self._close_at = math.inf
+        if self._listening.fileno() >= 0:
+            ignore_new_connections(self._listening.fileno())
+            self._listening.close()
+        for worker in self._workers():
+            worker.pipe.close()
+
+    def _workers(self) -> list[_Worker]:
+        return [slot.worker for slot in self._slots if slot.worker]
 
 
-def supervise(settings: Settings) -> int:
-    """Serve with several processes until told to stop.
+def restart_delay(short_lives: int) -> float:
+    """Seconds before a worker is replaced, if so many in a row lived a short time."""
+    return _FIRST_DELAY * 2.0 ** min(short_lives - 1, _DOUBLINGS) if short_lives else 0.0
+
+
+def supervise(settings: Settings, command: Sequence[str] = (sys.executable, "-m", "app")) -> int:
+    """Serve with several processes until a signal ends them.
+
+    Args:
+        settings: of the service.
+        command: see Supervisor.
 
     Returns:
-        The exit code: 0 after a drain, 1 when nothing can listen there or a worker cannot begin.
+        The exit code: 0 after a drain; 1 if the address cannot be listened on or a worker fails.
     """
     try:
         listening = config_of(settings).bind_socket()
-        listening.listen(_BACKLOG)  # at once, so that nobody else takes the port while the workers load
+        listening.listen(_BACKLOG)  # at once, so that no other program takes the port while the workers load
     except SystemExit:  # uvicorn has logged why
         return 1
-    except OSError as error:  # somebody was quicker between the two
-        logger.error("nothing can listen at %s:%d: %s", settings.host, settings.port, error)
+    except OSError as error:  # another program was quicker between the two
+        logger.error("cannot listen on %s:%d: %s", settings.host, settings.port, error)
         return 1
     with tempfile.TemporaryDirectory(prefix="tenfold-metrics-") as folder:
-        supervisor = Supervisor(settings, listening, folder)
+        supervisor = Supervisor(settings, listening, folder, command)
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, supervisor.handle)
         return supervisor.run()

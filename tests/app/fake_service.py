@@ -1,25 +1,79 @@
-"""A service whose engine stops working, as a process: python -m tests.app.faulty fails|hangs."""
+"""Services with a fake engine, as processes: python -m tests.app.fake_service MODE.
 
+MODE is one of
+    works: with TENFOLD_WORKERS several processes
+    fails, hangs: the engine does so from the first image on; with TENFOLD_WORKERS several processes
+    interrupted: it receives SIGTERM while it updates a metric
+    crashes: a supervisor whose worker is killed at once
+"""
+
+import asyncio
 import os
+import signal
+import socket
 import sys
+import time
 
-from app.process.server import serve
+from app.main import create_app
+from app.process.server import Server, config_of, serve
+from app.process.workers import supervise
 from app.settings import Settings
 from app.telemetry.logs import logging_to_stderr
 from tests.app.fakes import FakeEngine, fake_classifier
 
 
-def main(way: str) -> int:
-    """Serve with a fake engine that `fails` or `hangs` from the first picture on."""
+class Interrupting(float):
+    """A number that sends SIGTERM to this process when it is added to another."""
+
+    def __radd__(self, other: float) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)  # Python handles the signal here
+        return other + float(self)
+
+
+async def serve_and_interrupt(settings: Settings) -> None:
+    """Serve, and receive SIGTERM while the event loop updates a metric, that is, while it holds the metric's lock."""
+    app = create_app(settings, load=lambda: fake_classifier(FakeEngine()))
+    server = Server(config_of(settings, app), app.state.service, settings.drain_delay)
+
+    async def interrupt() -> None:
+        while not server.started:
+            await asyncio.sleep(0.01)
+        app.state.service.telemetry.image_classified(
+            label="cat", confidence=Interrupting(0.5), accepted=True, decode=0.0, queue=0.0, inference=0.0
+        )
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(interrupt())
+        tasks.create_task(server.serve())
+
+
+def serve_fake_engine(settings: Settings, mode: str, *descriptors: str) -> int:
+    """Serve in one process or several; as a worker if the descriptor of a socket is given."""
     engine = FakeEngine()
-    if way == "hangs":
+    if mode == "hangs":
         engine.block()
-    else:
+    elif mode == "fails":
         engine.failure = RuntimeError("CUDA on fire")
+    if descriptors:
+        listening = socket.socket(fileno=int(descriptors[0]))
+        return serve(settings, load=lambda: fake_classifier(engine), listening=listening, control=sys.stdin.fileno())
+    if settings.workers > 1:
+        return supervise(settings, command=(sys.executable, "-m", "tests.app.fake_service", mode))
+    return serve(settings, load=lambda: fake_classifier(engine))
+
+
+def main(mode: str, *descriptors: str) -> int:
+    """Run a service and return its exit code."""
     settings = Settings()
     with logging_to_stderr(settings.log_level, settings.log_format):
-        return serve(settings, load=lambda: fake_classifier(engine))
+        if mode == "interrupted":
+            asyncio.run(serve_and_interrupt(settings))
+            return 0
+        if mode == "crashes":
+            return supervise(settings, command=(sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
+        return serve_fake_engine(settings, mode, *descriptors)
 
 
 if __name__ == "__main__":
-    os._exit(main(sys.argv[1]))
+    os._exit(main(*sys.argv[1:]))

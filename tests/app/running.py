@@ -99,7 +99,12 @@ class Pending:
 
 
 class Visitor:
-    """A client that posts a picture again and again on a kept-alive connection, until it is turned away."""
+    """A client that posts an image again and again on a kept-alive connection, until it cannot connect.
+
+    Attributes:
+        answered: of each response, when its request was sent (time.monotonic), status and Connection header.
+        ended: why it stopped.
+    """
 
     def __init__(self, port: int) -> None:
         self.answered: list[tuple[float, int, str]] = []
@@ -112,13 +117,14 @@ class Visitor:
         data = picture()
         with httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=30) as client:
             while self.ended is None:
+                sent = time.monotonic()
                 try:
                     answer = client.post("/predict", content=data)
                 except httpx.HTTPError as error:
                     self.ended = error
                 else:
                     connection = answer.headers.get("Connection", "")
-                    self.answered.append((time.monotonic(), answer.status_code, connection))
+                    self.answered.append((sent, answer.status_code, connection))
 
     def join(self) -> None:
         self._thread.join(60)
@@ -165,6 +171,20 @@ def serving(
         assert not thread.is_alive(), "the server did not stop"
 
 
+@contextlib.contextmanager
+def default_sigint() -> Iterator[None]:
+    """Start child processes with SIGINT at its default, whatever this process inherited; for the main thread only.
+
+    A shell's `&` lets a command ignore SIGINT, and its children inherit that. A handler is not inherited: exec resets
+    it to the default.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Process:
     """A service process; its log goes to a file.
 
@@ -174,7 +194,7 @@ class Process:
 
     def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("TENFOLD_")}
-        with log.open("wb") as file:
+        with log.open("wb") as file, default_sigint():
             self.popen = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=ROOT,
@@ -206,14 +226,23 @@ class Process:
         """A client of it."""
         return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
 
+    def wait_logged(self, text: str, times: int = 1) -> None:
+        """Wait until it has logged `text` so many times."""
+        eventually(
+            lambda: self.log.count(text) >= times or self.popen.poll() is not None,
+            f"{text!r} is logged {times} times",
+            seconds=120,
+        )
+        assert self.log.count(text) >= times, self.log
+
     def wait_ready(self) -> None:
         """Wait for /readyz."""
         with self.client() as client:
             eventually(lambda: client.get("/readyz").status_code == 200, "the process is ready", seconds=120)
 
-    def exit_code(self) -> int:
-        """How it ended; waits until it has."""
-        return self.popen.wait(120)
+    def exit_code(self, timeout: float = 120) -> int:
+        """Its exit code; waits until it has ended."""
+        return self.popen.wait(timeout)
 
 
 @contextlib.contextmanager

@@ -128,7 +128,7 @@ def test_it_goes_on_answering_during_the_delay_and_then_ends() -> None:
     with serving(drain_delay=0.8) as service:
         began = time.monotonic()
         told_to_end(service)
-        assert service.client.get("/readyz").status_code == 503
+        eventually(lambda: service.client.get("/readyz").status_code == 503, "it is not ready")
         assert service.post(picture()).status_code == 200
         eventually(lambda: stopped_listening(service), "it stops listening")
         assert time.monotonic() - began > 0.75

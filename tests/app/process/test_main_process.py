@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.telemetry.metrics import SHARED_FOLDER
 from model import MAX_VIEWS
 from tests.app.fakes import picture
 from tests.app.running import ROOT, Process, Visitor, eventually, process
@@ -76,16 +77,16 @@ def test_sigterm_under_load_loses_nothing(int8_bundle: Path, log: Path) -> None:
         for visitor in visitors:
             assert isinstance(visitor.ended, httpx.ConnectError), f"a request was lost: {visitor.ended!r}"
             assert {status for _, status, _ in visitor.answered} == {200}
-            late = [connection for when, _, connection in visitor.answered if turned < when < told + delay]
-            assert len(late) > 1, "it goes on answering during the delay"
-            assert set(late) == {"close"}
+        # A response to a request that was sent before may have been written before, too.
+        late = {connection for visitor in visitors for sent, _, connection in visitor.answered if sent > turned}
+        assert late == {"close"}, "it goes on answering during the delay, and closes connections"
         assert "Traceback" not in running.log
 
 
 @pytest.mark.parametrize("way", ["fails", "hangs"])
 def test_an_engine_that_stops_working_ends_the_process_so_that_it_is_restarted(way: str, log: Path) -> None:
     limits = {"TENFOLD_STALL_TIMEOUT": "0.3", "TENFOLD_TIMEOUT": "1.5", "TENFOLD_DRAIN_DELAY": "4"}
-    arguments = ["-m", "tests.app.faulty", way]
+    arguments = ["-m", "tests.app.fake_service", way]
     with process({"TENFOLD_PORT": "0", **limits}, log, arguments=arguments) as running:
         running.wait_ready()
         with running.client() as client:
@@ -94,6 +95,14 @@ def test_an_engine_that_stops_working_ends_the_process_so_that_it_is_restarted(w
             assert client.get("/livez").status_code == 503
         assert running.exit_code() == 1
         assert "the engine does not work any more" in running.log
+
+
+def test_sigterm_while_a_metric_is_updated_ends_it_well(tmp_path: Path, log: Path) -> None:
+    settings = {"TENFOLD_PORT": "0", "TENFOLD_DRAIN_DELAY": "0", SHARED_FOLDER: str(tmp_path)}
+    with process(settings, log, arguments=["-m", "tests.app.fake_service", "interrupted"]) as running:
+        assert running.port
+        assert running.exit_code(30) == 0
+        assert "Traceback" not in running.log
 
 
 def test_sigterm_while_it_loads_ends_it_well(int8_bundle: Path, log: Path) -> None:

@@ -38,9 +38,18 @@ def children(service: Process) -> list[int]:
     return [int(each) for each in ids.split()]
 
 
+def runs(process_id: int) -> bool:
+    """Whether the process exists and is not a zombie, which an orphan may stay in a container."""
+    try:
+        stat = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 def test_sigterm_under_load_loses_nothing_and_the_metrics_are_of_all_of_them(int8_bundle: Path, log: Path) -> None:
     with process(two(int8_bundle, TENFOLD_DRAIN_DELAY="1.5"), log) as running:
-        eventually(lambda: log.read_text(encoding="utf-8").count("serving tiny") == 2, "both have loaded", seconds=120)
+        running.wait_logged("serving tiny", 2)
         assert metric(running, "tenfold_ready") == 2
         visitors = [Visitor(running.port) for _ in range(CLIENTS)]
         eventually(lambda: all(len(visitor.answered) > 3 for visitor in visitors), "all are served", seconds=120)
@@ -58,13 +67,13 @@ def test_sigterm_under_load_loses_nothing_and_the_metrics_are_of_all_of_them(int
 
 def test_a_worker_that_is_killed_is_replaced(int8_bundle: Path, log: Path) -> None:
     with process(two(int8_bundle), log) as running:
-        eventually(lambda: running.log.count("serving tiny") == 2, "both have loaded", seconds=120)
+        running.wait_logged("serving tiny", 2)
         before = children(running)
         assert len(before) == 2
         with running.client() as client:
             client.post("/predict", content=picture())
         os.kill(before[0], signal.SIGKILL)
-        eventually(lambda: running.log.count("serving tiny") == 3, "another has loaded", seconds=120)
+        running.wait_logged("serving tiny", 3)
         after = children(running)
         assert len(after) == 2
         assert before[1] in after
@@ -82,10 +91,18 @@ def test_a_worker_that_cannot_begin_ends_all(tmp_path: Path, log: Path) -> None:
 
 def test_workers_do_not_outlive_their_supervisor(int8_bundle: Path, log: Path) -> None:
     with process(two(int8_bundle), log) as running:
-        eventually(lambda: running.log.count("serving tiny") == 2, "both have loaded", seconds=120)
+        running.wait_logged("serving tiny", 2)
         orphans = children(running)
         running.popen.send_signal(signal.SIGKILL)
-        eventually(lambda: not any(Path(f"/proc/{each}").exists() for each in orphans), "they have ended", seconds=60)
+        eventually(lambda: not any(map(runs, orphans)), "they have ended", seconds=60)
+
+
+def test_workers_do_not_outlive_a_supervisor_that_dies_while_they_start(int8_bundle: Path, log: Path) -> None:
+    with process(two(int8_bundle), log) as running:
+        eventually(lambda: len(children(running)) == 2, "both have been started", seconds=120)
+        orphans = children(running)
+        running.popen.send_signal(signal.SIGKILL)
+        eventually(lambda: not any(map(runs, orphans)), "they have ended", seconds=60)
 
 
 def test_a_port_that_is_taken_ends_it(int8_bundle: Path, log: Path) -> None:

@@ -1,0 +1,96 @@
+"""The supervisor of several workers, with a fake engine; test_workers.py has a real one."""
+
+import os
+import re
+import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.app.fakes import picture
+from tests.app.process.test_workers import children, metric
+from tests.app.running import Visitor, eventually, process
+
+FAKE = ["-m", "tests.app.fake_service"]
+SETTINGS = {"TENFOLD_PORT": "0", "TENFOLD_WORKERS": "2", "TENFOLD_DRAIN_DELAY": "0.5"}
+CLIENTS = 8
+LOADED = "serving fake-net"
+REQUEST = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(picture()) + picture()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+def test_a_worker_that_is_terminated_loses_no_request_and_is_replaced(log: Path) -> None:
+    with process(SETTINGS, log, arguments=[*FAKE, "works"]) as running:
+        running.wait_logged(LOADED, 2)
+        visitors = [Visitor(running.port) for _ in range(CLIENTS)]
+        first, second = children(running)
+        os.kill(first, signal.SIGTERM)
+        running.wait_logged(f"worker {first} ended with exit code 0")
+        for _ in range(10):
+            with running.client() as client:
+                assert client.post("/predict", content=picture()).status_code == 200
+        running.wait_logged(LOADED, 3)
+        assert second in children(running)
+        assert len(children(running)) == 2
+        running.popen.send_signal(signal.SIGTERM)
+        assert running.exit_code() == 0
+        for visitor in visitors:
+            visitor.join()
+            assert isinstance(visitor.ended, httpx.ConnectError), f"a request was lost: {visitor.ended!r}"
+            assert {status for _, status, _ in visitor.answered} == {200}
+        assert "Traceback" not in running.log
+
+
+def test_none_of_many_short_connections_is_lost_when_the_service_ends(log: Path) -> None:
+    def visit() -> type[OSError] | None:
+        while True:
+            try:
+                connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+            except OSError as error:
+                return type(error)
+            with connection:
+                connection.sendall(REQUEST)
+                if not connection.recv(65536).startswith(b"HTTP/1.1 200 "):
+                    return None
+
+    with process(SETTINGS, log, arguments=[*FAKE, "works"]) as running, ThreadPoolExecutor(CLIENTS) as clients:
+        running.wait_logged(LOADED, 2)
+        port = running.port
+        visits = [clients.submit(visit) for _ in range(CLIENTS)]
+        time.sleep(0.2)
+        running.popen.send_signal(signal.SIGTERM)
+        assert [each.result() for each in visits] == [ConnectionRefusedError] * CLIENTS
+        assert running.exit_code() == 0
+
+
+def test_workers_that_are_killed_at_once_are_replaced_after_growing_delays(log: Path) -> None:
+    with process({**SETTINGS, "TENFOLD_WORKERS": "1"}, log, arguments=[*FAKE, "crashes"]) as running:
+        began = time.monotonic()
+        running.wait_logged("starts in 2 s")
+        assert time.monotonic() - began > 1.5
+        assert re.findall(r"was killed by signal 9: another one starts in ([\d.]+) s", running.log) == ["0.5", "1", "2"]
+        running.popen.send_signal(signal.SIGTERM)
+        assert running.exit_code() == 0
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_does_not_wait_for_requests(first: signal.Signals, log: Path) -> None:
+    settings = {**SETTINGS, "TENFOLD_TIMEOUT": "300", "TENFOLD_STALL_TIMEOUT": "300", "TENFOLD_DRAIN_TIMEOUT": "300"}
+    with process(settings, log, arguments=[*FAKE, "hangs"]) as running:
+        running.wait_logged(LOADED, 2)
+        with socket.create_connection(("127.0.0.1", running.port)) as connection:
+            connection.sendall(REQUEST)
+            eventually(lambda: metric(running, "tenfold_pictures_under_way") == 1, "the engine is busy", seconds=60)
+            running.popen.send_signal(first)
+            running.wait_logged("Shutting down", 2)
+            assert running.popen.poll() is None, "it waits for the request"
+            running.popen.send_signal(first)
+            assert running.exit_code() == 0
