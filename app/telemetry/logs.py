@@ -1,4 +1,4 @@
-"""Log lines, written by a thread of their own so that no request waits for the terminal or the disk."""
+"""Log lines, written by a thread of their own so that no request waits for a terminal, a pipe or a disk."""
 
 import json
 import logging
@@ -12,11 +12,16 @@ from typing import Literal, TextIO
 
 LogFormat = Literal["auto", "json", "text"]
 
-_WRITE_EVERY = 0.05
+# Seconds between two writes.
+_INTERVAL = 0.05
+# Records that wait to be written; about 1.5 KB each.
+_MAX_RECORDS = 10_000
+# Seconds to write what is left at the end.
+_CLOSE_TIMEOUT = 5.0
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as a line of JSON: time (UTC), level, logger, message, and what `extra={"fields": ...}` adds."""
+    """A record as a line of JSON: time (UTC), level, logger, message, and the fields of `extra={"fields": {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -32,57 +37,80 @@ class JsonFormatter(logging.Formatter):
 
 
 class _Writer(logging.Handler):
-    """Keeps records, and a thread writes them some times a second.
+    """Queues records; a thread writes them 20 times a second.
 
-    A thread woken for each of them, as by logging's own QueueListener, fights the requests for the interpreter.
+    A thread that wakes for each record, as in logging.handlers.QueueListener, competes with the requests for the
+    interpreter lock. While the stream blocks the queue grows to `_MAX_RECORDS`; further records are dropped, and their
+    number is logged once the stream accepts data again.
 
     Args:
-        stream: that is written to.
+        stream: written to.
     """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._stream = stream
         self._records: deque[logging.LogRecord] = deque()
-        self._ended = threading.Event()
+        self._dropped = 0
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._records.append(record)
+        # logging.Handler.handle holds self.lock here.
+        if len(self._records) < _MAX_RECORDS:
+            self._records.append(record)
+        else:
+            self._dropped += 1
 
     def close(self) -> None:
-        """Write what is left."""
-        self._ended.set()
-        self._thread.join()
+        """Write what is left, unless the stream blocks."""
+        self._closing.set()
+        self._thread.join(_CLOSE_TIMEOUT)
         super().close()
 
     def _run(self) -> None:
-        while not self._ended.wait(_WRITE_EVERY):
+        while not self._closing.wait(_INTERVAL):
             self._write()
         self._write()
 
     def _write(self) -> None:
-        lines = []
-        while self._records:
-            record = self._records.popleft()
-            try:
-                lines.append(self.format(record) + "\n")
-            except Exception:
-                self.handleError(record)
+        lines = [line for record in self._take() if (line := self._line(record))]
         if lines:
-            with suppress(OSError, ValueError):  # nobody reads the stream any more: there is nowhere to say so
+            with suppress(OSError, ValueError):  # the other end of the stream is closed: there is nowhere to report it
                 self._stream.write("".join(lines))
                 self._stream.flush()
+
+    def _take(self) -> list[logging.LogRecord]:
+        """Empty the queue. If records were dropped after them, a record that says so is the last."""
+        self.acquire()
+        try:
+            records, dropped = list(self._records), self._dropped
+            self._records.clear()
+            self._dropped = 0
+        finally:
+            self.release()
+        if dropped:
+            message = f"{dropped} log records were dropped because the log stream was blocked"
+            fields = {"name": "tenfold", "levelno": logging.WARNING, "levelname": "WARNING", "msg": message}
+            records.append(logging.makeLogRecord({**fields, "fields": {"dropped": dropped}}))
+        return records
+
+    def _line(self, record: logging.LogRecord) -> str:
+        try:
+            return self.format(record) + "\n"
+        except Exception:
+            self.handleError(record)
+            return ""
 
 
 @contextmanager
 def logging_to_stderr(level: str, log_format: LogFormat) -> Iterator[None]:
-    """Log to stderr, and have written all of it at the end.
+    """Log to standard error, and write all records before the end.
 
     Args:
-        level: the least that is logged.
-        log_format: auto is text on a terminal and JSON elsewhere.
+        level: lowest level that is logged.
+        log_format: "auto" is text on a terminal and JSON elsewhere.
     """
     text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     writer = _Writer(sys.stderr)
