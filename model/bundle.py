@@ -1,4 +1,4 @@
-"""A weights/ folder: opened with its hashes checked, written in one step."""
+"""A bundle: a folder with card.json and the files that the card lists."""
 
 import hashlib
 import os
@@ -17,20 +17,30 @@ CARD_FILE = "card.json"
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A folder whose files agree with its card."""
+    """A folder whose files have the hashes in its card."""
 
     folder: Path
     card: ModelCard
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Read the card and check the SHA-256 of every file that it lists.
+    """Read the card and verify the SHA-256 of each file that it lists.
 
     Raises:
-        CardError: the card is missing or malformed.
-        IntegrityError: a file is missing, or differs from the card.
+        CardError: the card is missing or invalid.
+        IntegrityError: a file is missing or has another hash.
     """
     card = read_card(folder / CARD_FILE)
+    verify_files(folder, card)
+    return Bundle(folder, card)
+
+
+def verify_files(folder: Path, card: ModelCard) -> None:
+    """Verify the SHA-256 of each file that a card lists.
+
+    Raises:
+        IntegrityError: a file is missing or has another hash.
+    """
     for name, expected in card.files.items():
         try:
             with (folder / name).open("rb") as file:
@@ -39,19 +49,23 @@ def open_bundle(folder: Path) -> Bundle:
             raise IntegrityError(f"{folder / name} is missing or unreadable: fetch the bundle again") from error
         if found != expected:
             raise IntegrityError(f"{folder / name} does not have the SHA-256 on its card: fetch the bundle again")
-    return Bundle(folder, card)
 
 
 def update_bundle(folder: Path, files: Mapping[str, bytes], card: ModelCard) -> None:
-    """Put files into a folder, and the card that lists them last.
+    """Write files into an existing bundle, the card last.
 
-    All are written before the first takes its place. Killed between two of these, a folder whose files are replaced is
-    not whole, and its hashes say so.
+    All files are written completely before the first one replaces an old file. If the process ends between two
+    replacements, the hashes in the card do not match.
+
+    Args:
+        folder: of the bundle.
+        files: file name to contents.
+        card: the new card.
 
     Raises:
-        SaveError: it cannot be written; it is as it was.
+        SaveError: a file cannot be written. The bundle is unchanged.
     """
-    contents = {**files, CARD_FILE: readable(card).encode()}
+    contents = {**files, CARD_FILE: to_json(card).encode()}
     partials = {name: folder / f".{name}.partial" for name in contents}
     try:
         for name, partial in partials.items():
@@ -59,31 +73,29 @@ def update_bundle(folder: Path, files: Mapping[str, bytes], card: ModelCard) -> 
         for name, partial in partials.items():
             partial.replace(folder / name)
     except OSError as error:
-        raise SaveError(f"cannot write into {folder} ({error.strerror}): make room or copy the bundle") from error
+        raise SaveError(f"cannot write to {folder} ({error.strerror}): free disk space or copy the bundle") from error
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
 
 
-def readable(card: ModelCard) -> str:
-    """The card as indented JSON, each row of numbers and each member of a list on one line."""
+def to_json(card: ModelCard) -> str:
+    """The card as indented JSON, with each list of numbers and each object of a list on one line."""
     text = card.model_dump_json(indent=2)
     text = re.sub(r"\[([-+.\de,\s]+)\]", lambda row: "[" + " ".join(row[1].split()) + "]", text)
-    return (
-        re.sub(r"(?<=[\[,]\n)( *)\{([^{}]*)\}", lambda part: part[1] + "{" + " ".join(part[2].split()) + "}", text)
-        + "\n"
-    )
+    text = re.sub(r"(?<=[\[,]\n)( *)\{([^{}]*)\}", lambda part: part[1] + "{" + " ".join(part[2].split()) + "}", text)
+    return text + "\n"
 
 
 def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a new folder of files, whole or not at all.
+    """Write a new bundle, completely or not at all.
 
     Args:
         folder: must not exist.
-        files: relative path to contents, the card among them.
+        files: relative path to contents, including card.json.
 
     Raises:
-        SaveError: the folder exists, or cannot be written; nothing is left behind.
+        SaveError: the folder exists or cannot be written. No partial folder remains.
     """
     if folder.exists():
         raise SaveError(f"{folder} exists: choose another --out, or move it away")
@@ -101,7 +113,7 @@ def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:
                 os.fsync(file.fileno())
         partial.rename(folder)
     except OSError as error:
-        raise SaveError(f"cannot write {folder} ({error.strerror}): make room or choose another --out") from error
+        raise SaveError(f"cannot write {folder} ({error.strerror}): free disk space or choose another --out") from error
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)

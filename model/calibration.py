@@ -1,4 +1,4 @@
-"""What a network's numbers mean: calibrated probabilities, and how much a picture looks like the classes at all."""
+"""From the outputs of a network to calibrated probabilities and an out-of-distribution score."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,15 @@ from model.card import OutOfDistribution
 
 
 def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float32]:
-    """Probabilities of each row, float32[N, C], after dividing it by the temperature (Guo et al. 2017)."""
+    """Softmax of each row after division by a temperature (Guo et al. 2017, arXiv:1706.04599).
+
+    Args:
+        logits: float32[N, C].
+        temperature: > 0.
+
+    Returns:
+        float32[N, C].
+    """
     scaled = logits.astype(np.float64) / temperature
     powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
@@ -15,30 +23,31 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np
 
 
 def class_mean_cosine(features: NDArray[np.float32], spec: OutOfDistribution) -> NDArray[np.float64]:
-    """The cosine between a picture's features and the nearest class mean, both seen from the mean of all classes.
+    """The out-of-distribution score: the largest cosine between the features and a class direction.
 
-    In a trained network the features of each class gather along one direction (Papyan et al. 2020, "Prevalence of
-    neural collapse"); those of other pictures lie between.
+    Features and class means are centred on the mean of the class means. In a trained network the centred features of
+    each class concentrate along one direction (neural collapse, Papyan et al. 2020, arXiv:2008.08186). The features of
+    other images lie between these directions.
 
     Args:
-        features: penultimate, float[N, D].
-        spec: the mean of all classes, and the classes' directions.
+        features: pooled, penultimate features, float32[N, D].
+        spec: the mean and the class directions.
 
     Returns:
-        float64[N], -1..1; high for pictures like those learnt from.
+        float64[N], -1..1. High for images that resemble the training images.
     """
     return nearest_cosine(features, *class_means(spec))
 
 
 def class_means(spec: OutOfDistribution) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The mean of all classes, float64[D], and the classes' directions from it, float64[C, D]."""
+    """The mean of the class means, float64[D], and the class directions, float64[C, D], as arrays."""
     return np.asarray(spec.feature_mean), np.asarray(spec.class_directions)
 
 
 def nearest_cosine(
     features: NDArray[np.float32], mean: NDArray[np.float64], directions: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """`class_mean_cosine` for many calls: the card's lists become arrays once, by `class_means`."""
+    """`class_mean_cosine` with the constants from `class_means`, so that the card's lists are converted only once."""
     centred = features - mean
     lengths = np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
     scores: NDArray[np.float64] = (centred / lengths @ directions.T).max(axis=1)
@@ -46,5 +55,13 @@ def nearest_cosine(
 
 
 def in_distribution(scores: NDArray[np.float64], spec: OutOfDistribution) -> NDArray[np.float64]:
-    """The share, 0..1, of held-out pictures of the classes that score no higher; float64[N] to float64[N]."""
+    """The fraction of held-out images that do not score higher, an empirical p-value.
+
+    Args:
+        scores: float64[N].
+        spec: the quantiles, between which the fraction is interpolated.
+
+    Returns:
+        float64[N], 0..1.
+    """
     return np.interp(scores, spec.quantiles, np.linspace(0, 1, len(spec.quantiles)))

@@ -1,6 +1,10 @@
-"""What a bundle says of itself: card.json, plain JSON, strict."""
+"""card.json: the description of a bundle, as strict plain JSON."""
 
+import hashlib
+import json
 import math
+from collections.abc import Mapping
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -9,10 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from model.errors import CardError
 
-FORMAT_VERSION: Final = 4
+FORMAT_VERSION: Final = 5
+CONVERTIBLE_FORMATS: Final = (4,)
+"""Earlier formats that `python -m model.upgrade` converts."""
+
 WEIGHTS_FILE: Final = "model.safetensors"
 OPENVINO_FILES: Final = ("openvino.xml", "openvino.bin")
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+# Fields of the card that determine predictions.
+_DECISIVE = {"architecture", "labels", "input", "calibration", "out_of_distribution", "files"}
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -21,27 +31,32 @@ PositiveChannels = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(g
 
 
 class _Strict(BaseModel):
-    """An unknown or a missing field is an error, never a default; so is "32" for 32."""
+    """Unknown fields, missing fields and values of another type are errors: "32" is not 32."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Architecture(_Strict):
-    """Which network, by its name in model/nets/zoo.py, and its builder's arguments."""
+    """The network.
+
+    Attributes:
+        name: in model/nets/zoo.py.
+        arguments: keyword arguments of its builder; `num_classes` is one of them.
+    """
 
     name: str
-    arguments: dict[str, bool | int | str]
+    arguments: dict[str, bool | int | float | str | None]
 
 
 class InputSpec(_Strict):
     """The test transform and the normalisation.
 
     Attributes:
-        resize: side that the shorter side is resized to, pixels.
-        crop: side of the centred square that the network sees, pixels.
-        interpolation: the resize filter, antialiased.
-        mean: subtracted from RGB of 0..1.
-        std: then divided by.
+        resize: length that the shorter side is resized to, pixels.
+        crop: side of the central square that is the input of the network, pixels.
+        interpolation: resize filter, with antialiasing.
+        mean: of each channel, subtracted from RGB values in 0..1.
+        std: of each channel, divides the difference.
     """
 
     resize: Annotated[int, Field(ge=1, le=4096)]
@@ -58,26 +73,31 @@ class InputSpec(_Strict):
 
 
 class Complexity(_Strict):
-    """Size of the network: learned numbers, and multiply-adds of one picture."""
+    """Size of the network.
+
+    Attributes:
+        parameters: number of trained values.
+        multiply_adds: of one forward pass over one view; convolutions and linear layers only.
+    """
 
     parameters: Annotated[int, Field(ge=1)]
     multiply_adds: Annotated[int, Field(ge=1)]
 
 
 class Training(_Strict):
-    """How the weights came to be.
+    """How the weights were trained.
 
     Attributes:
-        recipe: every field of it, as executed.
-        epochs: how many were trained.
-        seed: of weights, order and augmentation.
-        pictures: how many were learnt from.
-        dataset_md5: of each file of the data set; empty for synthetic pictures.
-        commit: of the code that began the run.
-        device: that it ran on.
-        torch: version.
+        recipe: all its fields, as executed.
+        epochs: number of epochs.
+        seed: of the weights, the order and the augmentation.
+        pictures: number of training images.
+        dataset_md5: MD5 of each file of the data set; empty for synthetic images.
+        commit: of the code that started the run.
+        device: name of the hardware.
+        torch: version of PyTorch.
         seconds: wall time of the run.
-        init_sha256: of the file of weights that it started from; none if it started from random ones.
+        init_sha256: SHA-256 of the file with the initial weights; None if they were random.
     """
 
     recipe: dict[str, Any]
@@ -93,12 +113,12 @@ class Training(_Strict):
 
 
 class ReliabilityBin(_Strict):
-    """The test pictures whose confidence, the calibrated probability of the likeliest class, is in one bin.
+    """The test images in one bin of confidence, which is the calibrated probability of the most probable class.
 
     Attributes:
-        confidence: its mean, 0..1.
-        accuracy: share whose likeliest class is right, 0..1.
-        pictures: how many there are.
+        confidence: mean confidence, 0..1.
+        accuracy: fraction of images whose most probable class is right, 0..1.
+        pictures: number of images.
     """
 
     confidence: Share
@@ -106,20 +126,37 @@ class ReliabilityBin(_Strict):
     pictures: Annotated[int, Field(ge=1)]
 
 
+class Mistake(_Strict):
+    """A wrongly classified test image.
+
+    Attributes:
+        image: index in the test set, from 0.
+        label: the right class.
+        predicted: the most probable class.
+        probability: calibrated probability of that class, 0..1.
+    """
+
+    image: Annotated[int, Field(ge=0)]
+    label: str
+    predicted: str
+    probability: Share
+
+
 class Metrics(_Strict):
     """Measured on the test set, once, after the last epoch.
 
     Attributes:
-        top1: share of test pictures whose first class is right, 0..1.
+        top1: fraction of images whose most probable class is right, 0..1.
         nll: mean negative log-likelihood of the calibrated probabilities, nats.
         ece: expected calibration error of the calibrated probabilities, 15 bins of equal width, 0..1.
         ece_uncalibrated: the same at temperature 1.
-        confusion: test pictures of true class i whose likeliest class is j, int[C][C].
-        reliability: the bins of `ece` that hold any pictures, by ascending confidence.
-        auroc: chance that a test picture looks more like the classes than one of another kind does, 0..1, by kind.
-        accepted: share accepted of the test pictures ("test") and of each other kind, 0..1.
-        pictures: how many were tested.
-        measured: how, in a sentence.
+        confusion: number of images of class i whose most probable class is j, int[C][C].
+        reliability: the bins of `ece` that contain images, by ascending confidence.
+        mistakes: the wrongly classified images with the highest confidence, by descending confidence.
+        auroc: area under the ROC curve of the out-of-distribution score, test images against each other kind, 0..1.
+        accepted: accepted fraction of the test images ("test") and of each other kind of images, 0..1.
+        pictures: number of test images.
+        measured: conditions of the measurement, for people.
     """
 
     top1: Share
@@ -128,6 +165,7 @@ class Metrics(_Strict):
     ece_uncalibrated: Share
     confusion: Annotated[list[list[Annotated[int, Field(ge=0)]]], Field(min_length=2)]
     reliability: Annotated[list[ReliabilityBin], Field(min_length=1)]
+    mistakes: list[Mistake]
     auroc: dict[str, Share]
     accepted: dict[str, Share]
     pictures: Annotated[int, Field(ge=1)]
@@ -138,43 +176,50 @@ class Metrics(_Strict):
         if any(len(row) != len(self.confusion) for row in self.confusion):
             raise ValueError("confusion is not square")
         if sum(map(sum, self.confusion)) != self.pictures:
-            raise ValueError("confusion does not hold as many pictures as were tested")
+            raise ValueError("the sum of confusion is not the number of pictures")
         if abs(sum(row[index] for index, row in enumerate(self.confusion)) / self.pictures - self.top1) > 1e-6:
-            raise ValueError("confusion has not top1 on its diagonal")
+            raise ValueError("the diagonal of confusion does not agree with top1")
         if sum(part.pictures for part in self.reliability) != self.pictures:
-            raise ValueError("reliability does not hold as many pictures as were tested")
+            raise ValueError("the bins of reliability do not add up to the number of pictures")
         if any(low.confidence > high.confidence for low, high in pairwise(self.reliability)):
-            raise ValueError("the confidence of reliability does not ascend")
+            raise ValueError("the confidence of reliability is not ascending")
         gaps = sum(part.pictures * abs(part.confidence - part.accuracy) for part in self.reliability)
         if abs(gaps / self.pictures - self.ece) > 1e-5:
-            raise ValueError("the gaps of reliability are not ece")
+            raise ValueError("reliability does not agree with ece")
         return self
 
 
 class Calibration(_Strict):
-    """What turns logits into probabilities that can be trusted.
+    """Temperature scaling (Guo et al. 2017, arXiv:1706.04599).
 
     Attributes:
-        temperature: by which logits are divided before the softmax.
-        pictures: how many held-out pictures it was fitted to, by their likelihood; 0 where none were held out, and
-            the temperature is then 1.
+        temperature: divides the logits of each view before the softmax. The probabilities of an image are the mean
+            over its views.
+        views: number of views per image in the fit. The temperature is applied unchanged to images with another
+            number of views, for which the probabilities are not exactly calibrated.
+        pictures: number of held-out images in the fit; 0 if none were held out, and the temperature is then 1.
     """
 
     temperature: Annotated[float, Field(gt=0)]
+    views: Annotated[int, Field(ge=1)]
     pictures: Annotated[int, Field(ge=0)]
 
 
 class OutOfDistribution(_Strict):
-    """What tells pictures of the classes from pictures of anything else, by `model.calibration.class_mean_cosine`.
+    """Constants of the out-of-distribution score, `model.calibration.class_mean_cosine`.
+
+    The score separates images of the classes from other images. The score of an image is the mean over its views.
 
     Attributes:
-        method: the score's name.
-        feature_mean: mean penultimate feature, float[D].
-        class_directions: each class's mean feature less that mean, of length 1, float[C][D]; zeros for a class that
-            none of the pictures were of.
-        quantiles: scores of pictures of the classes at evenly spaced shares from 0 to 1, ascending.
-        threshold: the share at and above which a picture is accepted, 0..1.
-        pictures: how many all of these are of; held out, or learnt from where none were.
+        method: name of the score.
+        feature_mean: mean over the classes of their mean features, float[D].
+        class_directions: mean features of each class minus `feature_mean`, scaled to length 1, float[C][D]; zeros for
+            a class without images.
+        quantiles: of the scores of held-out images, evenly spaced from the minimum to the maximum, ascending.
+        threshold: an image is accepted if at least this fraction of the held-out images does not score higher, 0..1.
+        views: number of views per image in the fit. The constants are applied unchanged to images with another number
+            of views, for which the accepted fraction differs.
+        pictures: number of images in the fit: the held-out images, or training images if none were held out.
     """
 
     method: Literal["class-mean-cosine"]
@@ -182,30 +227,31 @@ class OutOfDistribution(_Strict):
     class_directions: Annotated[list[list[float]], Field(min_length=2)]
     quantiles: Annotated[list[float], Field(min_length=2)]
     threshold: Share
+    views: Annotated[int, Field(ge=1)]
     pictures: Annotated[int, Field(ge=1)]
 
     @model_validator(mode="after")
     def _well_formed(self) -> Self:
         if any(low > high for low, high in pairwise(self.quantiles)):
-            raise ValueError("quantiles do not ascend")
+            raise ValueError("quantiles are not ascending")
         if any(len(row) != len(self.feature_mean) for row in self.class_directions):
-            raise ValueError("class_directions has not as many numbers a class as feature_mean has")
+            raise ValueError("the rows of class_directions are not as long as feature_mean")
         if any(any(row) and abs(math.hypot(*row) - 1) > 1e-3 for row in self.class_directions):
-            raise ValueError("class_directions are not of length 1")
+            raise ValueError("a row of class_directions does not have length 1")
         return self
 
 
 class SelfTest(_Strict):
-    """Synthetic inputs, by the seed that draws them, and what they must give in float32.
+    """Expected outputs for N synthetic images, one view each.
 
     Attributes:
-        seed: of `model.classifier.self_test_pixels`.
+        seed: of the images, see `model.classifier.self_test_pixels`.
         logits: float[N][C].
         scores: of `model.calibration.class_mean_cosine`, float[N].
         probabilities: calibrated, float[N][C].
         in_distribution: 0..1, float[N].
-        tolerance: largest difference allowed: of logits and scores as a share of the largest expected magnitude,
-            of the others as it is.
+        tolerance: largest allowed difference. For logits and scores it is relative to the largest expected magnitude,
+            for the others it is absolute.
     """
 
     seed: Annotated[int, Field(ge=0)]
@@ -217,14 +263,14 @@ class SelfTest(_Strict):
 
 
 class OpenVino(_Strict):
-    """The same network as an OpenVINO model, in `OPENVINO_FILES`, made by `python -m model.quantize`.
+    """The same network as an OpenVINO model, in `OPENVINO_FILES`, written by `python -m model.quantize`.
 
     Attributes:
         weights: "int8", quantised after training, or "float16".
-        pictures: held-out ones that were looked at for the ranges of int8 activations; 0 for float16.
-        top1: share of the test pictures of `metrics` whose first class is right, 0..1.
-        agreement: share of them whose first class is the one that the float32 network gives, 0..1.
-        self_test: as the card's own, but with what this model gives.
+        pictures: number of held-out images that determined the ranges of int8 activations; 0 for float16.
+        top1: fraction of the test images whose most probable class is right, 0..1.
+        agreement: fraction of the test images with the same most probable class as in float32, 0..1.
+        self_test: expected outputs of this model.
     """
 
     weights: Literal["int8", "float16"]
@@ -235,9 +281,25 @@ class OpenVino(_Strict):
 
 
 class ModelCard(_Strict):
-    """All of card.json."""
+    """card.json.
 
-    format_version: Literal[4]
+    Attributes:
+        format_version: of card.json.
+        name: of the bundle.
+        architecture: the network.
+        labels: class names, in the order of the logits.
+        input: the test transform.
+        complexity: size of the network.
+        training: how the weights were trained.
+        metrics: measured on the test set, in float32.
+        calibration: from logits to probabilities.
+        out_of_distribution: constants of the out-of-distribution score.
+        files: SHA-256 of each file that an engine reads, by name.
+        self_test: expected outputs in float32.
+        openvino: the OpenVINO model; None if the bundle has none.
+    """
+
+    format_version: Literal[5]
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     architecture: Architecture
     labels: Annotated[list[str], Field(min_length=2)]
@@ -257,47 +319,67 @@ class ModelCard(_Strict):
             raise ValueError("labels are not unique")
         if self.architecture.arguments.get("num_classes") != len(self.labels):
             raise ValueError("architecture.arguments.num_classes is not the number of labels")
+        if not {*self.labels}.issuperset(
+            label for mistake in self.metrics.mistakes for label in (mistake.label, mistake.predicted)
+        ):
+            raise ValueError("metrics.mistakes names a class that is not in labels")
         if len(self.metrics.confusion) != len(self.labels):
-            raise ValueError("metrics.confusion has not one row for each label")
+            raise ValueError("metrics.confusion does not have one row per label")
         tests = {"self_test": self.self_test}
         if self.openvino:
             tests["openvino.self_test"] = self.openvino.self_test
         for name, test in tests.items():
             if any(len(row) != len(self.labels) for row in (*test.logits, *test.probabilities)):
-                raise ValueError(f"{name}.logits or probabilities has not one number for each label")
+                raise ValueError(f"{name}.logits or probabilities does not have one column per label")
             if not len(test.logits) == len(test.probabilities) == len(test.scores) == len(test.in_distribution):
-                raise ValueError(f"{name} has not as many rows of each kind")
+                raise ValueError(f"the lists of {name} do not have the same length")
         if len(self.out_of_distribution.class_directions) != len(self.labels):
-            raise ValueError("out_of_distribution.class_directions has not one row for each label")
+            raise ValueError("out_of_distribution.class_directions does not have one row per label")
         for name in (WEIGHTS_FILE, *(OPENVINO_FILES if self.openvino else ())):
             if name not in self.files:
-                raise ValueError(f"files lacks {name}")
+                raise ValueError(f"files does not contain {name}")
         return self
 
-    @property
+    @cached_property
     def version(self) -> str:
-        """First 12 hex digits of the weights' SHA-256."""
-        return self.files[WEIGHTS_FILE][:12]
+        """First 12 hex digits of a SHA-256 over all constants and file hashes that determine a prediction.
+
+        Training history and metrics are not included. Predictions of two cards with the same version are the same on
+        the same engine.
+        """
+        constants = self.model_dump(mode="json", include=_DECISIVE)
+        return hashlib.sha256(json.dumps(constants, sort_keys=True).encode()).hexdigest()[:12]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As in pydantic. The copy has a version of its own."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("version", None)
+        return copy
 
     def self_test_on(self, engine: str) -> SelfTest:
-        """What the engine of that name must give."""
+        """The expected outputs of the engine with this name."""
         return self.openvino.self_test if self.openvino and engine == "openvino" else self.self_test
 
 
 def read_card(path: Path) -> ModelCard:
-    """Read and check card.json.
+    """Read and validate card.json.
 
     Raises:
-        CardError: it is missing, or a field is unknown, missing or malformed; the message names the field.
+        CardError: it is missing, has another format version, or a field is unknown, missing or invalid. The message
+            names the field.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CardError(f"{path} cannot be read: name a weights folder that holds a card.json") from error
+        raise CardError(f"{path} cannot be read: name a weights folder that contains a card.json") from error
     try:
         return ModelCard.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["loc"] == ("format_version",) and first.get("input") in CONVERTIBLE_FORMATS:
+            raise CardError(
+                f"{path} has format {first['input']}: convert it with python -m model.upgrade {path.parent}"
+            ) from error
         where = ".".join(str(part) for part in first["loc"]) or "the card"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise CardError(f"{path}: {where}: {first['msg']}{more}; export the bundle again") from error

@@ -13,7 +13,7 @@ from model.card import ModelCard
 from model.engines.base import DeviceName, Engine, EngineName, Outputs, choose
 from model.errors import EngineError, IntegrityError
 
-SELF_TEST_PICTURES = 4
+SELF_TEST_IMAGES = 4
 
 
 @dataclass(frozen=True, slots=True)

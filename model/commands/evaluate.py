@@ -22,7 +22,7 @@ def main(
     with exit_codes():
         from model.training.evaluate import evaluate_bundle
         from model.training.progress import image_bar
-        from model.training.summary import summary, table
+        from model.training.report.summary import summary, table
 
         with image_bar() as progress:
             classifier, assessment = evaluate_bundle(

@@ -1,6 +1,6 @@
 """Run an engine over a data set, and score its outputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.calibration import class_mean_cosine, in_distribution, softmax
-from model.card import Calibration, InputSpec, OutOfDistribution, ReliabilityBin
+from model.card import Calibration, InputSpec, Mistake, OutOfDistribution, ReliabilityBin
 from model.classifier import Classifier, load
 from model.engines.base import DeviceName, Engine, EngineName, Outputs
 from model.errors import ModelError
@@ -103,6 +103,22 @@ def reliability(scores: Scores) -> list[ReliabilityBin]:
         ReliabilityBin(confidence=round(confidence, 6), accuracy=round(accuracy, 6), pictures=int(images))
         for images, confidence, accuracy in scores.bins.tolist()
         if images
+    ]
+
+
+def mistakes(scores: Scores, labels: Sequence[str], count: int = 12) -> list[Mistake]:
+    """The wrongly classified images with the highest confidence, by descending confidence, for a card."""
+    chosen = scores.probabilities.argmax(1)
+    wrong = np.flatnonzero(chosen != scores.truth)
+    order = np.argsort(-scores.probabilities[wrong, chosen[wrong]], kind="stable")
+    return [
+        Mistake(
+            image=int(index),
+            label=labels[scores.truth[index]],
+            predicted=labels[chosen[index]],
+            probability=round(float(scores.probabilities[index, chosen[index]]), 6),
+        )
+        for index in wrong[order][:count]
     ]
 
 

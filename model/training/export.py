@@ -1,4 +1,4 @@
-"""From a finished run to a bundle."""
+"""Test a finished run, fit the constants of its card and write its bundle."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from model.bundle import CARD_FILE, readable, write_bundle
+from model.bundle import CARD_FILE, to_json, write_bundle
 from model.calibration import class_mean_cosine, in_distribution, softmax
 from model.card import (
     FORMAT_VERSION,
@@ -23,21 +23,22 @@ from model.card import (
     SelfTest,
     Training,
 )
-from model.classifier import SELF_TEST_PICTURES, self_test_pixels
+from model.classifier import SELF_TEST_IMAGES, self_test_pixels
 from model.engines.base import DeviceName, Engine
 from model.engines.torch import TorchEngine
 from model.nets.zoo import build, count_multiply_adds, count_parameters
-from model.training import report
 from model.training.calibrate import UNCALIBRATED, fit_out_of_distribution, fit_temperature
 from model.training.data import DataSet
-from model.training.evaluate import Assessment, Progress, assess, outputs, reliability
+from model.training.evaluate import Progress, assess, mistakes, outputs, reliability
 from model.training.loop import Run, network_arguments
+from model.training.report.plots import plots
+from model.training.report.readme import README_FILE, readme
 
 _SELF_TEST_SEED = 10
-# bfloat16 engines stay within a tenth of this, other weights do not.
+# The differences of bfloat16 engines are ten times smaller, those of other weights are larger.
 _SELF_TEST_TOLERANCE = 0.1
-# Training pictures that stand for the classes where none are held out.
-_TYPICAL = 5000
+# Number of training images that replace the held-out images if there are none.
+_SUBSTITUTES = 5000
 
 
 def export(
@@ -48,13 +49,21 @@ def export(
     name: str,
     device: DeviceName = "auto",
     progress: Progress | None = None,
-) -> tuple[ModelCard, Assessment]:
-    """Test the run once and write its bundle to `folder`, which must not exist.
+) -> ModelCard:
+    """Test a run once and write its bundle.
 
-    What is tested is what ships: the weights after rounding for storage, in float32 arithmetic.
+    The tested network is the one in the bundle: the weights after rounding for storage, in float32 arithmetic.
+
+    Args:
+        run: finished.
+        data: held-out images for the constants, test images for the metrics.
+        folder: of the bundle; must not exist.
+        name: of the bundle.
+        device: for the test; "auto" uses CUDA if available.
+        progress: called after each batch of the test.
 
     Raises:
-        SaveError: the folder exists or cannot be written; nothing is left behind.
+        SaveError: the folder exists or cannot be written. No partial folder remains.
     """
     recipe = run.recipe
     arguments = network_arguments(recipe, len(data.labels))
@@ -65,11 +74,12 @@ def export(
     complexity = Complexity(parameters=count_parameters(net), multiply_adds=count_multiply_adds(net, recipe.crop))
     spec = recipe.input_spec()
     engine = TorchEngine(net, spec, device=device, precision="float32")
-    fitted = data.holdout if len(data.holdout) else data.train[:_TYPICAL]
+    fitted = data.holdout if len(data.holdout) else data.train[:_SUBSTITUTES]
     out = outputs(engine, spec, fitted.pixels.numpy())
+    logits, features = out.logits[:, None], out.features[:, None]  # one view per image
     truth = fitted.labels.numpy()
-    calibration = fit_temperature(out.logits, truth) if len(data.holdout) else UNCALIBRATED
-    out_of_distribution = fit_out_of_distribution(out.features, truth, len(data.labels))
+    calibration = fit_temperature(logits, truth) if len(data.holdout) else UNCALIBRATED
+    out_of_distribution = fit_out_of_distribution(features, truth, len(data.labels))
     assessment = assess(engine, spec, calibration, out_of_distribution, data.test, progress=progress)
     scores = assessment.scores
 
@@ -81,7 +91,7 @@ def export(
         input=spec,
         complexity=complexity,
         training=Training(
-            recipe=json.loads(json.dumps(asdict(recipe))),  # as it will be read
+            recipe=json.loads(json.dumps(asdict(recipe))),  # as after reading the card
             epochs=len(run.history),
             pictures=len(data.train),
             dataset_md5=dict(data.md5),
@@ -95,6 +105,7 @@ def export(
             ece_uncalibrated=assessment.uncalibrated.ece,
             confusion=scores.confusion.tolist(),
             reliability=reliability(scores),
+            mistakes=mistakes(scores, data.labels),
             auroc=assessment.auroc,
             accepted=assessment.accepted,
             pictures=scores.images,
@@ -107,19 +118,27 @@ def export(
         openvino=None,
     )
     files = {
-        CARD_FILE: readable(card).encode(),
+        CARD_FILE: to_json(card).encode(),
         WEIGHTS_FILE: weights,
-        **report.files(card, run.history, assessment, watched=recipe.watch),
+        README_FILE: readme(card).encode(),
+        **plots(card.labels, run.history, assessment, watched=recipe.watch),
     }
     write_bundle(folder, files)
-    return card, assessment
+    return card
 
 
 def expected_of(
     engine: Engine, crop: int, calibration: Calibration, out_of_distribution: OutOfDistribution
 ) -> SelfTest:
-    """The self-test that an engine passes which gives what this one does."""
-    out = engine.run(self_test_pixels(_SELF_TEST_SEED, SELF_TEST_PICTURES, crop))
+    """The self-test with the outputs of this engine as the expected ones.
+
+    Args:
+        engine: to run.
+        crop: side of its images, pixels.
+        calibration: of the card.
+        out_of_distribution: of the card.
+    """
+    out = engine.run(self_test_pixels(_SELF_TEST_SEED, SELF_TEST_IMAGES, crop))
     scores = class_mean_cosine(out.features, out_of_distribution)
     return SelfTest(
         seed=_SELF_TEST_SEED,
@@ -132,7 +151,7 @@ def expected_of(
 
 
 def to_storage_dtype(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict as it is stored: weights in float16, what is of one dimension (biases, BatchNorm) in float32."""
+    """The state dict for storage: weights in float16, tensors of one dimension (biases, BatchNorm) in float32."""
     return {
         key: tensor.detach().cpu().to(torch.float16 if tensor.ndim > 1 else tensor.dtype).contiguous()
         for key, tensor in state.items()

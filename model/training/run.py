@@ -10,12 +10,12 @@ from model.card import NAME_PATTERN
 from model.engines.base import DeviceName
 from model.errors import SaveError, TrainingError
 from model.training import data as datasets
-from model.training import report
 from model.training.export import export
 from model.training.loop import Run, train
 from model.training.pretrained import Init, read_state_dict
 from model.training.progress import BarProgress, LineProgress
 from model.training.recipes import Recipe
+from model.training.report.plots import contact_sheet
 
 
 def train_bundle(
@@ -63,16 +63,16 @@ def train_bundle(
     result = _train(recipe, dataset, torch.device(kind), run, seed=seed, resume=resume, init=start)
 
     print(f"testing once, on {len(dataset.test):,} images", flush=True)
-    card, assessment = export(result, dataset, out, name=out.name, device=device)
+    card = export(result, dataset, out, name=out.name, device=device)
     print(f"test accuracy {card.metrics.top1:.2%}, expected calibration error {card.metrics.ece:.2%}")
     print(f"wrote {out}", flush=True)
-    mistakes = run / "mistakes.png"
+    sheet = run / "mistakes.png"
     try:
-        mistakes.write_bytes(report.contact_sheet(card.labels, assessment.scores, dataset.test))
+        sheet.write_bytes(contact_sheet(card.metrics.mistakes, dataset.test))
     except OSError as error:
-        mistakes.unlink(missing_ok=True)
-        raise SaveError(f"{out} is complete, but {mistakes} cannot be written: {error.strerror}") from error
-    print(f"{mistakes} shows the mistakes with the highest confidence", flush=True)
+        sheet.unlink(missing_ok=True)
+        raise SaveError(f"{out} is complete, but {sheet} cannot be written: {error.strerror}") from error
+    print(f"{sheet} shows the mistakes with the highest confidence", flush=True)
 
 
 def _train(

@@ -18,7 +18,7 @@ HEAD = np.random.RandomState(0).normal(0, 4, (12, 10))
 
 CARD = ModelCard.model_validate(
     {
-        "format_version": 4,
+        "format_version": 5,
         "name": "fake-net",
         "architecture": {"name": "resnet18", "arguments": {"num_classes": 10}},
         "labels": LABELS,
@@ -48,18 +48,20 @@ CARD = ModelCard.model_validate(
             "ece_uncalibrated": 0.1,
             "confusion": [*np.roll(np.eye(10, dtype=int), 1, axis=1).tolist()[:9], [0] * 9 + [1]],
             "reliability": [{"confidence": 0.1, "accuracy": 0.1, "pictures": 10}],
+            "mistakes": [],
             "auroc": {"drawn shapes": 0.5},
             "accepted": {"test": 0.5, "drawn shapes": 0.5},
             "pictures": 10,
             "measured": "never",
         },
-        "calibration": {"temperature": 2.0, "pictures": 1},
+        "calibration": {"temperature": 2.0, "views": 1, "pictures": 1},
         "out_of_distribution": {
             "method": "class-mean-cosine",
             "feature_mean": [0.5] * 12,
             "class_directions": (HEAD / np.linalg.norm(HEAD, axis=0)).T.tolist(),
             "quantiles": [0.2, 0.4, 0.5, 0.6, 0.8],
             "threshold": 0.25,
+            "views": 1,
             "pictures": 1,
         },
         "files": {"model.safetensors": "0123456789abcdef" * 4},

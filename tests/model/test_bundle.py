@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model.bundle import open_bundle, readable, update_bundle, write_bundle
+from model.bundle import open_bundle, to_json, update_bundle, write_bundle
 from model.card import ModelCard
 from model.errors import CardError, IntegrityError, SaveError
 from tests.limits import files_limited_to
@@ -13,18 +13,18 @@ from tests.limits import files_limited_to
 
 @pytest.fixture
 def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A bundle to tamper with."""
+    """A copy that a test may change."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
 
 
-def test_an_untouched_bundle_opens(copy: Path) -> None:
+def test_a_complete_bundle_opens(copy: Path) -> None:
     bundle = open_bundle(copy)
     assert bundle.folder == copy
     assert bundle.card.name == "tiny"
 
 
 @pytest.mark.parametrize("place", [0, -1])
-def test_one_flipped_bit_of_the_weights_is_noticed(copy: Path, place: int) -> None:
+def test_one_flipped_bit_of_the_weights_is_an_error(copy: Path, place: int) -> None:
     weights = copy / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[place] ^= 1
@@ -39,12 +39,12 @@ def test_missing_weights_are_named(copy: Path) -> None:
         open_bundle(copy)
 
 
-def test_a_folder_without_a_card_is_no_bundle(tmp_path: Path) -> None:
+def test_a_folder_without_a_card_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(CardError, match=r"card\.json cannot be read"):
         open_bundle(tmp_path)
 
 
-def test_a_written_bundle_holds_the_files_readable_for_all(tmp_path: Path) -> None:
+def test_a_new_bundle_contains_the_files_and_is_world_readable(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "er" / "new"
     write_bundle(folder, {"a.txt": b"A", "plots/b.txt": b"B"})
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
@@ -56,9 +56,9 @@ def test_a_written_bundle_holds_the_files_readable_for_all(tmp_path: Path) -> No
     assert [path.name for path in folder.parent.iterdir()] == ["new"]
 
 
-def test_a_card_can_be_read_by_people_and_says_the_same(tiny_bundle: Path) -> None:
+def test_a_card_is_written_with_each_row_on_one_line(tiny_bundle: Path) -> None:
     card = open_bundle(tiny_bundle).card
-    text = readable(card)
+    text = to_json(card)
     assert ModelCard.model_validate_json(text) == card
     lines = [line.strip() for line in text.splitlines()]
     for row in card.metrics.confusion:
@@ -67,17 +67,17 @@ def test_a_card_can_be_read_by_people_and_says_the_same(tiny_bundle: Path) -> No
         assert part.model_dump_json().replace(":", ": ").replace(",", ", ") in text
 
 
-def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_changed(tmp_path: Path) -> None:
     folder = tmp_path / "old"
     folder.mkdir()
-    (folder / "precious").write_bytes(b"mine")
+    (folder / "file").write_bytes(b"data")
     with pytest.raises(SaveError, match="old exists: choose another --out"):
         write_bundle(folder, {"a.txt": b"A"})
-    assert [path.name for path in folder.iterdir()] == ["precious"]
+    assert [path.name for path in folder.iterdir()] == ["file"]
 
 
-def test_a_write_that_fails_halfway_leaves_nothing_behind(tmp_path: Path) -> None:
-    with files_limited_to(10_000), pytest.raises(SaveError, match=r"cannot write .*: make room"):
+def test_a_failed_write_leaves_no_files(tmp_path: Path) -> None:
+    with files_limited_to(10_000), pytest.raises(SaveError, match=r"cannot write .*: free disk space"):
         write_bundle(tmp_path / "new", {"small": b"fits", "large": bytes(20_000)})
     assert not any(tmp_path.iterdir())
 
@@ -90,27 +90,27 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mount = shutil.which("mount")
     command = [mount or "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
     if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tmpfs takes root")
+        pytest.skip("mounting a tmpfs needs root")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_full_disk_leaves_nothing_behind(small_disk: Path) -> None:
+def test_a_full_disk_leaves_no_files(small_disk: Path) -> None:
     with pytest.raises(SaveError, match="No space left on device"):
         write_bundle(small_disk / "new", {"small": b"fits", "large": bytes(200_000)})
     assert not any(small_disk.iterdir())
     write_bundle(small_disk / "new", {"small": b"fits"})
 
 
-def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_a_save_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SaveError, match="cannot write"):
         write_bundle(tmp_path / "file" / "new", {"a.txt": b"A"})
 
 
-def test_an_update_that_the_disk_has_no_room_for_leaves_the_bundle_as_it_was(copy: Path) -> None:
+def test_a_failed_update_does_not_change_the_bundle(copy: Path) -> None:
     card = open_bundle(copy).card
     before = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
-    with files_limited_to(100_000), pytest.raises(SaveError, match="make room or copy the bundle"):
+    with files_limited_to(100_000), pytest.raises(SaveError, match="free disk space or copy the bundle"):
         update_bundle(copy, {"README.md": b"new", "openvino.bin": bytes(200_000)}, card)
     assert {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()} == before

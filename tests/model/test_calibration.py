@@ -18,11 +18,12 @@ def spec_of(
         class_directions=directions.tolist(),
         quantiles=list(quantiles),
         threshold=0.05,
+        views=1,
         pictures=1,
     )
 
 
-def test_softmax_by_hand_and_at_the_extremes() -> None:
+def test_softmax_of_known_and_of_extreme_values() -> None:
     found = softmax(np.array([[np.log(1), np.log(2), np.log(5)], [3e38, 0, -3e38]], np.float32))
     np.testing.assert_allclose(found, np.array([[1 / 8, 2 / 8, 5 / 8], [1, 0, 0]]), rtol=1e-6)
     assert found.dtype == np.float32
@@ -47,21 +48,23 @@ def test_the_score_is_the_cosine_with_the_nearest_class() -> None:
         assert score == pytest.approx(max(cosines), rel=1e-5)
 
 
-def test_the_score_by_hand() -> None:
+def test_known_values_of_the_score() -> None:
     features = np.array([[5, 0], [3, 4], [-1, -1], [0, 0]], np.float32)
-    assert class_mean_cosine(features, spec_of()) == pytest.approx([1, 0.8, -np.sqrt(0.5), 0]), "the mean itself is 0"
+    assert class_mean_cosine(features, spec_of()) == pytest.approx([1, 0.8, -np.sqrt(0.5), 0]), (
+        "the score of the mean is 0"
+    )
 
 
-def test_the_share_in_distribution_is_read_off_the_quantiles() -> None:
+def test_the_fraction_is_interpolated_between_the_quantiles() -> None:
     spec = spec_of(quantiles=(1.0, 2.0, 4.0, 4.0, 8.0))  # at 0, 1/4, 1/2, 3/4, 1
     scores = np.array([-1, 1, 1.5, 2, 3, 4, 6, 8, 9])
     assert in_distribution(scores, spec) == pytest.approx([0, 0, 1 / 8, 1 / 4, 3 / 8, 3 / 4, 7 / 8, 1, 1])
 
 
-def test_the_share_in_distribution_never_falls_and_stays_within_0_and_1() -> None:
+def test_the_fraction_does_not_decrease_and_is_between_0_and_1() -> None:
     rng = np.random.default_rng(1)
     spec = spec_of(quantiles=tuple(np.sort(rng.normal(size=101))))
     shares = in_distribution(np.sort(rng.normal(0, 3, 500)), spec)
     assert (np.diff(shares) >= 0).all()
     assert (shares.min(), shares.max()) == (0, 1)
-    assert len(np.unique(shares)) > 200, "between the quantiles it is interpolated"
+    assert len(np.unique(shares)) > 200, "it is interpolated between the quantiles"

@@ -13,47 +13,45 @@ def logits() -> NDArray[np.float32]:
 
 
 def labels_of(logits: NDArray[np.float32], temperature: float) -> NDArray[np.int64]:
-    """Drawn as often as the softmax at that temperature says."""
+    """Classes drawn from the softmax at a temperature."""
     cumulative = softmax(logits, temperature).cumsum(axis=1)
     draws: NDArray[np.int64] = (np.random.default_rng(1).random((len(logits), 1)) > cumulative).sum(axis=1)
     return draws.clip(0, logits.shape[1] - 1)
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
-def test_the_temperature_that_the_labels_were_drawn_with_is_found(
-    logits: NDArray[np.float32], temperature: float
-) -> None:
-    found = fit_temperature(logits, labels_of(logits, temperature))
+def test_the_fit_finds_the_temperature_of_the_labels(logits: NDArray[np.float32], temperature: float) -> None:
+    found = fit_temperature(logits[:, None], labels_of(logits, temperature))
     assert found.temperature == pytest.approx(temperature, rel=0.03)
     assert found.pictures == 20_000
 
 
-def test_no_other_temperature_is_likelier(logits: NDArray[np.float32]) -> None:
+def test_other_temperatures_have_a_lower_likelihood(logits: NDArray[np.float32]) -> None:
     few = logits[:300]
     truth = labels_of(few, 1.7)
 
     def likelihood(temperature: float) -> float:
         return float(np.log(softmax(few, temperature).astype(np.float64)[np.arange(300), truth]).mean())
 
-    best = fit_temperature(few, truth).temperature
+    best = fit_temperature(few[:, None], truth).temperature
     assert all(likelihood(best) >= likelihood(best * factor) for factor in (0.8, 0.99, 1.01, 1.25))
 
 
 @pytest.mark.parametrize("factor", [0.2, 3.0])
 def test_the_temperature_scales_with_the_logits(logits: NDArray[np.float32], factor: float) -> None:
     truth = labels_of(logits, 1.5)
-    one, other = fit_temperature(logits, truth), fit_temperature(logits * np.float32(factor), truth)
+    one, other = fit_temperature(logits[:, None], truth), fit_temperature(logits[:, None] * np.float32(factor), truth)
     assert other.temperature == pytest.approx(one.temperature * factor, abs=2e-3)
 
 
-def test_what_no_temperature_fits_gives_a_bound_and_no_nonsense(logits: NDArray[np.float32]) -> None:
+def test_the_temperature_is_bounded(logits: NDArray[np.float32]) -> None:
     few = logits[:100]
-    assert fit_temperature(few, few.argmax(axis=1)).temperature == pytest.approx(0.05), "always right"
-    assert fit_temperature(few, few.argmin(axis=1)).temperature == pytest.approx(20), "always wrong"
-    assert fit_temperature(few[:1], few[:1].argmax(axis=1)).pictures == 1
+    assert fit_temperature(few[:, None], few.argmax(axis=1)).temperature == pytest.approx(0.05), "always right"
+    assert fit_temperature(few[:, None], few.argmin(axis=1)).temperature == pytest.approx(20), "always wrong"
+    assert fit_temperature(few[:1, None], few[:1].argmax(axis=1)).pictures == 1
 
 
-def test_without_held_out_pictures_the_temperature_is_1() -> None:
+def test_without_held_out_images_the_temperature_is_1() -> None:
     assert (UNCALIBRATED.temperature, UNCALIBRATED.pictures) == (1, 0)
 
 
@@ -65,9 +63,9 @@ def features_of(count: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.
     return (means[classes] + rng.normal(0, 0.5, (count, 6))).astype(np.float32), classes
 
 
-def test_the_constants_are_those_of_the_pictures() -> None:
+def test_the_constants_are_the_class_means() -> None:
     features, classes = features_of(500, seed=0)
-    spec = fit_out_of_distribution(features, classes, 4)
+    spec = fit_out_of_distribution(features[:, None], classes, 4)
     means = np.stack([features[classes == label].mean(axis=0) for label in range(4)])
     assert spec.feature_mean == pytest.approx(means.mean(axis=0), abs=1e-5)
     for direction, mean in zip(spec.class_directions, means - means.mean(axis=0), strict=True):
@@ -76,9 +74,9 @@ def test_the_constants_are_those_of_the_pictures() -> None:
     assert spec.threshold == pytest.approx(1 - ACCEPTED)
 
 
-def test_the_quantiles_ascend_from_the_lowest_score_to_the_highest() -> None:
+def test_the_quantiles_ascend_from_the_lowest_to_the_highest_score() -> None:
     features, classes = features_of(500, seed=0)
-    spec = fit_out_of_distribution(features, classes, 4)
+    spec = fit_out_of_distribution(features[:, None], classes, 4)
     scores = np.sort(class_mean_cosine(features, spec))
     assert len(spec.quantiles) == 101
     assert (np.diff(spec.quantiles) >= 0).all()
@@ -87,17 +85,60 @@ def test_the_quantiles_ascend_from_the_lowest_score_to_the_highest() -> None:
 
 
 @pytest.mark.parametrize(("count", "seed", "slack"), [(500, 0, 0.005), (5_000, 0, 0.001), (5_000, 1, 0.02)])
-def test_the_threshold_accepts_its_share_of_the_pictures(count: int, seed: int, slack: float) -> None:
-    spec = fit_out_of_distribution(*features_of(count, seed=0), 4)
-    features, _ = features_of(count, seed)  # with another seed, other pictures of the same kind
+def test_the_threshold_accepts_95_percent_of_the_images(count: int, seed: int, slack: float) -> None:
+    features, classes = features_of(count, seed=0)
+    spec = fit_out_of_distribution(features[:, None], classes, 4)
+    features, _ = features_of(count, seed)  # another seed gives other images of the same classes
     accepted = in_distribution(class_mean_cosine(features, spec), spec) >= spec.threshold
     assert accepted.mean() == pytest.approx(ACCEPTED, abs=slack)
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_classes_without_pictures_have_no_direction(count: int) -> None:
+def test_classes_without_images_have_no_direction(count: int) -> None:
     features, _ = features_of(count, seed=0)
-    spec = fit_out_of_distribution(features, np.arange(count) + 2, 6)
+    spec = fit_out_of_distribution(features[:, None], np.arange(count) + 2, 6)
     assert [any(row) for row in spec.class_directions] == [count > 1 and 2 <= label < 2 + count for label in range(6)]
     assert np.isfinite(spec.quantiles).all()
     OutOfDistribution.model_validate_json(spec.model_dump_json())
+
+
+def two_views() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Logits of 5,000 images in two views that differ, float32[N, 2, C], and their classes."""
+    rng = np.random.default_rng(2)
+    classes = rng.integers(0, 4, 5000)
+    logits = 3 * np.eye(4)[classes][:, None] + rng.normal(0, 2, (5000, 2, 4))
+    return logits.astype(np.float32), classes
+
+
+def test_the_temperature_is_that_of_the_mean_over_the_views() -> None:
+    logits, truth = two_views()
+
+    def nll(temperature: float) -> float:
+        by_view = softmax(logits.reshape(-1, 4), temperature).reshape(logits.shape).astype(np.float64)
+        return float(-np.log(by_view.mean(axis=1)[np.arange(len(truth)), truth]).mean())
+
+    fitted = fit_temperature(logits, truth)
+    assert (fitted.views, fitted.pictures) == (2, 5000)
+    assert all(nll(fitted.temperature) <= nll(fitted.temperature * factor) for factor in (0.8, 0.97, 1.03, 1.25))
+    one_view = fit_temperature(logits[:, :1], truth)
+    assert one_view.views == 1
+    # The mean over the views is less confident than one view, so it needs a lower temperature.
+    assert fitted.temperature < 0.95 * one_view.temperature
+
+
+def test_equal_views_have_the_constants_of_one_view() -> None:
+    features, classes = features_of(300, seed=0)
+    one, two = (fit_out_of_distribution(np.repeat(features[:, None], views, axis=1), classes, 4) for views in (1, 2))
+    assert two.model_copy(update={"views": 1}) == one
+    logits, truth = two_views()
+    assert fit_temperature(np.repeat(logits[:, :1], 2, axis=1), truth).temperature == pytest.approx(
+        fit_temperature(logits[:, :1], truth).temperature, abs=2e-4
+    )
+
+
+def test_the_quantiles_are_those_of_the_mean_score_of_the_views() -> None:
+    views = np.stack([features_of(500, seed=0)[0], features_of(500, seed=0)[0][::-1]], axis=1)
+    spec = fit_out_of_distribution(views, features_of(500, seed=0)[1], 4)
+    scores = class_mean_cosine(views.reshape(-1, 6), spec).reshape(500, 2).mean(axis=1)
+    assert (spec.views, spec.pictures) == (2, 500)
+    assert spec.quantiles == pytest.approx(np.quantile(scores, np.linspace(0, 1, 101)), abs=1e-5)

@@ -12,7 +12,7 @@ from model.engines.base import Outputs
 from model.image import test_transform as transform
 from model.training.calibrate import fit_out_of_distribution
 from model.training.data import LabeledImages
-from model.training.evaluate import assess, auroc, outputs, reliability, score
+from model.training.evaluate import assess, auroc, mistakes, outputs, reliability, score
 from model.training.ood import KINDS, others
 
 
@@ -121,11 +121,24 @@ def test_the_bins_of_the_reliability_are_those_that_hold_pictures() -> None:
     assert gaps == pytest.approx(scores.ece, abs=1e-6)
 
 
+def test_the_mistakes_with_the_highest_confidence_come_first() -> None:
+    logits = np.array([[3, 0, 0], [2, 0, 0], [0, 3, 0], [0, 0, 3], [0, 1, 0], [9, 0, 0]], np.float32)
+    scores = score(logits, np.array([0, 1, 1, 2, 2, 2]))
+    found = mistakes(scores, ["cat", "dog", "owl"])
+    assert [(mistake.image, mistake.label, mistake.predicted) for mistake in found] == [
+        (5, "owl", "cat"),
+        (1, "dog", "cat"),
+        (4, "owl", "dog"),
+    ]
+    assert [mistake.probability for mistake in found] == pytest.approx(scores.probabilities.max(1)[[5, 1, 4]], abs=1e-6)
+    assert mistakes(scores, ["cat", "dog", "owl"], count=2) == found[:2]
+
+
 def test_an_assessment_is_that_of_the_test_pictures_and_every_other_kind() -> None:
     test = pictures(50)
-    calibration = Calibration(temperature=1.8, pictures=9)
+    calibration = Calibration(temperature=1.8, views=1, pictures=9)
     out = outputs(Remembers(), SPEC, test.pixels.numpy())
-    spec = fit_out_of_distribution(out.features[:25], test.labels.numpy()[:25], 10)
+    spec = fit_out_of_distribution(out.features[:25, None], test.labels.numpy()[:25], 10)
     progress = list[tuple[int, int]]()
     assessment = assess(
         Remembers(), SPEC, calibration, spec, test, progress=lambda done, total: progress.append((done, total))
@@ -153,8 +166,8 @@ def test_of_a_large_test_set_at_most_2000_have_others_made_of_them() -> None:
     test = pictures(2010, side=4)
     tiny = InputSpec(resize=4, crop=4, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     spec = fit_out_of_distribution(
-        outputs(Remembers(), tiny, test.pixels[:100].numpy()).features, test.labels.numpy()[:100], 10
+        outputs(Remembers(), tiny, test.pixels[:100].numpy()).features[:, None], test.labels.numpy()[:100], 10
     )
     engine = Remembers()
-    assess(engine, tiny, Calibration(temperature=1.0, pictures=0), spec, test)
+    assess(engine, tiny, Calibration(temperature=1.0, views=1, pictures=0), spec, test)
     assert sum(map(len, engine.seen)) == 2010 + 3 * 2000

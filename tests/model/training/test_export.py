@@ -18,14 +18,14 @@ from model.errors import SaveError
 from model.nets.zoo import build
 from model.training.calibrate import fit_out_of_distribution, fit_temperature
 from model.training.data import DataSet, load
-from model.training.evaluate import Assessment, assess
+from model.training.evaluate import assess, mistakes
 from model.training.export import export, to_storage_dtype
 from model.training.loop import Run, describe, network_arguments, train
 from model.training.recipes import recipe_named
 from tests.conftest import Silent
 
 
-def test_weights_rest_in_float16_and_what_is_small_in_float32() -> None:
+def test_weights_are_stored_in_float16_and_vectors_in_float32() -> None:
     net = build("resnet18", width=8)
     stored = to_storage_dtype(net.state_dict())
     assert stored["layer1.0.conv1.weight"].dtype == stored["fc.weight"].dtype == torch.float16
@@ -34,7 +34,7 @@ def test_weights_rest_in_float16_and_what_is_small_in_float32() -> None:
     assert stored.keys() == net.state_dict().keys()
 
 
-def test_a_bundle_holds_what_its_card_says(tiny_bundle: Path) -> None:
+def test_a_bundle_contains_the_files_on_its_card(tiny_bundle: Path) -> None:
     files = {path.relative_to(tiny_bundle).as_posix() for path in tiny_bundle.rglob("*") if path.is_file()}
     assert files == {
         "card.json",
@@ -53,8 +53,9 @@ def test_a_bundle_holds_what_its_card_says(tiny_bundle: Path) -> None:
     assert card["training"]["recipe"] == json.loads(json.dumps(asdict(replace(recipe_named("smoke"), width=8))))
     assert (card["training"]["pictures"], card["metrics"]["pictures"]) == (40, 40)
     assert card["labels"][3] == "cat"
-    assert card["format_version"] == 4
+    assert card["format_version"] == 5
     assert card["calibration"]["pictures"] == card["out_of_distribution"]["pictures"] == 40
+    assert card["calibration"]["views"] == card["out_of_distribution"]["views"] == 1
 
 
 def is_buffer(key: str) -> bool:
@@ -67,12 +68,11 @@ class Exported:
     run: Run
     data: DataSet
     card: ModelCard
-    assessment: Assessment
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """A bundle of a random network whose logits, unlike those of `tiny_bundle`, are spread out."""
+    """A bundle of a random network whose logits have a larger range than those of `tiny_bundle`."""
     recipe = replace(recipe_named("smoke"), width=8)
     data = load("synthetic", Path(), holdout=50)
     torch.manual_seed(1)
@@ -80,11 +80,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     torch.nn.init.normal_(net.fc.weight)
     run = Run(recipe, net, [{"epoch": 1, "train_loss": 2.0}], about=describe(torch.device("cpu"), 1))
     folder = tmp_path_factory.mktemp("exported") / "new"
-    card, assessment = export(run, data, folder, name="new", device="cpu")
-    return Exported(folder, run, data, card, assessment)
+    card = export(run, data, folder, name="new", device="cpu")
+    return Exported(folder, run, data, card)
 
 
-def test_what_ships_is_what_was_measured(exported: Exported, tiny_bundle: Path) -> None:
+def test_the_bundle_contains_the_network_that_was_tested(exported: Exported, tiny_bundle: Path) -> None:
     card, test = exported.card, exported.data.test
     classifier = model.load(exported.folder, device="cpu")
     assert classifier.card == card
@@ -93,22 +93,22 @@ def test_what_ships_is_what_was_measured(exported: Exported, tiny_bundle: Path) 
     assert (chosen == test.labels.numpy()).mean() == pytest.approx(card.metrics.top1, abs=0.03)
     accepted = np.mean([prediction.accepted() for prediction in predictions])
     assert accepted == pytest.approx(card.metrics.accepted["test"], abs=0.05)
-    assert exported.assessment.scores.top1 == card.metrics.top1
     with pytest.raises(SaveError, match="tiny exists"):
         export(exported.run, exported.data, tiny_bundle, name="tiny", device="cpu")
 
 
-def test_the_card_agrees_with_what_its_weights_give(exported: Exported) -> None:
+def test_the_card_agrees_with_the_weights(exported: Exported) -> None:
     card, data = exported.card, exported.data
     net = build("resnet18", **card.architecture.arguments)
     net.load_state_dict(load_file(exported.folder / "model.safetensors"))
     engine = TorchEngine(net, card.input, device="cpu", precision="float32")
 
     held = engine.run(data.holdout.pixels.numpy())  # 32 x 32 pixels already: the transform changes nothing
-    fitted = fit_temperature(held.logits, data.holdout.labels.numpy())
+    fitted = fit_temperature(held.logits[:, None], data.holdout.labels.numpy())
     assert card.calibration.temperature == pytest.approx(fitted.temperature, abs=1e-3)
     assert card.calibration.pictures == 50
-    spec, expected = card.out_of_distribution, fit_out_of_distribution(held.features, data.holdout.labels.numpy(), 10)
+    spec, truth = card.out_of_distribution, data.holdout.labels.numpy()
+    expected = fit_out_of_distribution(held.features[:, None], truth, 10)
     assert spec.feature_mean == pytest.approx(expected.feature_mean, abs=1e-4)
     np.testing.assert_allclose(spec.class_directions, expected.class_directions, atol=1e-3)
     assert spec.quantiles == pytest.approx(expected.quantiles, rel=1e-3)
@@ -127,6 +127,7 @@ def test_the_card_agrees_with_what_its_weights_give(exported: Exported) -> None:
     assert len(bins) > 3
     found = [[part.pictures, part.confidence, part.accuracy] for part in metrics.reliability]
     np.testing.assert_allclose(found, bins, rtol=1e-3)
+    assert metrics.mistakes == mistakes(assessment.scores, data.labels)
     assert metrics.auroc == pytest.approx(assessment.auroc, abs=1e-3)
     assert metrics.accepted == pytest.approx(assessment.accepted, abs=0.011)
 
@@ -139,37 +140,36 @@ def test_the_card_agrees_with_what_its_weights_give(exported: Exported) -> None:
     np.testing.assert_allclose(test.in_distribution, in_distribution(scores, spec), atol=0.01)
 
 
-def test_without_held_out_pictures_nothing_is_calibrated(tmp_path: Path) -> None:
+def test_without_held_out_images_the_probabilities_are_not_calibrated(tmp_path: Path) -> None:
     recipe = replace(recipe_named("smoke"), epochs=1, batch_size=20, holdout=0)
     data = load("synthetic", Path(), holdout=recipe.holdout, limit=40)
     run = train(recipe, data, device=torch.device("cpu"), seed=0, folder=tmp_path / "run", observer=Silent())
-    card, assessment = export(run, data, tmp_path / "new", name="new", device="cpu")
+    card = export(run, data, tmp_path / "new", name="new", device="cpu")
     assert (card.calibration.temperature, card.calibration.pictures) == (1, 0)
     assert card.metrics.ece == card.metrics.ece_uncalibrated
-    assert np.array_equal(assessment.scores.probabilities, assessment.uncalibrated.probabilities)
-    assert card.out_of_distribution.pictures == 40, "those learnt from"
+    assert card.out_of_distribution.pictures == 40, "training images"
     assert model.load(tmp_path / "new", device="cpu").card == card
     text = (tmp_path / "new" / "README.md").read_text()
-    assert "No pictures were held out" in text
-    assert re.search(r"at least 5% of 40\s+training pictures", text)
+    assert "No images were held out" in text
+    assert re.search(r"at least 5% of 40\s+training\s+images", text)
 
 
-def test_the_articles_run_ends_in_a_bundle_that_classifies_at_224(article_bundle: Path, cat_jpeg: bytes) -> None:
+def test_a_bundle_of_the_article_recipe_classifies_at_224(article_bundle: Path, cat_jpeg: bytes) -> None:
     classifier = model.load(article_bundle, device="cpu")
     card = classifier.card
     assert (card.input.resize, card.input.crop) == (256, 224)
     assert card.complexity.parameters == 11_173_962 + 3_840
     assert card.complexity.multiply_adds / 1e9 == pytest.approx(27.2, abs=0.1)
-    picture = model.preprocess(cat_jpeg, card.input, max_pixels=50_000_000)
-    assert picture.pixels.shape == (1, 224, 224, 3)
-    (prediction,) = classifier.classify([picture.pixels])
+    image = model.preprocess(cat_jpeg, card.input, max_pixels=50_000_000)
+    assert image.pixels.shape == (1, 224, 224, 3)
+    (prediction,) = classifier.classify([image.pixels])
     assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_a_bottleneck_network_ends_in_a_bundle_that_classifies(bottleneck_bundle: Path, cat_jpeg: bytes) -> None:
+def test_a_bundle_of_a_bottleneck_network_classifies(bottleneck_bundle: Path, cat_jpeg: bytes) -> None:
     classifier = model.load(bottleneck_bundle, device="cpu")
     assert classifier.card.architecture.name == "resnet50"
     assert classifier.card.architecture.arguments["stem"] == "imagenet"
-    picture = model.preprocess(cat_jpeg, classifier.card.input, max_pixels=50_000_000)
-    (prediction,) = classifier.classify([picture.pixels])
+    image = model.preprocess(cat_jpeg, classifier.card.input, max_pixels=50_000_000)
+    (prediction,) = classifier.classify([image.pixels])
     assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)

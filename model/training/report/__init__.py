@@ -1,0 +1,1 @@
+"""Results for people: the bundle's README.md and plots, and the table of an evaluation."""

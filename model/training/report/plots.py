@@ -1,0 +1,134 @@
+"""The plots of a run. They contain no images of the data set, except the contact sheet, which is not in the bundle."""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from model.card import Mistake
+from model.training.data import LabeledImages
+from model.training.evaluate import ECE_BINS, Assessment, Scores
+
+matplotlib.use("agg")
+
+_INK, _BLUE, _ORANGE, _GRID = "#222222", "#2563a8", "#d9730d", "#dddddd"
+
+
+def plots(
+    labels: Sequence[str], history: Sequence[dict[str, float]], assessment: Assessment, *, watched: str
+) -> dict[str, bytes]:
+    """The plots of a bundle: plots/curves.png, plots/confusion.png and plots/reliability.png.
+
+    Args:
+        labels: class names.
+        history: one record per epoch, as in `loop.Run`.
+        assessment: on the test set.
+        watched: the part that was evaluated after each epoch, "holdout" or "test".
+
+    Returns:
+        Relative path to contents.
+    """
+    return {
+        "plots/curves.png": _png(_curves(history, watched)),
+        "plots/confusion.png": _png(_confusion(labels, assessment.scores)),
+        "plots/reliability.png": _png(_reliability(assessment)),
+    }
+
+
+def contact_sheet(mistakes: Sequence[Mistake], images: LabeledImages) -> bytes:
+    """The wrongly classified images with the highest confidence, as PNG.
+
+    Args:
+        mistakes: of the card, at most 12.
+        images: the test set.
+    """
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    for place, mistake in enumerate(mistakes, start=1):
+        axes = figure.add_subplot(3, 4, place)
+        axes.imshow(images.pixels[mistake.image].numpy())
+        axes.set_axis_off()
+        axes.set_title(
+            f"#{mistake.image}: {mistake.label}\npredicted {mistake.predicted} ({mistake.probability:.1%})", fontsize=9
+        )
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _curves(history: Sequence[dict[str, float]], watched: str) -> Figure:
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    losses, accuracy = figure.subplots(1, 2)
+    epochs = [record["epoch"] for record in history]
+    losses.plot(epochs, [record["train_loss"] for record in history], color=_BLUE, marker=".", label="training")
+    if "loss" in history[-1]:
+        losses.plot(epochs, [record["loss"] for record in history], color=_ORANGE, marker=".", label=watched)
+        accuracy.plot(
+            epochs, [record["accuracy"] * 100 for record in history], color=_ORANGE, marker=".", label=watched
+        )
+        last = history[-1]
+        accuracy.annotate(
+            f"{last['accuracy']:.1%}",
+            (last["epoch"], last["accuracy"] * 100),
+            textcoords="offset points",
+            xytext=(4, 7),
+            ha="right",
+        )
+        accuracy.margins(y=0.12)
+        accuracy.legend(frameon=False, loc="lower right")
+    losses.set(xlabel="epoch", title="cross-entropy, nats")
+    accuracy.set(xlabel="epoch", title="top-1 accuracy, %")
+    losses.legend(frameon=False)
+    for axes in (losses, accuracy):
+        axes.grid(color=_GRID)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def _confusion(labels: Sequence[str], scores: Scores) -> Figure:
+    figure = Figure(figsize=(7, 6.4), layout="constrained")
+    axes = figure.add_subplot()
+    fractions = scores.confusion / np.maximum(scores.confusion.sum(1, keepdims=True), 1)
+    # The colour scale ends at the largest error: with the diagonal in it, the errors could not be seen.
+    darkest = max(0.15, float((fractions - np.diag(fractions.diagonal())).max()))
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=darkest)
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlabel="predicted class", ylabel="right class", title="Number of test images")
+    for row, counts in enumerate(scores.confusion):
+        for column, count in enumerate(counts):
+            if count:
+                colour = "white" if fractions[row, column] > 0.6 * darkest else _INK
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=9, color=colour)
+    return figure
+
+
+def _reliability(assessment: Assessment) -> Figure:
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[4, 1])
+    width = 1 / ECE_BINS
+    centres = (np.arange(ECE_BINS) + 0.5) * width
+    for name, scores, (axes, sizes) in zip(
+        ("before", "after calibration"), (assessment.uncalibrated, assessment.scores), grid.T, strict=True
+    ):
+        count, confidence, accuracy = scores.bins.T
+        filled = count > 0
+        axes.plot([0, 1], [0, 1], color=_INK, linestyle=":", label="perfect calibration")
+        axes.bar(centres[filled], accuracy[filled], width * 0.9, color=_BLUE, alpha=0.8, label="accuracy")
+        axes.plot(confidence[filled], accuracy[filled], color=_ORANGE, marker=".", label="at the mean confidence")
+        axes.set(xlim=(0, 1), ylim=(0, 1), title=f"{name}: expected calibration error {scores.ece:.2%}")
+        sizes.bar(centres, count, width * 0.9, color=_INK)
+        sizes.set_yscale("log")
+        sizes.set(xlabel="confidence")
+        for part in (axes, sizes):
+            part.spines[["top", "right"]].set_visible(False)
+    grid[0, 0].set(ylabel="accuracy")
+    grid[0, 0].legend(frameon=False, loc="upper left")
+    grid[1, 0].set(ylabel="images")
+    return figure

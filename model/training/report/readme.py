@@ -1,0 +1,181 @@
+"""The README.md of a bundle, generated from its card."""
+
+import json
+import textwrap
+
+from model.card import ModelCard
+
+README_FILE = "README.md"
+NOTES_FILE = "NOTES.md"
+"""Notes on how the weights were found, written by hand. README.md links to them if the bundle has them."""
+
+
+def readme(card: ModelCard, *, notes: bool = False) -> str:
+    """Write README.md.
+
+    Args:
+        card: of the bundle.
+        notes: whether the bundle has a `NOTES_FILE`.
+    """
+    training, metrics, spec = card.training, card.metrics, card.input
+    dataset, dataset_name = ("cifar10", "CIFAR-10") if training.dataset_md5 else ("synthetic", "synthetic")
+    started = f", from the weights with SHA-256 `{training.init_sha256[:12]}`" if training.init_sha256 else ""
+    return f"""---
+pipeline_tag: image-classification
+datasets: [{dataset}]
+metrics: [accuracy]
+tags: [{card.architecture.name}, safetensors]
+model-index:
+- name: {card.name}
+  results:
+  - task: {{type: image-classification}}
+    dataset: {{name: {dataset_name}, type: {dataset}, split: test}}
+    metrics: [{{type: accuracy, value: {metrics.top1:.4f}}}]
+---
+
+# {card.name}
+
+{_summary(card, notes=notes)}
+
+| | |
+|---|---|
+| test accuracy | **{metrics.top1:.2%}** of {metrics.pictures:,} images |
+| negative log-likelihood | {metrics.nll:.4f} nats |
+| expected calibration error, 15 bins | {metrics.ece:.2%}, before calibration {metrics.ece_uncalibrated:.2%} |
+| measured | {metrics.measured} |
+| recipe | `{training.recipe["name"]}`, {training.epochs} epochs of {training.pictures:,} images, seed {training.seed}{
+        started
+    } |
+| trained on | {training.device}, torch {training.torch}, {training.seconds / 60:.0f} minutes |
+| code | commit `{training.commit}` |
+| test transform | shorter side to {spec.resize}, {spec.interpolation}, central {spec.crop} x {spec.crop} |
+
+`make serve` serves the shipped weights. In Python:
+
+```python
+import model
+
+classifier = model.load("weights/{card.name}")
+```
+
+This command repeats the measurements:
+
+```sh
+python -m model.evaluate weights/{card.name} --data data --engine torch
+```
+
+## Training
+
+![loss and accuracy by epoch](plots/curves.png)
+
+## Accuracy by class
+
+![confusion matrix](plots/confusion.png)
+
+{_accuracies(card)}
+{_mistakes(card)}## Calibration
+
+![reliability diagram](plots/reliability.png)
+
+{_calibration(card)}
+
+## Images of none of the classes
+
+{_out_of_distribution(card)}
+{_openvino(card)}## The recipe
+
+```json
+{json.dumps(training.recipe, indent=2)}
+```
+"""
+
+
+def _summary(card: ModelCard, *, notes: bool) -> str:
+    crop, size = card.input.crop, card.complexity
+    text = (
+        f"{card.architecture.name} with {size.parameters:,} parameters. One view of {crop} x {crop} pixels takes "
+        f"{size.multiply_adds / 1e9:.2f} GMAC. This page is generated from `card.json`, which programs should read "
+        "instead."
+    )
+    return _wrapped(f"{text} The [notes]({NOTES_FILE}) describe how the weights were found." if notes else text)
+
+
+def _accuracies(card: ModelCard) -> str:
+    lines = ["| class | accuracy |", "|---|---|"]
+    for index, (label, row) in enumerate(zip(card.labels, card.metrics.confusion, strict=True)):
+        lines.append(f"| {label} | {row[index] / sum(row):.1%} |" if any(row) else f"| {label} | no images |")
+    return "\n".join(lines) + "\n"
+
+
+def _mistakes(card: ModelCard) -> str:
+    if not card.metrics.mistakes:
+        return ""
+    rows = "\n".join(
+        f"| {mistake.image} | {mistake.label} | {mistake.predicted} | {mistake.probability:.1%} |"
+        for mistake in card.metrics.mistakes
+    )
+    return f"""The mistakes with the highest confidence:
+
+| index in the test set | class | predicted | probability |
+|---|---|---|---|
+{rows}
+
+"""
+
+
+def _calibration(card: ModelCard) -> str:
+    calibration = card.calibration
+    if not calibration.pictures:
+        return "No images were held out for a temperature. The probabilities are not calibrated."
+    return _wrapped(
+        f"The logits are divided by a temperature of {calibration.temperature}. It minimises the negative "
+        f"log-likelihood on {calibration.pictures:,} held-out images{_in_views(calibration.views)}."
+    )
+
+
+def _out_of_distribution(card: ModelCard) -> str:
+    spec, metrics = card.out_of_distribution, card.metrics
+    part = "held-out" if card.calibration.pictures else "training"
+    text = _wrapped(
+        "The out-of-distribution score is the largest cosine between the penultimate features and a class mean, both "
+        "centred on the mean of the class means. It needs no second forward pass. An image is accepted if at least "
+        f"{spec.threshold:.0%} of {spec.pictures:,} {part} images{_in_views(spec.views)} do not score higher."
+    )
+    rows = "\n".join(f"| {name} | {area:.3f} | {metrics.accepted[name]:.1%} |" for name, area in metrics.auroc.items())
+    return f"""{text}
+
+| images | AUROC against test images | accepted |
+|---|---|---|
+| test | | {metrics.accepted["test"]:.1%} |
+{rows}
+"""
+
+
+def _openvino(card: ModelCard) -> str:
+    about = card.openvino
+    if about is None:
+        return ""
+    weights = (
+        f"Its weights and activations have 8 bits. {about.pictures:,} held-out images determined their ranges."
+        if about.weights == "int8"
+        else "Its weights have 16 bits."
+    )
+    made = "On a CPU the service runs `openvino.xml`, which `python -m model.quantize` made from the same weights."
+    return f"""## The OpenVINO model
+
+{_wrapped(f"{made} {weights}")}
+
+| | |
+|---|---|
+| test accuracy | **{about.top1:.2%}** |
+| same prediction as in float32 | {about.agreement:.2%} of the test images |
+
+"""
+
+
+def _in_views(views: int) -> str:
+    return " in one view each" if views == 1 else f" in {views} views each"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,76 @@
+"""Convert a bundle whose card has an earlier format."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from model.bundle import CARD_FILE, open_bundle, update_bundle, verify_files
+from model.card import CONVERTIBLE_FORMATS, FORMAT_VERSION, ModelCard
+from model.errors import CardError
+from model.training.report.readme import NOTES_FILE, README_FILE, readme
+
+_MISTAKE = re.compile(r"^\| (\d+) \| (.+?) \| (.+?) \| ([\d.]+)% \|$", re.MULTILINE)
+
+
+def upgrade(folder: Path) -> bool:
+    """Convert the card of a bundle to the current format, and generate its README.md from it.
+
+    The files that the card lists are verified and stay as they are, and so do the predictions. A README.md of format 4
+    ends with sections that were written by hand: they become NOTES.md.
+
+    Returns:
+        Whether the bundle had an earlier format. If not, only README.md is generated again.
+
+    Raises:
+        CardError: the card is missing, invalid, or has a format that cannot be converted.
+        IntegrityError: a file is missing or has another hash.
+        SaveError: the bundle cannot be written. It is unchanged.
+    """
+    path = folder / CARD_FILE
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        convertible = fields["format_version"] in CONVERTIBLE_FORMATS
+    except (OSError, ValueError, LookupError, TypeError):
+        convertible = False  # open_bundle reports what is wrong
+    files = {}
+    if convertible:
+        text = _read_text(folder / README_FILE)
+        card = _converted(fields, text, path)
+        notes = text.partition("\n```\n")[2].strip()
+        if notes and not (folder / NOTES_FILE).exists():
+            files[NOTES_FILE] = f"# Notes on {card.name}\n\n{notes}\n".encode()
+        verify_files(folder, card)
+    else:
+        card = open_bundle(folder).card
+    has_notes = NOTES_FILE in files or (folder / NOTES_FILE).exists()
+    update_bundle(folder, {**files, README_FILE: readme(card, notes=has_notes).encode()}, card)
+    return convertible
+
+
+def _converted(fields: dict[str, Any], text: str, path: Path) -> ModelCard:
+    """The card of format 4 in the current format.
+
+    Format 4 always had constants for one view. Its card lacked the mistakes, but its README.md had them.
+    """
+    try:
+        labels = set(fields["labels"])
+        fields["format_version"] = FORMAT_VERSION
+        fields["calibration"]["views"] = fields["out_of_distribution"]["views"] = 1
+        fields["metrics"]["mistakes"] = [
+            {"image": int(image), "label": label, "predicted": predicted, "probability": round(float(percent) / 100, 6)}
+            for image, label, predicted, percent in _MISTAKE.findall(text)
+            if {label, predicted} <= labels
+        ]
+        return ModelCard.model_validate_json(json.dumps(fields))
+    except (LookupError, TypeError, ValidationError) as error:
+        raise CardError(f"{path} is not a valid card of format 4: export the bundle again") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""

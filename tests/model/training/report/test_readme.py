@@ -1,0 +1,89 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from model.card import ModelCard, read_card
+from model.training.report.readme import readme
+
+
+@pytest.fixture
+def card(tiny_bundle: Path) -> ModelCard:
+    return read_card(tiny_bundle / "card.json")
+
+
+def test_the_readme_is_generated_from_the_card_alone(card: ModelCard, tiny_bundle: Path) -> None:
+    assert (tiny_bundle / "README.md").read_text() == readme(card)
+
+
+def test_the_front_matter_is_that_of_a_model_hub(card: ModelCard) -> None:
+    _, front, _ = readme(card).split("---\n", 2)
+    matter = yaml.safe_load(front)
+    assert matter["pipeline_tag"] == "image-classification"
+    assert matter["tags"] == ["resnet18", "safetensors"]
+    result = matter["model-index"][0]["results"][0]
+    assert result["dataset"] == {"name": "synthetic", "type": "synthetic", "split": "test"}
+    assert result["metrics"] == [{"type": "accuracy", "value": round(card.metrics.top1, 4)}]
+
+
+def test_the_readme_repeats_the_card(card: ModelCard, tiny_bundle: Path) -> None:
+    text = readme(card)
+    assert f"**{card.metrics.top1:.2%}** of 40 images" in text
+    assert f"{card.complexity.parameters:,} parameters" in text
+    assert f"commit `{card.training.commit}`" in text
+    recipe = re.search(r"```json\n(.*?)\n```", text, re.DOTALL)
+    assert recipe is not None
+    assert json.loads(recipe[1]) == card.training.recipe
+    for plot in re.findall(r"\]\((plots/.*?)\)", text):
+        assert (tiny_bundle / plot).is_file()
+    for index, label in enumerate(card.labels):
+        row = card.metrics.confusion[index]
+        assert f"| {label} | {row[index] / sum(row):.1%} |" in text
+    assert card.metrics.mistakes
+    for mistake in card.metrics.mistakes:
+        assert f"| {mistake.image} | {mistake.label} | {mistake.predicted} | {mistake.probability:.1%} |" in text
+
+
+def test_the_readme_describes_the_calibration(card: ModelCard) -> None:
+    text = " ".join(readme(card).split())
+    metrics = card.metrics
+    assert f"{metrics.ece:.2%}, before calibration {metrics.ece_uncalibrated:.2%}" in text
+    assert f"a temperature of {card.calibration.temperature}. It minimises" in text
+    assert "log-likelihood on 40 held-out images in one view each." in text
+    assert "at least 5% of 40 held-out images in one view each do not score higher" in text
+    assert f"| test | | {metrics.accepted['test']:.1%} |" in text
+    for kind, area in metrics.auroc.items():
+        assert f"| {kind} | {area:.3f} | {metrics.accepted[kind]:.1%} |" in text
+
+
+def test_the_readme_says_for_how_many_views_the_constants_hold(card: ModelCard) -> None:
+    calibration = card.calibration.model_copy(update={"views": 2})
+    assert "held-out images in 2 views each." in " ".join(
+        readme(card.model_copy(update={"calibration": calibration})).split()
+    )
+
+
+def test_a_class_without_images_and_a_card_without_mistakes(card: ModelCard) -> None:
+    confusion = [[0] * 10, *card.metrics.confusion[1:]]
+    metrics = card.metrics.model_copy(update={"confusion": confusion, "mistakes": []})
+    text = readme(card.model_copy(update={"metrics": metrics}))
+    assert f"| {card.labels[0]} | no images |" in text
+    assert "highest confidence" not in text
+
+
+def test_the_openvino_model_has_a_section(card: ModelCard, int8_bundle: Path) -> None:
+    assert "OpenVINO" not in readme(card)
+    about = read_card(int8_bundle / "card.json").openvino
+    assert about is not None
+    text = readme(card.model_copy(update={"openvino": about}))
+    assert f"| same prediction as in float32 | {about.agreement:.2%} of the test images |" in text
+    assert "activations have 8 bits" in " ".join(text.split())
+    float16 = about.model_copy(update={"weights": "float16", "pictures": 0})
+    assert "weights have 16 bits" in " ".join(readme(card.model_copy(update={"openvino": float16})).split())
+
+
+def test_notes_are_linked(card: ModelCard) -> None:
+    assert "NOTES.md" not in readme(card)
+    assert "[notes](NOTES.md)" in readme(card, notes=True)

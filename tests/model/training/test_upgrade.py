@@ -1,0 +1,166 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import model
+from model.card import read_card
+from model.commands.upgrade import main
+from model.errors import CardError, IntegrityError, ModelError
+from model.training.report.readme import readme
+from model.training.upgrade import upgrade
+
+README_4 = """---
+tags: [resnet18, safetensors]
+---
+
+# tiny
+
+The surest mistakes, by number in the test set:
+
+| picture | is | taken for | probability |
+|---|---|---|---|
+| 24 | cat | frog | 99.9% |
+| 5 | ship | airplane | 98.6% |
+
+| kind | AUROC | accepted | share |
+|---|---|---|---|
+| 1 | tiles | 2 views | 50.3% |
+
+## The recipe in full
+
+```json
+{
+  "name": "smoke"
+}
+```
+"""
+
+NOTES = "## What was tried\n\nAnother rate:\n\n```\nlr 0.2\n```\n"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def format_4(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle as format 4 had it."""
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "tiny"))
+    alter(folder, to_format_4)
+    (folder / "README.md").write_text(README_4 + "\n" + NOTES)
+    return folder
+
+
+def alter(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    card = json.loads((folder / "card.json").read_text())
+    change(card)
+    (folder / "card.json").write_text(json.dumps(card))
+
+
+def to_format_4(card: dict[str, Any]) -> None:
+    card["format_version"] = 4
+    del card["calibration"]["views"], card["out_of_distribution"]["views"], card["metrics"]["mistakes"]
+
+
+def test_the_weights_and_the_predictions_stay_the_same(
+    format_4: Path, tiny_bundle: Path, tiny_classifier: model.Classifier
+) -> None:
+    with pytest.raises(CardError, match=r"has format 4: convert it with python -m model\.upgrade"):
+        model.load(format_4)
+    before = contents(format_4)
+    assert upgrade(format_4)
+    after = contents(format_4)
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {"card.json", "README.md", "NOTES.md"}
+    classifier = model.load(format_4, device="cpu")
+    image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    (found,), (expected,) = classifier.classify([image]), tiny_classifier.classify([image])
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=0.01)
+    assert classifier.card.calibration == tiny_classifier.card.calibration
+    assert classifier.card.version == tiny_classifier.card.version
+    expected_card = read_card(tiny_bundle / "card.json")
+    metrics = expected_card.metrics.model_copy(update={"mistakes": classifier.card.metrics.mistakes})
+    assert classifier.card == expected_card.model_copy(update={"metrics": metrics})
+
+
+def test_the_mistakes_are_read_from_the_old_readme(format_4: Path) -> None:
+    upgrade(format_4)
+    assert [tuple(mistake.model_dump().values()) for mistake in read_card(format_4 / "card.json").metrics.mistakes] == [
+        (24, "cat", "frog", 0.999),
+        (5, "ship", "airplane", 0.986),
+    ]
+
+
+def test_the_readme_is_generated_and_the_handwritten_sections_become_notes(format_4: Path) -> None:
+    upgrade(format_4)
+    assert (format_4 / "README.md").read_text() == readme(read_card(format_4 / "card.json"), notes=True)
+    assert (format_4 / "NOTES.md").read_text() == f"# Notes on tiny\n\n{NOTES}"
+
+
+@pytest.mark.parametrize("text", [None, README_4])
+def test_without_handwritten_sections_there_are_no_notes(text: str | None, format_4: Path) -> None:
+    (format_4 / "README.md").unlink()
+    if text is not None:
+        (format_4 / "README.md").write_text(text)
+    upgrade(format_4)
+    assert "NOTES.md" not in contents(format_4)
+    assert len(read_card(format_4 / "card.json").metrics.mistakes) == (0 if text is None else 2)
+
+
+def test_existing_notes_are_not_overwritten(format_4: Path) -> None:
+    (format_4 / "NOTES.md").write_text("mine")
+    upgrade(format_4)
+    assert (format_4 / "NOTES.md").read_text() == "mine"
+    assert "[notes](NOTES.md)" in (format_4 / "README.md").read_text()
+
+
+def test_in_the_current_format_only_the_readme_is_generated_again(format_4: Path) -> None:
+    upgrade(format_4)
+    before = contents(format_4)
+    (format_4 / "README.md").write_text("old")
+    assert not upgrade(format_4)
+    assert contents(format_4) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda card: card.update(format_version=3), CardError, "format_version: Input should be 5"),
+        (lambda card: card.update(colour="red"), CardError, "is not a valid card of format 4"),
+        (lambda card: card.pop("calibration"), CardError, "is not a valid card of format 4"),
+        (lambda card: card["files"].update({"model.safetensors": "0" * 64}), IntegrityError, "SHA-256"),
+    ],
+)
+def test_an_invalid_bundle_is_not_changed(
+    change: Callable[[dict[str, Any]], object], error: type[ModelError], message: str, format_4: Path
+) -> None:
+    alter(format_4, change)
+    before = contents(format_4)
+    with pytest.raises(error, match=message):
+        upgrade(format_4)
+    assert contents(format_4) == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_a_card_that_is_no_card_is_an_error(text: str, format_4: Path) -> None:
+    (format_4 / "card.json").write_text(text)
+    with pytest.raises(CardError, match=r"card\.json: "):
+        upgrade(format_4)
+
+
+def test_the_command_reports_what_it_did(format_4: Path, tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(main)
+    runner = CliRunner()
+    assert runner.invoke(app, [str(format_4)]).stdout == f"converted {format_4} to format 5\n"
+    assert "has format 5 already" in runner.invoke(app, [str(format_4)]).stdout
+    failed = runner.invoke(app, [str(tmp_path)])
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("error: ")
