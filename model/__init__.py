@@ -1,12 +1,13 @@
-"""The classifier as a library: load a bundle, preprocess pictures, classify them.
+"""The classifier as a library: load a bundle, preprocess images, classify them.
 
     classifier = model.load("weights/resnet18-cifar10")
-    picture = model.preprocess(data, classifier.card.input, max_pixels=50_000_000)
-    prediction, = classifier.classify([picture.pixels])
+    image = model.preprocess(data, classifier.card.input, max_pixels=50_000_000)
+    prediction, = classifier.classify([image.pixels])
     prediction.top_k(3), prediction.accepted()
-    overlay(data, picture, prediction.maps[:, 3], max_pixels=50_000_000)
+    if prediction.maps is not None:
+        model.overlay(data, image, prediction.maps[:, 3], max_pixels=50_000_000)
 
-What is listed in `__all__` is the public API; `app` uses nothing else.
+The public API is `__all__`. `app` uses nothing else.
 """
 
 from model.card import InputSpec, ModelCard

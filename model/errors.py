@@ -1,20 +1,20 @@
-"""Every error that `model` raises on purpose.
+"""Errors that `model` raises.
 
     ModelError
-    ├── ImageError                  one picture is at fault, never the service
-    │   ├── UnsupportedImage        not a picture format that is accepted
+    ├── ImageError                  one image is invalid
+    │   ├── UnsupportedImage        not an image in an accepted format
     │   ├── UnreadableImage         accepted format, but truncated or damaged
-    │   └── ImageTooLarge           more pixels than the limit, by its header
-    ├── BundleError                 a weights/ folder cannot be used
-    │   ├── CardError               card.json is missing, malformed or of another version
-    │   └── IntegrityError          a file's hash or the self-test disagrees with the card
-    ├── EngineError                 the runtime asked for cannot run here
-    └── TrainingError               a training or evaluation run cannot start or go on
-        ├── DataError               no data, or the archive is damaged
-        ├── RecipeError             no such recipe or network, or a resume under another one
-        └── SaveError               an output exists already, or could not be written
+    │   └── ImageTooLarge           more pixels than the limit, according to the header
+    ├── BundleError                 a weights folder cannot be used
+    │   ├── CardError               card.json is missing, invalid or has another format version
+    │   └── IntegrityError          a hash or the self-test disagrees with the card
+    ├── EngineError                 the requested runtime cannot run here
+    └── TrainingError               a training or evaluation run cannot start or continue
+        ├── DataError               the data set is missing or damaged
+        ├── RecipeError             no such recipe or network, or the checkpoint is of another recipe
+        └── SaveError               an output exists already, or cannot be written
 
-The message of each is one sentence that says what to do.
+Each message is one sentence that names the problem and what to do.
 """
 
 
@@ -23,19 +23,19 @@ class ModelError(Exception):
 
 
 class ImageError(ModelError):
-    """One picture is at fault."""
+    """One image is invalid."""
 
 
 class UnsupportedImage(ImageError):
-    """The bytes are not of a picture format that is accepted."""
+    """The data is not an image in an accepted format."""
 
 
 class UnreadableImage(ImageError):
-    """The format is accepted, but the picture is truncated or damaged."""
+    """The format is accepted, but the image is truncated or damaged."""
 
 
 class ImageTooLarge(ImageError):
-    """The header announces more pixels than the limit."""
+    """The image has more pixels than the limit, according to its header."""
 
 
 class BundleError(ModelError):
@@ -43,19 +43,19 @@ class BundleError(ModelError):
 
 
 class CardError(BundleError):
-    """card.json is missing, malformed or of another format version."""
+    """card.json is missing, invalid or has another format version."""
 
 
 class IntegrityError(BundleError):
-    """A file's hash or the self-test disagrees with the card."""
+    """The hash of a file or the self-test disagrees with the card."""
 
 
 class EngineError(ModelError):
-    """The runtime asked for is not installed or has no device."""
+    """The requested runtime is not installed, has no device, or gives invalid outputs."""
 
 
 class TrainingError(ModelError):
-    """A training or evaluation run cannot start or go on."""
+    """A training or evaluation run cannot start or continue."""
 
 
 class DataError(TrainingError):
@@ -63,8 +63,8 @@ class DataError(TrainingError):
 
 
 class RecipeError(TrainingError):
-    """No such recipe or network, or a resume under another recipe."""
+    """There is no such recipe or network, or the checkpoint is of another recipe."""
 
 
 class SaveError(TrainingError):
-    """An output exists already, or could not be written."""
+    """An output exists already, or cannot be written."""

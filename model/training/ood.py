@@ -1,4 +1,4 @@
-"""Images of nothing in the data set, made from a seed: what the out-of-distribution score is measured on."""
+"""Synthetic out-of-distribution images, on which the out-of-distribution score is measured."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,7 +11,7 @@ _CANVAS = 128
 
 
 def tiles(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Each picture cut into 4 x 4 tiles and put together in random order: its colours and textures, but no thing."""
+    """Each image cut into 4 x 4 tiles in random order: the same colours and textures, but no object."""
     count, side = pixels.shape[:2]
     part = side // 4
     cut = pixels.reshape(count, 4, part, 4, part, 3).transpose(0, 1, 3, 2, 4, 5).reshape(count, 16, part, part, 3)
@@ -21,12 +21,12 @@ def tiles(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uin
 
 
 def shapes(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """As many pictures of the same size: flat ellipses, polygons, lines and bars, as in charts and signs."""
+    """Flat ellipses, polygons, lines and rectangles, as in charts and signs; as many images of the same size."""
     return np.stack([_drawn(rng, pixels.shape[1]) for _ in range(len(pixels))])
 
 
 def clouds(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """As many pictures of the same size: coloured noise, from grain to blurs."""
+    """Coloured noise, from fine grain to blurs; as many images of the same size."""
     side = pixels.shape[1]
     return np.stack([_cloud(rng, side) for _ in range(len(pixels))])
 
@@ -36,11 +36,18 @@ KINDS: Mapping[str, Callable[[NDArray[np.uint8], np.random.Generator], NDArray[n
     "drawn shapes": shapes,
     "coloured noise": clouds,
 }
-"""Name -> uint8[N, S, S, 3] of the data set and a generator to uint8[N, S, S, 3]."""
+"""Name -> function of images of the data set, uint8[N, S, S, 3], and a generator, which returns uint8[N, S, S, 3]."""
 
 
 def others(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
-    """Every kind, the same each time, as many of each and as large as `pixels`, uint8[N, S, S, 3]."""
+    """Images of each kind, the same ones in each call.
+
+    Args:
+        pixels: images of the data set, uint8[N, S, S, 3].
+
+    Returns:
+        Kind -> uint8[N, S, S, 3].
+    """
     return {
         name: make(pixels, np.random.default_rng([_SEED, number])) for number, (name, make) in enumerate(KINDS.items())
     }
