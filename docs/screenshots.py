@@ -34,7 +34,7 @@ def take(browser: Browser, url: str, name: str, *, width: int, height: int, them
         page.set_input_files("#files", files)
         for example in ("drawn ship", "coloured tiles"):
             page.get_by_role("button", name=example, exact=True).click()
-        expect(page.locator("#count")).to_have_text(f"{len(PHOTOS) + 2} pictures")
+        expect(page.locator("#count")).to_have_text(f"{len(PHOTOS) + 2} images")
         page.get_by_role("button", name="cat.jpg").click()
         page.evaluate("scrollTo(0, 0)")
         page.mouse.move(0, 0)

@@ -1,6 +1,6 @@
 const SVG = ["svg", "rect", "line", "text", "title"];
 
-/** Make an element: h("button.quiet", {onclick: f}, "text", child), h("p", "text"). False and null are left out. */
+/** Make an element: h("button.quiet", {onclick: f}, "text", child), h("p", "text"). False and null are omitted. */
 export function h(kind, attributes, ...children) {
 	if (attributes?.constructor !== Object) return h(kind, {}, attributes, ...children);
 	const [tag, name] = kind.split(".");
@@ -9,7 +9,7 @@ export function h(kind, attributes, ...children) {
 	for (const [name, value] of Object.entries(attributes)) {
 		if (value === false || value == null) continue;
 		if (name.startsWith("on")) element[name] = value;
-		else if (name.startsWith("--")) element.style.setProperty(name, value); // an attribute is against the policy
+		else if (name.startsWith("--")) element.style.setProperty(name, value); // the policy forbids style attributes
 		else element.setAttribute(name, value === true ? "" : value);
 	}
 	element.append(...children.flat(Infinity).filter((child) => child || child === 0));
@@ -18,5 +18,5 @@ export function h(kind, attributes, ...children) {
 
 export const find = (id) => document.getElementById(id);
 
-/** Tell who cannot see it. */
+/** Announce to screen readers. */
 export const announce = (text) => (find("live").textContent = text);

@@ -1,4 +1,4 @@
-/** Pictures to try where there is none at hand, drawn here: one of the classes, and one of none. */
+/** Example images, drawn here: one of a class, and one of none. */
 
 export const SIDE = 256;
 

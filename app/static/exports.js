@@ -1,13 +1,13 @@
-/** What can be taken away: results as CSV, a request as a curl command. */
+/** Exports: results as CSV, a request as a curl command. */
 
-/** A field after RFC 4180. A text that a spreadsheet would take for a formula is given an apostrophe. */
+/** A field of RFC 4180. An apostrophe is put before text that a spreadsheet would run as a formula. */
 function field(value) {
 	let text = String(value ?? "");
 	if (typeof value === "string" && /^\s*[=+\-@\t\r]/.test(text)) text = `'${text}`;
 	return /[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-/** Jobs as CSV, one line each, with a column for each class's probability. */
+/** Jobs as CSV, one row each, with a column for each class's probability. */
 export function csvOf(jobs, card) {
 	const { labels } = card;
 	const head = ["name", "label", "probability", "in_distribution", "accepted", "width", "height", "views", "warnings"];
@@ -26,10 +26,10 @@ export function csvOf(jobs, card) {
 	return lines.map((line) => `${line.map(field).join(",")}\r\n`).join("");
 }
 
-/** A word of a POSIX shell. */
+/** Quoted for a POSIX shell. */
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** The command that sends the file of that name, in the folder where it is run, to the same address. */
+/** The command that sends a file of the current folder to the same URL. */
 export function curlOf(name, path, hasKey) {
 	const url = new URL(path, document.baseURI).href;
 	const file = `"./${name.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`; // quoted for curl, which splits at ; and ,

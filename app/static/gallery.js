@@ -1,107 +1,109 @@
-/** The results as tiles: sorted, filtered, chosen. */
+/** The results as tiles: sorting, filtering, selection. */
 
 import { find, h } from "./dom.js";
-import { count, percent, verdict } from "./words.js";
+import { count, percent, summarize } from "./words.js";
 
-const first = (picture) => picture.answer?.result.top_k[0];
+const first = (job) => job.answer?.result.top_k[0];
 
-/** How to sort by a value that not every picture has: those without come last. */
+/** Sort by an optional value; jobs without it come last. */
 const by = (value, compare) => (a, b) => {
 	const [x, y] = [value(a), value(b)];
 	return x === undefined || y === undefined ? (x === undefined) - (y === undefined) : compare(x, y);
 };
 const ORDERS = {
 	added: () => 0,
-	label: by((picture) => first(picture)?.label, (x, y) => x.localeCompare(y)),
-	confidence: by((picture) => first(picture)?.probability, (x, y) => y - x),
-	familiarity: by((picture) => picture.answer?.result.in_distribution, (x, y) => y - x),
+	label: by((job) => first(job)?.label, (x, y) => x.localeCompare(y)),
+	confidence: by((job) => first(job)?.probability, (x, y) => y - x),
+	familiarity: by((job) => job.answer?.result.in_distribution, (x, y) => y - x),
 };
 
 export class Gallery {
-	#pictures;
+	#queue;
 	#card = null;
-	#choose;
+	#select;
 	#tiles = new Map();
-	#chosen = null;
+	#selected = null;
 	#timer = 0;
 
-	/** choose: called with the picture whose tile was pressed. */
-	constructor(pictures, service, choose) {
-		this.#pictures = pictures;
-		this.#choose = choose;
+	/** select: called with the job of a clicked tile. */
+	constructor(queue, service, select) {
+		this.#queue = queue;
+		this.#select = select;
 		service.card().then((card) => (this.#card = card));
 		find("sort").onchange = find("filter").onchange = () => this.#arrange();
-		pictures.addEventListener("changed", ({ detail }) => {
-			if (!pictures.all.includes(detail)) return;
+		queue.addEventListener("changed", ({ detail }) => {
+			if (!queue.all.includes(detail)) return;
 			this.#fill(detail);
-			// Once for all that happens at the time.
+			// Collects the changes of 50 ms.
 			this.#timer ||= setTimeout(() => this.#arrange(), 50);
 		});
-		pictures.addEventListener("thumb", ({ detail }) => this.#tiles.has(detail) && this.#fill(detail));
-		pictures.addEventListener("removed", ({ detail }) => {
-			for (const picture of detail) this.#tiles.delete(picture);
+		queue.addEventListener("thumb", ({ detail }) => this.#tiles.has(detail) && this.#fill(detail));
+		queue.addEventListener("removed", ({ detail }) => {
+			for (const job of detail) this.#tiles.delete(job);
 			this.#arrange();
 		});
 	}
 
-	/** The pictures as they stand there. */
+	/** The filtered jobs in display order. */
 	get shown() {
 		const wanted = find("filter").value;
-		const shown = this.#pictures.all.filter((picture) => wanted === "all" || this.#kind(picture) === wanted);
+		const shown = this.#queue.all.filter((job) => wanted === "all" || this.#kind(job) === wanted);
 		return shown.sort(ORDERS[find("sort").value]);
 	}
 
-	/** Mark the tile of the picture that is looked at. */
-	mark(picture) {
-		this.#tiles.get(this.#chosen)?.firstChild.removeAttribute("aria-current");
-		this.#chosen = picture;
-		this.#tiles.get(picture)?.firstChild.setAttribute("aria-current", "true");
+	/** Mark the tile of the selected job. */
+	mark(job) {
+		this.#tiles.get(this.#selected)?.firstChild.removeAttribute("aria-current");
+		this.#selected = job;
+		this.#tiles.get(job)?.firstChild.setAttribute("aria-current", "true");
 	}
 
-	focus(picture) {
-		this.#tiles.get(picture)?.firstChild.focus();
+	#kind(job) {
+		if (job.state === "done") return summarize(job.answer.result, this.#card).kind;
+		return job.settled ? "failed" : "pending";
 	}
 
-	#kind(picture) {
-		if (picture.state === "done") return verdict(picture.answer.result, this.#card).kind;
-		return picture.settled ? "failed" : "pending";
-	}
-
-	#fill(picture) {
-		if (!this.#tiles.has(picture)) this.#tiles.set(picture, h("li", h("button", { onclick: () => this.#choose(picture) })));
-		const kind = this.#kind(picture);
-		const { name, thumb, state, problem } = picture;
-		const best = first(picture);
-		const text = { pending: state, failed: problem?.title ?? state, sure: best?.label, unsure: `${best?.label}?`, other: `none of ${count(this.#card?.labels.length)}` }[kind];
-		const share = kind === "sure" || kind === "unsure" ? percent(best.probability) : "";
-		const button = this.#tiles.get(picture).firstChild;
+	#fill(job) {
+		if (!this.#tiles.has(job)) this.#tiles.set(job, h("li", h("button", { onclick: () => this.#select(job) })));
+		const kind = this.#kind(job);
+		const { name, thumb, state, problem } = job;
+		const best = first(job);
+		const text = {
+			pending: state,
+			failed: problem?.title ?? state,
+			confident: best?.label,
+			uncertain: `${best?.label}?`,
+			other: `none of ${count(this.#card?.labels.length)}`,
+		}[kind];
+		const share = kind === "confident" || kind === "uncertain" ? percent(best.probability) : "";
+		const button = this.#tiles.get(job).firstChild;
 		button.className = `tile ${kind}`;
 		button.setAttribute("aria-label", `${name}: ${text} ${share}`);
 		button.title = name;
-		const seen = thumb
+		const preview = thumb
 			? h("img", { src: thumb, alt: "", loading: "lazy" })
 			: h("span.no-thumb", thumb === "" && name.split(".").pop().slice(0, 5));
-		button.replaceChildren(seen, h("span.caption", h("b", text), h("span", share)));
+		button.replaceChildren(preview, h("span.caption", h("b", text), h("span", share)));
 	}
 
 	#arrange() {
 		this.#timer = 0;
-		const { all } = this.#pictures;
+		const { all } = this.#queue;
 		const { shown } = this;
 		find("gallery").hidden = all.length < 2;
 		document.body.classList.toggle("filled", all.length > 0);
 		const list = find("tiles");
-		const wanted = shown.map((picture) => this.#tiles.get(picture));
+		const wanted = shown.map((job) => this.#tiles.get(job));
 		if (wanted.length !== list.children.length || wanted.some((tile, i) => list.children[i] !== tile)) {
 			const focused = document.activeElement;
 			list.replaceChildren(...wanted);
 			if (list.contains(focused)) focused.focus();
 		}
-		const settled = all.filter((picture) => picture.settled).length;
-		const failed = all.filter((picture) => this.#kind(picture) === "failed").length;
+		const settled = all.filter((job) => job.settled).length;
+		const failed = all.filter((job) => this.#kind(job) === "failed").length;
 		find("count").textContent =
-			(settled < all.length ? `${settled} of ${all.length} done` : `${all.length} pictures`) +
-			(failed ? `, ${failed} without an answer` : "") +
+			(settled < all.length ? `${settled} of ${all.length} done` : `${all.length} images`) +
+			(failed ? `, ${failed} failed` : "") +
 			(shown.length < all.length ? `; ${shown.length} shown` : "");
 	}
 }

@@ -1,7 +1,7 @@
-/** Heat maps: what each cell of a view adds to a class's logit, drawn over the picture. */
+/** Heat maps: what each cell of a view adds to a class's logit, drawn over the image. */
 
-const SIDE = 256; // of the drawing's longer side: the browser smooths the rest
-// From "adds nothing" to "adds most", as red, green, blue, opacity (after matplotlib's inferno).
+const SIDE = 256; // longer side of the drawing, pixels; the browser scales it smoothly
+// From zero to the maximum, as red, green, blue, opacity (after matplotlib's inferno).
 const COLOURS = [
 	[13, 8, 60, 0.66],
 	[66, 10, 104, 0.6],
@@ -11,7 +11,7 @@ const COLOURS = [
 	[252, 255, 164, 0.36],
 ];
 
-/** Four [cell, weight] for a place of 0..1 along `cells` cells, of a cubic B-spline: smooth, and never beyond its cells. */
+/** Cubic B-spline at a position of 0..1 along `cells` cells: four pairs [cell, weight]. */
 function taps(place, cells) {
 	const at = place * cells - 0.5;
 	const low = Math.floor(at);
@@ -20,7 +20,7 @@ function taps(place, cells) {
 	return weights.map((weight, i) => [Math.min(cells - 1, Math.max(0, low - 1 + i)), weight / 6]);
 }
 
-/** The pixels whose middle lies between `from` and `to`: [pixel, taps, weight], the weight going to nought at the edges. */
+/** The pixels whose centre lies between `from` and `to`: [pixel, taps, weight]. The weight falls to 0 at the edges. */
 function inside(from, to, size, cells) {
 	const pixels = [];
 	for (let i = Math.max(0, Math.ceil(from - 0.5)); i < size && i + 0.5 < to; i++) {
@@ -31,14 +31,14 @@ function inside(from, to, size, cells) {
 }
 
 /**
- * The positive part of the views' maps, smoothed, as shares of its maximum; where views overlap, their mean, in which
- * a view fades out towards its edges, so that no seam is seen.
+ * The positive part of the views' maps, smoothed and divided by its maximum. Overlapping views are averaged; the weight
+ * of a view falls towards its edges, which hides the seams.
  *
- * Gives {width, height, values: Float32Array, peak: [x, y] of 0..1, or null where nothing is positive}.
+ * Returns {width, height, values: Float32Array, peak: [x, y] of 0..1, or null if nothing is positive}.
  */
-export function heatOf(views, pictureWidth, pictureHeight) {
-	const scale = SIDE / Math.max(pictureWidth, pictureHeight);
-	const [width, height] = [pictureWidth, pictureHeight].map((side) => Math.max(1, Math.round(side * scale)));
+export function heatOf(views, imageWidth, imageHeight) {
+	const scale = SIDE / Math.max(imageWidth, imageHeight);
+	const [width, height] = [imageWidth, imageHeight].map((side) => Math.max(1, Math.round(side * scale)));
 	const values = new Float32Array(width * height);
 	const weights = new Float32Array(width * height);
 	for (const { box, map } of views) {
@@ -58,12 +58,12 @@ export function heatOf(views, pictureWidth, pictureHeight) {
 		values[i] /= weights[i] || 1;
 		if (values[i] > values[best]) best = i;
 	}
-	const most = values[best];
-	const peak = most > 0 ? [((best % width) + 0.5) / width, (Math.floor(best / width) + 0.5) / height] : null;
-	return { width, height, values: values.map((value) => value / (most || 1)), peak };
+	const maximum = values[best];
+	const peak = maximum > 0 ? [((best % width) + 0.5) / width, (Math.floor(best / width) + 0.5) / height] : null;
+	return { width, height, values: values.map((value) => value / (maximum || 1)), peak };
 }
 
-/** Draw it on a canvas, which lies over the picture. */
+/** Draw it on the canvas over the image. */
 export function drawHeat(canvas, heat) {
 	canvas.width = heat.width;
 	canvas.height = heat.height;
@@ -79,7 +79,7 @@ export function drawHeat(canvas, heat) {
 	canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-/** Where the peak is, in words. */
+/** The position of the peak as text. */
 export function placeOf([x, y]) {
 	const third = (value, ...names) => names[Math.min(2, Math.floor(value * 3))];
 	return `in the ${`${third(y, "upper", "", "lower")} ${third(x, "left", "middle", "right")}`.trim()}`;

@@ -1,4 +1,4 @@
-/** The page: takes pictures in, and shows what comes of them. */
+/** The page: takes images in and shows their results. */
 
 import { showCard } from "./card.js";
 import { Detail } from "./detail.js";
@@ -6,43 +6,43 @@ import { announce, find, h } from "./dom.js";
 import { EXAMPLES, SIDE } from "./examples.js";
 import { csvOf } from "./exports.js";
 import { Gallery } from "./gallery.js";
-import { Pictures } from "./pictures.js";
+import { Queue } from "./queue.js";
 import { Service } from "./service.js";
-import { sentence, verdict } from "./words.js";
+import { sentence, summarize } from "./words.js";
 
 const service = new Service();
-const pictures = new Pictures(service);
-const gallery = new Gallery(pictures, service, choose);
+const queue = new Queue(service);
+const gallery = new Gallery(queue, service, select);
 const detail = new Detail(service, {
-	cancel: () => pictures.cancel(),
-	explain: (picture, label) => pictures.explain(picture, label),
+	cancel: () => queue.cancel(),
+	explain: (job, label) => queue.explain(job, label),
 	remove,
-	retry: (picture) => pictures.retry(picture),
-	shrink: (picture) => pictures.shrink(picture),
+	retry: (job) => queue.retry(job),
+	shrink: (job) => queue.shrink(job),
 });
 let card = null;
 service.card().then((loaded) => showCard((card = loaded)));
 
-function choose(picture) {
-	detail.show(picture);
-	gallery.mark(picture);
+function select(job) {
+	detail.show(job);
+	gallery.mark(job);
 	const { top, bottom } = find("detail").getBoundingClientRect();
-	if (picture && (bottom < 200 || top > innerHeight - 200)) find("detail").scrollIntoView();
+	if (job && (bottom < 200 || top > innerHeight - 200)) find("detail").scrollIntoView();
 }
 
-function remove(picture) {
+function remove(job) {
 	const { shown } = gallery;
-	const at = shown.indexOf(picture);
-	const next = shown[at + 1] ?? shown[at - 1] ?? pictures.all.find((each) => each !== picture) ?? null;
-	pictures.remove([picture]);
-	choose(next);
-	announce(`Removed ${picture.name}.`);
+	const at = shown.indexOf(job);
+	const next = shown[at + 1] ?? shown[at - 1] ?? queue.all.find((each) => each !== job) ?? null;
+	queue.remove([job]);
+	select(next);
+	announce(`Removed ${job.name}.`);
 	find(next ? "remove" : "choose").focus();
 }
 
 find("clear").onclick = () => {
-	pictures.remove(pictures.all);
-	choose(null);
+	queue.remove(queue.all);
+	select(null);
 	announce("Cleared.");
 	find("choose").focus();
 };
@@ -53,27 +53,27 @@ find("csv").onclick = () => {
 	setTimeout(() => URL.revokeObjectURL(href), 10_000);
 };
 
-// What comes in: picked, photographed, dropped, pasted, drawn.
+// Input: file dialogue, camera, drag and drop, clipboard, examples.
 
 function add(files, note) {
-	if (files.length) choose(pictures.add([...files], note)[0]);
+	if (files.length) select(queue.add([...files], note)[0]);
 }
 
 for (const [button, input] of [["choose", "files"], ["photograph", "camera"]]) {
 	find(button).onclick = () => find(input).click();
 	find(input).onchange = ({ target }) => {
 		add(target.files);
-		target.value = ""; // so that the same file can be picked again
+		target.value = ""; // allows choosing the same file again
 	};
 }
 
-let within = 0; // elements that what is dragged is over
+let depth = 0; // nested elements below the pointer that have received dragenter
 for (const [type, change] of Object.entries({ dragenter: 1, dragleave: -1, dragover: 0, drop: -Infinity })) {
 	addEventListener(type, (event) => {
 		if (!event.dataTransfer?.types.includes("Files")) return;
 		event.preventDefault();
-		within = Math.max(0, within + change);
-		document.body.classList.toggle("dragging", within > 0);
+		depth = Math.max(0, depth + change);
+		document.body.classList.toggle("dragging", depth > 0);
 		if (type === "drop") add(event.dataTransfer.files);
 	});
 }
@@ -88,30 +88,30 @@ for (const [name, draw] of Object.entries(EXAMPLES)) {
 	find("examples").append(h("li", h("button", { onclick, "aria-label": name }, canvas, h("span", name))));
 }
 
-// What happens to them.
+// Results.
 
-let told = 0;
-pictures.addEventListener("changed", ({ detail: picture }) => {
-	if (picture === detail.picture) detail.update();
-	if (!picture.settled) return;
-	const { all } = pictures;
+let announcedAt = 0;
+queue.addEventListener("changed", ({ detail: job }) => {
+	if (job === detail.job) detail.update();
+	if (!job.settled) return;
+	const { all } = queue;
 	const left = all.filter((each) => !each.settled).length;
 	if (all.length === 1) {
-		const { title, text } = picture.answer ? verdict(picture.answer.result, card) : {};
-		announce(`${picture.name}: ${title ? `${title}. ${text}` : sentence(picture.problem?.message ?? "cancelled")}`);
-	} else if (!left || Date.now() - told > 5000) {
-		told = Date.now();
-		announce(left ? `${left} pictures to go.` : `All ${all.length} pictures are done.`);
+		const { title, text } = job.answer ? summarize(job.answer.result, card) : {};
+		announce(`${job.name}: ${title ? `${title}. ${text}` : sentence(job.problem?.message ?? "cancelled")}`);
+	} else if (!left || Date.now() - announcedAt > 5000) {
+		announcedAt = Date.now();
+		announce(left ? `${left} images left.` : `All ${all.length} images are done.`);
 	}
 });
 
-// What the service asks for.
+// State of the service: retry countdown and API key.
 
 const TITLES = {
 	busy: "The service is at capacity.",
 	starting: "The service is not ready.",
 	unreachable: "The service cannot be reached.",
-	broken: "The service does not tell about its model.",
+	broken: "The model card cannot be loaded.",
 };
 let kind = "";
 
@@ -121,23 +121,23 @@ function showWait() {
 	find("plain").hidden = service.explains;
 	find("key-form").hidden = wait?.kind !== "key";
 	find("banner").hidden = !title;
-	find("key-text").textContent = service.hasKey ? "That key is not accepted. Which is right?" : "This service asks for an API key.";
+	find("key-text").textContent = service.hasKey ? "This key is not accepted. Enter another one." : "This service requires an API key.";
 	if (title) {
 		const left = Math.ceil((wait.until - Date.now()) / 1000);
 		find("banner-title").textContent = title;
 		find("banner-detail").textContent = sentence(wait.detail);
-		find("countdown").textContent = left === Infinity ? "" : left > 0 ? `Going on by itself in ${left} s.` : "Trying now …";
-		find("stop").hidden = pictures.all.every((picture) => picture.settled);
+		find("countdown").textContent = left === Infinity ? "" : left > 0 ? `Retrying in ${left} s.` : "Retrying …";
+		find("stop").hidden = queue.all.every((job) => job.settled);
 	}
 	if (kind === (wait?.kind ?? "")) return;
 	kind = wait?.kind ?? "";
-	announce(title ?? (kind ? find("key-text").textContent : "The service answers."));
+	announce(title ?? (kind ? find("key-text").textContent : "The service is available."));
 	if (kind === "key") find("key").focus();
 }
 service.addEventListener("change", showWait);
 setInterval(() => service.wait && showWait(), 250);
 find("now").onclick = () => service.retryNow();
-find("stop").onclick = () => pictures.cancel();
+find("stop").onclick = () => queue.cancel();
 find("key-form").onsubmit = (event) => {
 	event.preventDefault();
 	service.useKey(find("key").value);

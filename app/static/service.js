@@ -1,9 +1,9 @@
-/** The service behind the page: one place that sends, waits where it is told to, and goes on by itself. */
+/** The HTTP client of the page. It waits and retries on its own. */
 
-const LONGEST = 2 ** 31 - 1; // of setTimeout
+const LONGEST = 2 ** 31 - 1; // the maximum of setTimeout
 const BACKOFF = [1, 2, 4, 8, 10]; // seconds
 
-/** What the service refused for good. */
+/** A final error of a request. */
 export class Problem extends Error {
 	constructor(status, kind, title, detail) {
 		super(detail || title);
@@ -12,20 +12,20 @@ export class Problem extends Error {
 }
 
 /**
- * Sends requests. While `wait` is set nobody sends; its `kind` is
+ * Sends requests. No request is sent while `wait` is set. Its `kind` is
  *   "busy"         503: at capacity
- *   "starting"     503: loading or going down
- *   "unreachable"  no answer at all
- *   "key"          401: an API key is needed
+ *   "starting"     503: loading or shutting down
+ *   "unreachable"  no response
+ *   "key"          401: an API key is required
  *   "broken"       GET /model failed
- * and `until` says how long, in milliseconds of Date.now(). Event "change" tells of every change of it.
+ * and `until` is its end, in milliseconds of Date.now(). Event "change": `wait` was set.
  */
 export class Service extends EventTarget {
 	wait = null;
 	explains = true;
 	#card = null;
-	#misses = 0;
-	#key = ""; // in memory alone
+	#failures = 0;
+	#key = ""; // never stored
 
 	constructor() {
 		super();
@@ -46,7 +46,7 @@ export class Service extends EventTarget {
 		if (this.wait) this.#set({ ...this.wait, until: 0 });
 	}
 
-	/** The card of the weights; asked for until it is there. */
+	/** The model card. Retries until it is loaded. */
 	card() {
 		return (this.#card ??= this.#loadCard());
 	}
@@ -63,10 +63,10 @@ export class Service extends EventTarget {
 	}
 
 	/**
-	 * Have a picture classified and explained.
+	 * Classify and explain an image.
 	 *
-	 * Gives {model, result, label, views, method, stages, milliseconds}; views, label and method are missing where the
-	 * service has no /explain. Tells onstate() of "waiting" and "sending". Throws Problem, or an AbortError.
+	 * Returns {model, result, label, views, method, stages, milliseconds}, without views, label and method if the
+	 * service has no /explain. Calls onstate() with "waiting" and "sending". Throws Problem or AbortError.
 	 */
 	async explain(file, { label, signal, onstate }) {
 		const { labels } = await this.card();
@@ -87,10 +87,10 @@ export class Service extends EventTarget {
 	}
 
 	async #request(path, options, signal, onstate) {
-		let cut = 0;
+		let interrupted = 0;
 		for (;;) {
-			if (this.#left > 0) onstate?.("waiting");
-			await this.#turn(signal);
+			if (this.#remaining > 0) onstate?.("waiting");
+			await this.#waitOver(signal);
 			const key = this.#key;
 			const headers = { ...options.headers, ...(key && { "X-API-Key": key }) };
 			onstate?.("sending");
@@ -100,15 +100,15 @@ export class Service extends EventTarget {
 				response = await fetch(path, { ...options, headers, signal, cache: "no-store" });
 			} catch (error) {
 				if (signal?.aborted) throw error;
-				if (!(await this.#alive())) this.#miss();
-				else if (++cut === 3) {
-					throw new Problem(0, "not-sent", "Not sent", "the file may have been moved or changed, or be too large: add it again");
+				if (!(await this.#alive())) this.#unreachable();
+				else if (++interrupted === 3) {
+					throw new Problem(0, "not-sent", "Not sent", "the file may have changed or be too large: add it again");
 				}
 				continue;
 			}
 			response.milliseconds = performance.now() - sent;
 			if (response.ok) {
-				this.#heard();
+				this.#available();
 				return response;
 			}
 			const problem = await problemOf(response);
@@ -119,24 +119,24 @@ export class Service extends EventTarget {
 				const starting = ["not-ready", "not-alive"].includes(problem.kind);
 				this.#pause(starting ? "starting" : "busy", problem.message, seconds);
 			} else if ([502, 504].includes(response.status) && !problem.kind) {
-				this.#miss(); // a proxy's own page: nobody is behind it
+				this.#unreachable(); // the error page of a proxy
 			} else {
-				this.#heard();
+				this.#available();
 				throw problem;
 			}
 		}
 	}
 
-	/** Milliseconds of the wait to come. */
-	get #left() {
+	/** Milliseconds until the wait ends. */
+	get #remaining() {
 		return this.wait ? this.wait.until - Date.now() : 0;
 	}
 
-	/** Come back when there is nothing to wait for. */
-	async #turn(signal) {
+	/** Resolves when the wait is over. */
+	async #waitOver(signal) {
 		for (;;) {
 			signal?.throwIfAborted();
-			const left = this.#left;
+			const left = this.#remaining;
 			if (left <= 0) return;
 			await new Promise((resolve) => {
 				const done = () => {
@@ -152,7 +152,7 @@ export class Service extends EventTarget {
 		}
 	}
 
-	/** Whether anybody answers, so that it was the request that failed and not the way there. */
+	/** Whether the service responds at all. */
 	async #alive() {
 		try {
 			const { status } = await fetch("livez", { cache: "no-store" });
@@ -162,19 +162,19 @@ export class Service extends EventTarget {
 		}
 	}
 
-	#miss() {
-		if (this.wait?.kind === "unreachable" && this.wait.until > Date.now()) return; // told already
-		this.#pause("unreachable", "", BACKOFF[Math.min(this.#misses++, BACKOFF.length - 1)]);
+	#unreachable() {
+		if (this.wait?.kind === "unreachable" && this.wait.until > Date.now()) return; // set by another request
+		this.#pause("unreachable", "", BACKOFF[Math.min(this.#failures++, BACKOFF.length - 1)]);
 	}
 
-	/** The longest wait asked for counts. */
+	/** The longest requested wait applies. */
 	#pause(kind, detail, seconds) {
 		const until = Date.now() + seconds * 1000;
 		if (!(this.wait?.until > until)) this.#set({ kind, detail, until });
 	}
 
-	#heard() {
-		this.#misses = 0;
+	#available() {
+		this.#failures = 0;
 		if (this.wait && this.wait.until <= Date.now()) this.#set(null);
 	}
 
@@ -188,10 +188,10 @@ async function problemOf(response) {
 	const json = /json/.test(response.headers.get("Content-Type"));
 	const { type = "", title, detail } = json ? await response.json().catch(() => ({})) : {};
 	const kind = type.startsWith("urn:") ? type.split(":").pop() : type;
-	return new Problem(response.status, kind, title ?? `The service answered ${response.status}`, detail);
+	return new Problem(response.status, kind, title ?? `Status ${response.status}`, detail);
 }
 
-/** Server-Timing as [[name, milliseconds], ...]: what is told, then the rest of the total. */
+/** Server-Timing as [[name, milliseconds], ...], the last entry being the rest of the total. */
 export function stagesOf(header) {
 	const entries = [...header.matchAll(/([\w-]+);dur=([\d.]+)/g)].map(([, name, value]) => [name, Number(value)]);
 	const stages = entries.filter(([name]) => name !== "total");

@@ -1,4 +1,4 @@
-/** Answers in words and numbers for people. */
+/** Results as text. */
 
 const tenths = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
 
@@ -7,30 +7,30 @@ export const capital = (text) => text && text[0].toUpperCase() + text.slice(1);
 export const sentence = (text = "") => capital(text).replace(/([^.!?])$/, "$1.");
 export const thousands = (number) => number.toLocaleString("en");
 
-/** 0.98765 -> "98.8 %"; never 0 or 100, for it is never certain. */
+/** 0.98765 -> "98.8 %"; never 0 or 100 %. */
 export function percent(share) {
 	if (share > 0.9995) return "> 99.9 %";
 	if (share < 0.0005) return "< 0.1 %";
 	return `${tenths.format(share * 100)} %`;
 }
 
-/** Milliseconds, to a tenth where that says something. */
+/** Milliseconds, with one decimal below 100. */
 export const milliseconds = (value) => `${value < 100 ? tenths.format(value) : Math.round(value)} ms`;
 
 /**
- * What an answer comes to: {kind, title, text}, kind one of "sure", "unsure", "other".
+ * The summary of a result: {kind, title, text}, kind one of "confident", "uncertain", "other".
  *
- * "other" is a picture that looks like none of the classes; "unsure" one without a class that is likelier than all
- * others together, or below the service's least confidence.
+ * "other": out of distribution. "uncertain": no class with a probability of 0.5 or more, or below the service's minimum
+ * confidence.
  */
-export function verdict(result, card) {
+export function summarize(result, card) {
 	const [first, second] = result.top_k;
-	const [sure, next] = [first, second].map(({ label, probability }) => `${label}, ${percent(probability)}`);
+	const [best, next] = [first, second].map(({ label, probability }) => `${label}, ${percent(probability)}`);
 	if (!result.accepted && result.in_distribution < card.out_of_distribution.threshold) {
-		return { kind: "other", title: `Probably none of the ${count(card.labels.length)}`, text: `If it had to be one: ${sure}.` };
+		return { kind: "other", title: `Probably none of the ${count(card.labels.length)}`, text: `Closest class: ${best}.` };
 	}
 	if (!result.accepted || first.probability < 0.5) {
-		return { kind: "unsure", title: `Unsure: ${first.label} or ${second.label}`, text: `${capital(sure)}; ${next}.` };
+		return { kind: "uncertain", title: `Uncertain: ${first.label} or ${second.label}`, text: `${capital(best)}; ${next}.` };
 	}
-	return { kind: "sure", title: capital(first.label), text: `${percent(first.probability)} sure.` };
+	return { kind: "confident", title: capital(first.label), text: `${percent(first.probability)} probability.` };
 }

@@ -1,34 +1,45 @@
-"""The page in a real browser: what a test does with it, and answers of POST /explain made to order."""
+"""Helpers of the page's tests: the browser, the page, and mocked responses of POST /explain."""
 
 import base64
 import contextlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, FilePayload, Locator, Page, Request, Route, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    FilePayload,
+    Locator,
+    Page,
+    Request,
+    Route,
+    expect,
+    sync_playwright,
+)
 
 from tests.app.fakes import CARD, LABELS, picture
 
-FILE = "**/explain?*"
-# What the browser itself writes about an answer of 4xx or 5xx, or none.
-_OF_THE_NETWORK = "Failed to load resource"
-_WATCH = """
+EXPLAIN = "**/explain?*"
+# The browser logs this for failed requests and for responses with status 4xx or 5xx.
+_NETWORK_ERROR = "Failed to load resource"
+_RECORD_VIOLATIONS = """
 window.violations = [];
 addEventListener("securitypolicyviolation", (e) => violations.push(`${e.violatedDirective} ${e.blockedURI}`));
 """
 
 
 def chromium() -> str | None:
-    """Where Chromium is."""
+    """Path of Chromium, if it is installed."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @contextlib.contextmanager
 def browsing() -> Iterator[Browser]:
-    """A browser."""
+    """Start a browser; skips the test if Chromium is not installed."""
     path = chromium()
     if not path:
         pytest.skip("no Chromium: install it to test the page")
@@ -39,37 +50,60 @@ def browsing() -> Iterator[Browser]:
         browser.close()
 
 
+class Tab:
+    """A tab that records errors, violations of the page's policy and requests to other origins.
+
+    Attributes:
+        page: Playwright's page.
+    """
+
+    def __init__(self, context: BrowserContext) -> None:
+        self.page = context.new_page()
+        self.page.set_default_timeout(60_000)
+        self.page.add_init_script(_RECORD_VIOLATIONS)
+        self.page.on("pageerror", lambda error: self._errors.append(str(error)))
+        self.page.on("console", lambda message: self._errors.extend([message.text] * (message.type == "error")))
+        self.page.on("request", lambda request: self._requests.append(request.url))
+        self._errors: list[str] = []
+        self._requests: list[str] = []
+
+    def open(self, url: str) -> None:
+        """Load the page at `url` and start new records."""
+        self._errors.clear()
+        self._requests.clear()
+        self._own = (url, "blob:", "data:")
+        self.page.goto(url)
+
+    def check(self) -> None:
+        """Assert that nothing was recorded."""
+        assert self.page.evaluate("violations") == []
+        assert [error for error in self._errors if not error.startswith(_NETWORK_ERROR)] == []
+        assert [url for url in self._requests if not url.startswith(self._own)] == []
+
+    def leave(self) -> None:
+        """Remove the routes of the last test and leave its page."""
+        self.page.unroute_all()
+        self.page.goto("about:blank")
+
+
 @contextlib.contextmanager
 def visiting(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    """The page at `url`, which at the end has written no error, met its policy and asked nobody else for anything."""
-    errors: list[str] = []
-    strangers: list[str] = []
+    """Open the page at `url` in a context of its own; `Tab.check` at the end."""
     with browser.new_context(**options) as context:
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.add_init_script(_WATCH)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.extend([message.text] if message.type == "error" else []))
-        page.on("request", lambda request: strangers.extend([] if _is_own(request, url) else [request.url]))
-        page.goto(url)
-        yield page
-        assert page.evaluate("violations") == []
-    assert [error for error in errors if not error.startswith(_OF_THE_NETWORK)] == []
-    assert strangers == []
-
-
-def _is_own(request: Request, url: str) -> bool:
-    return request.url.startswith((url, "blob:", "data:"))
+        tab = Tab(context)
+        tab.open(url)
+        yield tab.page
+        tab.check()
 
 
 def add(page: Page, *files: tuple[str, bytes], kind: str = "image/png") -> None:
-    """Pick files, as the dialogue of the browser would."""
+    """Choose files, as with the file dialogue."""
     page.set_input_files("#files", [FilePayload(name=name, mimeType=kind, buffer=data) for name, data in files])
 
 
-def verdict(page: Page) -> Locator:
-    """The heading of the answer."""
-    return page.locator("#verdict")
+def headline(page: Page) -> Locator:
+    """The heading of the result."""
+    return page.locator("#headline")
 
 
 def explanation(
@@ -82,23 +116,23 @@ def explanation(
     accepted: bool = True,
     box: Sequence[float] = (50, 0, 350, 300),
 ) -> dict[str, Any]:
-    """An answer of POST /explain for a picture of 400 x 300 pixels, in two views.
+    """A response of POST /explain for an image of 400 x 300 pixels, in two views.
 
     Args:
-        ranking: the likeliest classes; the others get equal shares of what is left.
-        label: the class that is explained; the likeliest if not given.
-        peak: row and column of the cell that adds most, of 4 x 4.
+        ranking: the top classes with their probabilities. The other classes share the rest equally.
+        label: the explained class; the top class by default.
+        peak: row and column of the maximum of the map, which has 4 x 4 cells.
         warnings: of the result.
         in_distribution: of the result.
         accepted: of the result.
         box: of the first view.
     """
-    named = [label for label, _ in ranking]
-    left = (1 - sum(share for _, share in ranking)) / (len(LABELS) - len(ranking))
-    shares = [*ranking, *((label, left) for label in LABELS if label not in named)]
+    ranked = [label for label, _ in ranking]
+    rest = (1 - sum(probability for _, probability in ranking)) / (len(LABELS) - len(ranking))
+    probabilities = [*ranking, *((label, rest) for label in LABELS if label not in ranked)]
     cells = [[3.0 if (row, column) == peak else -0.5 for column in range(4)] for row in range(4)]
-    seen = "data:image/png;base64," + base64.b64encode(picture(7)).decode()
-    chosen = label or shares[0][0]
+    pixels = "data:image/png;base64," + base64.b64encode(picture(7)).decode()
+    chosen = label or probabilities[0][0]
     return {
         "model": {"name": CARD.name, "version": CARD.version},
         "result": {
@@ -106,8 +140,8 @@ def explanation(
             "width": 400,
             "height": 300,
             "top_k": [
-                {"label": label, "index": LABELS.index(label), "probability": round(share, 6)}
-                for label, share in shares
+                {"label": label, "index": LABELS.index(label), "probability": round(probability, 6)}
+                for label, probability in probabilities
             ],
             "in_distribution": in_distribution,
             "accepted": accepted,
@@ -116,36 +150,51 @@ def explanation(
         },
         "label": chosen,
         "index": LABELS.index(chosen),
-        "probability": dict(shares)[chosen],
+        "probability": dict(probabilities)[chosen],
         "method": "class activation map (Zhou et al. 2016)",
         "views": [
-            {"box": list(box), "input": seen, "map": cells},
-            {"box": [0, 0, 400, 300], "input": seen, "map": cells},
+            {"box": list(box), "input": pixels, "map": cells},
+            {"box": [0, 0, 400, 300], "input": pixels, "map": cells},
         ],
     }
 
 
-def answer(route: Route, body: dict[str, Any] | None = None) -> None:
-    """Answer a request as POST /explain does."""
+def succeed(route: Route, body: dict[str, Any] | None = None) -> None:
+    """Respond as POST /explain does."""
     timing = "decode;dur=4.0, queue;dur=1.0, inference;dur=12.0, total;dur=20.0"
     route.fulfill(json=body or explanation(), headers={"Server-Timing": timing})
 
 
-def refuse(route: Route, status: int, slug: str, detail: str, *, retry_after: int = 0) -> None:
-    """Answer a request with a problem."""
+def fail(route: Route, status: int, slug: str, detail: str, *, retry_after: int = 0) -> None:
+    """Respond with a problem."""
     headers = {"Content-Type": "application/problem+json"} | ({"Retry-After": str(retry_after)} if retry_after else {})
     problem = {"type": f"urn:tenfold:{slug}", "title": "A title", "status": status, "detail": detail, "instance": "a"}
     route.fulfill(status=status, headers=headers, body=json.dumps(problem))
 
 
-def answering(page: Page, reply: Callable[[Route], None] = answer) -> list[Request]:
-    """Answer POST /explain by `reply` from now on; the requests are listed."""
+def mock_explain(page: Page, reply: Callable[[Route], None] = succeed) -> list[Request]:
+    """Handle POST /explain with `reply` from now on; returns the list of requests, which grows."""
     requests: list[Request] = []
 
     def handle(route: Route) -> None:
         requests.append(route.request)
         reply(route)
 
-    page.unroute(FILE)
-    page.route(FILE, handle)
+    page.unroute(EXPLAIN)
+    page.route(EXPLAIN, handle)
     return requests
+
+
+def wait_until(page: Page, condition: Callable[[], bool], what: str, *, seconds: float = 60) -> None:
+    """Wait for a condition that events of the page fulfil; Playwright dispatches them during its own calls only."""
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, f"not within {seconds:g} s: {what}"
+        page.wait_for_timeout(10)
+
+
+def pause_clock(page: Page) -> None:
+    """Reload the page with a clock that `page.clock.run_for` alone advances."""
+    page.clock.install(time=0)
+    page.reload()
+    page.clock.pause_at(3_600)

@@ -1,4 +1,4 @@
-"""Images in, answers out: every way in, what is shown of an answer, and what can be taken away."""
+"""From upload to result: every way to add images, what is shown of a result, and the exports."""
 
 import base64
 import csv
@@ -14,10 +14,10 @@ from playwright.sync_api import FileChooser, FilePayload, Page, Route, expect
 
 from tests.app.fakes import CARD, LABELS, photo, picture
 from tests.app.running import Running
-from tests.page.browsing import FILE, add, answer, answering, explanation, verdict
+from tests.page.browsing import EXPLAIN, add, explanation, headline, mock_explain, succeed, wait_until
 
-# Makes the event that the browser makes when files are dropped or pasted.
-_EVENT = """([type, files]) => {
+# Dispatches the event of a browser in which files are dropped or pasted.
+_DISPATCH = """([type, files]) => {
     const data = new DataTransfer();
     for (const [name, text] of files) {
         data.items.add(new File([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))], name, {type: "image/png"}));
@@ -30,16 +30,16 @@ _EVENT = """([type, files]) => {
 
 
 def send(page: Page, event: str, *names: str) -> bool:
-    """Drop or paste files; whether the browser would still do what it does with them by itself."""
+    """Drop or paste files; returns whether the browser would also run its own action."""
     text = base64.b64encode(picture()).decode()
-    return bool(page.evaluate(_EVENT, [event, [[name, text] for name in names]]))
+    return bool(page.evaluate(_DISPATCH, [event, [[name, text] for name in names]]))
 
 
-def test_a_picked_picture_is_asked_about_once_with_all_classes(page: Page) -> None:
-    requests = answering(page)
+def test_an_image_is_sent_once_and_all_classes_are_requested(page: Page) -> None:
+    requests = mock_explain(page)
     data = picture()
     add(page, ("tom.png", data))
-    expect(verdict(page)).to_have_text("Cat")
+    expect(headline(page)).to_have_text("Cat")
     (request,) = requests
     assert request.url.endswith(f"/explain?top_k={len(LABELS)}")
     assert request.method == "POST"
@@ -48,113 +48,114 @@ def test_a_picked_picture_is_asked_about_once_with_all_classes(page: Page) -> No
     assert "x-api-key" not in request.headers
     expect(page.locator("#name")).to_have_text("tom.png")
     expect(page.locator("#size")).to_have_text("400 \N{MULTIPLICATION SIGN} 300")
-    expect(page.locator("#live")).to_have_text("tom.png: Cat. 90.0 % sure.")
+    expect(page.locator("#live")).to_have_text("tom.png: Cat. 90.0 % probability.")
 
 
-def test_the_service_itself_classifies_and_explains(page: Page, running: Running) -> None:
+def test_with_the_real_service(page: Page, running: Running) -> None:
     data = photo(size=(300, 200))
     add(page, ("a.png", data))
-    told = running.client.post("/explain", params={"top_k": 10}, content=data).json()
+    expected = running.client.post("/explain", params={"top_k": 10}, content=data).json()
     rows = page.locator(".ranking button")
     expect(rows).to_have_count(10)
     assert [row.get_attribute("data-label") for row in rows.all()] == [
-        each["label"] for each in told["result"]["top_k"]
+        each["label"] for each in expected["result"]["top_k"]
     ]
-    sources = [view["input"] for view in told["views"]]
+    sources = [view["input"] for view in expected["views"]]
     assert page.locator("#view-list img").evaluate_all("all => all.map((e) => e.src)") == sources
     expect(page.locator("#stage canvas")).to_be_visible()
-    with page.expect_response(FILE) as asked:
+    with page.expect_response(EXPLAIN) as response:
         rows.nth(9).click()
-    label = told["result"]["top_k"][9]["label"]
-    assert asked.value.json()["label"] == label
+    label = expected["result"]["top_k"][9]["label"]
+    assert response.value.json()["label"] == label
     expect(page.locator("#where")).to_contain_text(f" {label}")
 
 
-def test_the_same_picture_can_be_picked_again(page: Page) -> None:
-    requests = answering(page)
+def test_the_same_file_can_be_added_again(page: Page) -> None:
+    requests = mock_explain(page)
     for times in (1, 2):
         add(page, ("tom.png", picture()))
-        expect(verdict(page)).to_have_text("Cat")
+        expect(headline(page)).to_have_text("Cat")
         assert len(requests) == times
 
 
-def test_dropped_pictures(page: Page) -> None:
-    answering(page)
+def test_drop(page: Page) -> None:
+    mock_explain(page)
     send(page, "dragenter", "a.png")
     expect(page.locator("body")).to_have_class("dragging")
     assert send(page, "dragover", "a.png") is False
-    assert send(page, "drop", "a.png", "b.png") is False  # the browser would open it
+    assert send(page, "drop", "a.png", "b.png") is False  # else the browser opens the file
     expect(page.locator("body")).to_have_class("filled")
     expect(page.locator("#tiles li")).to_have_count(2)
-    expect(page.locator("#count")).to_have_text("2 pictures")
+    expect(page.locator("#count")).to_have_text("2 images")
 
 
-def test_a_pasted_picture(page: Page) -> None:
-    answering(page)
+def test_paste(page: Page) -> None:
+    mock_explain(page)
     send(page, "paste", "image.png")
-    expect(verdict(page)).to_have_text("Cat")
+    expect(headline(page)).to_have_text("Cat")
 
 
-def test_an_example_is_drawn_and_sent_as_png(page: Page) -> None:
-    requests = answering(page)
+def test_examples(page: Page) -> None:
+    requests = mock_explain(page)
     page.get_by_role("button", name="drawn ship").click()
-    expect(verdict(page)).to_have_text("Cat")
+    expect(headline(page)).to_have_text("Cat")
     assert (requests[0].post_data_buffer or b"").startswith(b"\x89PNG")
-    expect(page.locator("#say")).to_contain_text("Drawn by this page.")
+    expect(page.locator("#result")).to_contain_text("Drawn by this page.")
 
 
-def test_the_keyboard_is_enough(page: Page) -> None:
+def test_keyboard_only(own_page: Page) -> None:
     choosers: list[FileChooser] = []
-    # Listened for long before: on a busy machine the browser learns of it late. Playwright takes no built-in function.
-    page.on("filechooser", lambda chooser: choosers.append(chooser))  # noqa: PLW0108
-    answering(page)
-    expect(page.locator("header")).to_contain_text(CARD.name)
-    page.get_by_role("button", name="Choose pictures").focus()
-    page.keyboard.press("Enter")
-    while not choosers:
-        page.wait_for_timeout(50)
+    # Registered early: the subscription reaches the browser asynchronously. Playwright accepts no built-in function.
+    own_page.on("filechooser", lambda chooser: choosers.append(chooser))  # noqa: PLW0108
+    mock_explain(own_page)
+    expect(own_page.locator("header")).to_contain_text(CARD.name)
+    own_page.get_by_role("button", name="Choose images").focus()
+    own_page.keyboard.press("Enter")
+    wait_until(own_page, lambda: bool(choosers), "the file dialogue opens")
     (chooser,) = choosers
     assert chooser.is_multiple()
     chooser.set_files([FilePayload(name=f"{n}.png", mimeType="image/png", buffer=picture(n)) for n in range(2)])
-    expect(page.locator("#count")).to_have_text("2 pictures")
-    page.get_by_role("button", name="1.png: cat").focus()
-    page.keyboard.press("Enter")
-    expect(page.locator("#name")).to_have_text("1.png")
-    page.get_by_role("button", name="dog, 6.0 %").focus()
-    page.keyboard.press("Space")
-    expect(page.get_by_role("button", name="dog, 6.0 %")).to_have_attribute("aria-pressed", "true")
-    page.get_by_role("button", name="Remove").focus()
-    page.keyboard.press("Enter")
-    expect(page.locator("#name")).to_have_text("0.png")
-    expect(page.get_by_role("button", name="Remove")).to_be_focused()
-    page.keyboard.press("Enter")
-    expect(page.locator("#detail")).to_be_hidden()
-    expect(page.get_by_role("button", name="Choose pictures")).to_be_focused()
+    expect(own_page.locator("#count")).to_have_text("2 images")
+    own_page.get_by_role("button", name="1.png: cat").focus()
+    own_page.keyboard.press("Enter")
+    expect(own_page.locator("#name")).to_have_text("1.png")
+    own_page.get_by_role("button", name="dog, 6.0 %").focus()
+    own_page.keyboard.press("Space")
+    expect(own_page.get_by_role("button", name="dog, 6.0 %")).to_have_attribute("aria-pressed", "true")
+    own_page.get_by_role("button", name="Remove").focus()
+    own_page.keyboard.press("Enter")
+    expect(own_page.locator("#name")).to_have_text("0.png")
+    expect(own_page.get_by_role("button", name="Remove")).to_be_focused()
+    own_page.keyboard.press("Enter")
+    expect(own_page.locator("#detail")).to_be_hidden()
+    expect(own_page.get_by_role("button", name="Choose images")).to_be_focused()
 
 
 @pytest.mark.parametrize(
-    ("told", "heading", "lead"),
+    ("result", "heading", "lead"),
     [
-        ({}, "Cat", "90.0 % sure."),
-        ({"ranking": [("cat", 0.999956)]}, "Cat", "> 99.9 % sure."),
-        ({"ranking": [("cat", 0.45), ("dog", 0.4)]}, "Unsure: cat or dog", "Cat, 45.0 %; dog, 40.0 %."),
-        ({"accepted": False}, "Unsure: cat or dog", "Cat, 90.0 %; dog, 6.0 %."),
+        ({}, "Cat", "90.0 % probability."),
+        ({"ranking": [("cat", 0.999956)]}, "Cat", "> 99.9 % probability."),
+        ({"ranking": [("cat", 0.45), ("dog", 0.4)]}, "Uncertain: cat or dog", "Cat, 45.0 %; dog, 40.0 %."),
+        ({"accepted": False}, "Uncertain: cat or dog", "Cat, 90.0 %; dog, 6.0 %."),
         (
             {"accepted": False, "in_distribution": 0.2},
             "Probably none of the ten",
-            "If it had to be one: cat, 90.0 %.",
+            "Closest class: cat, 90.0 %.",
         ),
     ],
 )
-def test_the_verdict_in_words(page: Page, told: dict[str, Any], heading: str, lead: str) -> None:
-    answering(page, lambda route: answer(route, explanation(**told)))
+def test_headline(page: Page, result: dict[str, Any], heading: str, lead: str) -> None:
+    mock_explain(page, lambda route: succeed(route, explanation(**result)))
     add(page, ("a.png", picture()))
-    expect(verdict(page)).to_have_text(heading)
+    expect(headline(page)).to_have_text(heading)
     expect(page.locator(".lead")).to_have_text(lead)
 
 
-def test_all_classes_are_ranked_and_warnings_and_times_are_told(page: Page) -> None:
-    answering(page, lambda route: answer(route, explanation(warnings=["upscaled from 8x8", "animated: first frame"])))
+def test_ranking_warnings_and_timing(page: Page) -> None:
+    mock_explain(
+        page, lambda route: succeed(route, explanation(warnings=["upscaled from 8x8", "animated: first frame"]))
+    )
     add(page, ("a.png", picture()))
     rows = page.locator(".ranking li")
     expect(rows).to_have_count(10)
@@ -174,66 +175,66 @@ def test_all_classes_are_ranked_and_warnings_and_times_are_told(page: Page) -> N
 
 
 def brightness(page: Page, x: float, y: float) -> int:
-    """Of the heat map at a place given in shares of the picture."""
-    got = page.locator("#stage canvas").evaluate(
+    """Brightness of the heat map at a position given as fractions of the image."""
+    value = page.locator("#stage canvas").evaluate(
         """(canvas, [x, y]) => canvas.getContext("2d")
             .getImageData(x * canvas.width, y * canvas.height, 1, 1).data.slice(0, 3).reduce((a, b) => a + b)""",
         [x, y],
     )
-    return int(got)
+    return int(value)
 
 
-def test_the_heat_map_lies_where_the_map_says_and_can_be_put_away(page: Page) -> None:
-    answering(page, lambda route: answer(route, explanation(peak=(0, 0))))
+def test_the_heat_map_is_drawn_over_the_image_and_can_be_hidden(page: Page) -> None:
+    mock_explain(page, lambda route: succeed(route, explanation(peak=(0, 0))))
     add(page, ("a.png", picture(size=(400, 300))))
     canvas = page.locator("#stage canvas")
     expect(canvas).to_be_visible()
     assert brightness(page, 0.25, 0.12) > 2 * brightness(page, 0.9, 0.9)
-    expect(page.locator("#where")).to_have_text("What speaks most for cat is in the upper left.")
-    expect(canvas).to_have_attribute("aria-label", "Heat map: what speaks most for cat is in the upper left")
+    expect(page.locator("#where")).to_have_text("The strongest evidence for cat is in the upper left.")
+    expect(canvas).to_have_attribute("aria-label", "Heat map: the strongest evidence for cat is in the upper left")
     assert canvas.bounding_box() == page.locator("#stage img").bounding_box()
     button = page.get_by_role("button", name="Heat map")
     button.click()
     expect(button).to_have_attribute("aria-pressed", "false")
     expect(canvas).to_be_hidden()
-    page.get_by_role("button", name="dog, 6.0 %").click()  # and it stays away
+    page.get_by_role("button", name="dog, 6.0 %").click()  # stays hidden
     expect(canvas).to_be_hidden()
     button.click()
     expect(canvas).to_be_visible()
 
 
-def test_another_class_is_asked_about_once_and_drawn_anew(page: Page) -> None:
+def test_the_heat_map_of_another_class_is_requested_once(page: Page) -> None:
     def reply(route: Route) -> None:
         dog = "label=dog" in route.request.url
-        answer(route, explanation(label="dog" if dog else "cat", peak=(3, 3) if dog else (0, 0)))
+        succeed(route, explanation(label="dog" if dog else "cat", peak=(3, 3) if dog else (0, 0)))
 
-    requests = answering(page, reply)
+    requests = mock_explain(page, reply)
     add(page, ("a.png", picture()))
     dog, cat = page.get_by_role("button", name="dog, 6.0 %"), page.get_by_role("button", name="cat, 90.0 %")
     expect(cat).to_have_attribute("aria-pressed", "true")
     dog.click()
-    expect(page.locator("#where")).to_have_text("What speaks most for dog is in the lower right.")
+    expect(page.locator("#where")).to_have_text("The strongest evidence for dog is in the lower right.")
     expect(dog).to_have_attribute("aria-pressed", "true")
     expect(cat).to_have_attribute("aria-pressed", "false")
     assert brightness(page, 0.75, 0.88) > 2 * brightness(page, 0.1, 0.1)
     assert requests[1].url.endswith("/explain?top_k=10&label=dog")
-    expect(verdict(page)).to_have_text("Cat")
+    expect(headline(page)).to_have_text("Cat")
     cat.click()
     expect(page.locator("#where")).to_contain_text("upper left")
     assert len(requests) == 2
 
 
-def test_a_class_that_nothing_speaks_for(page: Page) -> None:
+def test_a_class_without_evidence(page: Page) -> None:
     body = explanation()
     for view in body["views"]:
         view["map"] = [[-1.0] * 4] * 4
-    answering(page, lambda route: answer(route, body))
+    mock_explain(page, lambda route: succeed(route, body))
     add(page, ("a.png", picture()))
-    expect(page.locator("#where")).to_have_text("Nothing in it speaks for cat.")
+    expect(page.locator("#where")).to_have_text("There is no evidence for cat.")
 
 
-def test_what_the_network_saw_is_shown_enlarged_and_each_view_can_be_looked_at(page: Page) -> None:
-    answering(page)
+def test_the_views_are_shown_enlarged_and_can_be_selected(page: Page) -> None:
+    mock_explain(page)
     add(page, ("a.png", picture(size=(400, 300))))
     images = page.locator("#view-list img")
     expect(images).to_have_count(2)
@@ -255,70 +256,69 @@ def test_what_the_network_saw_is_shown_enlarged_and_each_view_can_be_looked_at(p
     expect(page.locator("#stage .box")).to_be_hidden()
 
 
-def test_four_at_a_time_and_hundreds_in_all(page: Page) -> None:
+def test_four_requests_at_a_time_and_many_images(page: Page) -> None:
     held: list[Route] = []
     holding = True
-    requests = answering(page, lambda route: held.append(route) if holding else answer(route))
+    requests = mock_explain(page, lambda route: held.append(route) if holding else succeed(route))
     data = picture()
-    add(page, *[(f"{number:03}.png", data) for number in range(200)])
-    expect(page.locator("#tiles li")).to_have_count(200)
-    for answered in range(3):
-        while len(requests) < 4 + answered:
-            page.wait_for_timeout(10)
+    add(page, *[(f"{number}.png", data) for number in range(100)])
+    expect(page.locator("#tiles li")).to_have_count(100)
+    for done in range(3):
+        wait_until(page, lambda: len(requests) >= 4 + done, "the next request")  # noqa: B023
         page.wait_for_timeout(100)
-        assert len(requests) == 4 + answered
-        answer(held.pop(0))
+        assert len(requests) == 4 + done
+        succeed(held.pop(0))
     holding = False
     for route in held:
-        answer(route)
-    expect(page.locator("#count")).to_have_text("200 pictures")
-    expect(page.locator("#live")).to_have_text("All 200 pictures are done.")
-    expect(page.locator("#stage img")).to_have_count(1)  # only that one is there in full
+        succeed(route)
+    expect(page.locator("#count")).to_have_text("100 images")
+    expect(page.locator("#live")).to_have_text("All 100 images are done.")
+    expect(page.locator("#stage img")).to_have_count(1)  # only the selected image is in full size
     assert page.locator("#tiles img").first.evaluate("e => [e.loading, e.src.slice(0, 5)]") == ["lazy", "blob:"]
 
 
-def three(page: Page) -> None:
-    """Three pictures, and one that is none."""
-    told = {
+def add_three(page: Page) -> None:
+    """Add three images, and a file that is not an image."""
+    results = {
         b"0": explanation([("truck", 0.7)], in_distribution=0.5),
         b"1": explanation([("bird", 0.6)], in_distribution=0.9),
         b"2": explanation([("cat", 0.99)], in_distribution=0.1, accepted=False),
     }
 
     def reply(route: Route) -> None:
-        body = told.get(route.request.post_data_buffer or b"")
+        body = results.get(route.request.post_data_buffer or b"")
         if body:
-            answer(route, body)
+            succeed(route, body)
         else:
-            problem = {"type": "urn:tenfold:unsupported-picture", "title": "Not a picture", "detail": "send a picture"}
+            problem = {"type": "urn:tenfold:unsupported-picture", "title": "Not an image", "detail": "send an image"}
             route.fulfill(status=415, body=json.dumps(problem), content_type="application/problem+json")
 
-    answering(page, reply)
+    mock_explain(page, reply)
     add(page, ("=cmd|'x'!A1.png", b"0"), ('b, "q".png', b"1"), ("c.png", b"2"), ("d.txt", b"3"))
-    expect(page.locator("#count")).to_have_text("4 pictures, 1 without an answer")
+    expect(page.locator("#count")).to_have_text("4 images, 1 failed")
 
 
 def labels(page: Page) -> list[str]:
     return page.locator("#tiles b").all_text_contents()
 
 
-def test_the_gallery_is_sorted_and_filtered(page: Page) -> None:
-    three(page)
-    truck, bird, other, failed = "truck", "bird", "none of ten", "Not a picture"
+def test_the_gallery_can_be_sorted_and_filtered(page: Page) -> None:
+    add_three(page)
+    truck, bird, other, failed = "truck", "bird", "none of ten", "Not an image"
     assert labels(page) == [truck, bird, other, failed]
     for order, expected in {
         "by class": [bird, other, truck, failed],
-        "surest first": [other, truck, bird, failed],
+        "most confident first": [other, truck, bird, failed],
         "most familiar first": [bird, truck, other, failed],
         "as added": [truck, bird, other, failed],
     }.items():
         page.get_by_role("combobox", name="Order").select_option(order)
         assert labels(page) == expected, order
     for kind, expected in {
-        "the sure ones": [truck, bird],
-        "the unsure ones": [],
+        "confident": [truck, bird],
+        "uncertain": [],
         "none of the classes": [other],
-        "without an answer": [failed],
+        "failed": [failed],
         "all": [truck, bird, other, failed],
     }.items():
         page.get_by_role("combobox", name="Show").select_option(kind)
@@ -327,9 +327,9 @@ def test_the_gallery_is_sorted_and_filtered(page: Page) -> None:
             expect(page.locator("#count")).to_contain_text(f"{len(expected)} shown")
 
 
-def test_the_results_as_csv(page: Page) -> None:
-    three(page)
-    page.get_by_role("combobox", name="Order").select_option("surest first")
+def test_csv(page: Page) -> None:
+    add_three(page)
+    page.get_by_role("combobox", name="Order").select_option("most confident first")
     with page.expect_download() as download:
         page.get_by_role("button", name="Download CSV").click()
     assert download.value.suggested_filename == "tenfold.csv"
@@ -342,35 +342,35 @@ def test_the_results_as_csv(page: Page) -> None:
     assert rows[2]["bird"] == "0.6"
     assert rows[2] | {"width": "400", "height": "300", "model": CARD.name, "version": CARD.version} == rows[2]
     assert (rows[0]["accepted"], rows[0]["problem"]) == ("false", "")
-    assert (rows[3]["label"], rows[3]["problem"]) == ("", "send a picture")
+    assert (rows[3]["label"], rows[3]["problem"]) == ("", "send an image")
 
 
 @pytest.mark.parametrize("name", ["cat.png", """it's; a "cat", $(touch x) `y` \\ -é.png"""], ids=["plain", "nasty"])
-def test_the_curl_command_runs(page: Page, running: Running, tmp_path: Path, name: str) -> None:
+def test_the_curl_command_works(own_page: Page, running: Running, tmp_path: Path, name: str) -> None:
     if not (shutil.which("bash") and shutil.which("curl")):
         pytest.skip("no bash and curl")
-    page.route(FILE, lambda route: route.fulfill(status=404))  # so that what is copied is /predict
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    own_page.route(EXPLAIN, lambda route: route.fulfill(status=404))  # the command then uses /predict
+    own_page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     (tmp_path / name).write_bytes(picture())
-    page.set_input_files("#files", tmp_path / name)
-    page.get_by_role("button", name="Copy as curl").click()
-    expect(page.get_by_role("button", name="Copied")).to_be_visible()
-    command = page.evaluate("navigator.clipboard.readText()")
-    assert page.locator("#command").inner_text() == command
+    own_page.set_input_files("#files", tmp_path / name)
+    own_page.get_by_role("button", name="Copy as curl").click()
+    expect(own_page.get_by_role("button", name="Copied")).to_be_visible()
+    command = own_page.evaluate("navigator.clipboard.readText()")
+    assert own_page.locator("#command").inner_text() == command
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, check=True)
     result = json.loads(done.stdout)["results"][0]
-    expect(page.locator(".ranking li").first).to_contain_text(result["top_k"][0]["label"])
+    expect(own_page.locator(".ranking li").first).to_contain_text(result["top_k"][0]["label"])
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_removing_one_and_all(page: Page) -> None:
-    answering(page)
+def test_remove_and_clear(page: Page) -> None:
+    mock_explain(page)
     add(page, ("a.png", picture()), ("b.png", picture()), ("c.png", picture()))
-    expect(page.locator("#count")).to_have_text("3 pictures")
+    expect(page.locator("#count")).to_have_text("3 images")
     page.get_by_role("button", name="Remove").click()
     expect(page.locator("#name")).to_have_text("b.png")
     expect(page.locator("#tiles li")).to_have_count(2)
     page.get_by_role("button", name="Clear all").click()
     expect(page.locator("#detail")).to_be_hidden()
     expect(page.locator("#gallery")).to_be_hidden()
-    expect(page.get_by_role("button", name="Choose pictures")).to_be_focused()
+    expect(page.get_by_role("button", name="Choose images")).to_be_focused()

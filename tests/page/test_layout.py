@@ -1,4 +1,4 @@
-"""What everybody can use: by axe-core, in both themes, on a phone and on a desk; and the figures of the card."""
+"""Accessibility with axe-core, in both themes, on a phone and a desktop; and the figures of the model card."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.app.fakes import LABELS, picture
 from tests.app.running import Running
-from tests.page.browsing import add, answer, answering, explanation, refuse, visiting
+from tests.page.browsing import add, explanation, fail, mock_explain, succeed, visiting
 
 CONFUSION = [[90 if i == j else (i + j) % 3 for j in range(10)] for i in range(10)]
 RELIABILITY = [
@@ -18,7 +18,7 @@ RELIABILITY = [
 
 
 def with_figures(page: Page) -> None:
-    """A card with the figures."""
+    """Reload with a card that has the figures."""
 
     def reply(route: Route) -> None:
         card = route.fetch().json()
@@ -30,59 +30,66 @@ def with_figures(page: Page) -> None:
 
 
 def check(page: Page, width: int) -> None:
-    """That axe-core finds nothing, and nothing has to be scrolled to sideways."""
+    """Assert that axe-core finds no violation and that the page does not scroll sideways."""
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_and_nothing_is_wider_than_the_window(
+@pytest.mark.parametrize(
+    ("theme", "width"),
+    [
+        ("light", 390),
+        ("dark", 1280),
+        pytest.param("dark", 390, marks=pytest.mark.slow),
+        pytest.param("light", 1280, marks=pytest.mark.slow),
+    ],
+)
+def test_axe_finds_no_violation_and_nothing_overflows(
     browser: Browser, running: Running, theme: Any, width: int
 ) -> None:
     def reply(route: Route) -> None:
         data = route.request.post_data_buffer
         if data == b"large":
-            refuse(route, 413, "body-too-large", "the request has more than 20,000,000 bytes")
+            fail(route, 413, "body-too-large", "the request has more than 20,000,000 bytes")
         elif data == b"late":
-            refuse(route, 503, "queue-full", "256 pictures are under way", retry_after=60)
+            fail(route, 503, "queue-full", "256 images are in progress", retry_after=60)
         elif data == b"other":
-            answer(route, explanation(accepted=False, in_distribution=0.1))
+            succeed(route, explanation(accepted=False, in_distribution=0.1))
         else:
-            answer(route, explanation(warnings=["upscaled from 8x8"]))
+            succeed(route, explanation(warnings=["upscaled from 8x8"]))
 
     options = {"viewport": {"width": width, "height": 844}, "color_scheme": theme, "reduced_motion": "reduce"}
     with visiting(browser, f"{running.client.base_url}/", **options) as page:
         with_figures(page)
-        answering(page, reply)
+        mock_explain(page, reply)
         name = f"{'a-long-name' * 12}.png"
         add(page, (name, picture(size=(400, 300))), ("b.txt", b"large"), ("c.png", b"other"))
-        expect(page.locator("#count")).to_have_text("3 pictures, 1 without an answer")
+        expect(page.locator("#count")).to_have_text("3 images, 1 failed")
         page.get_by_role("button", name="Copy as curl").click()
         page.locator("summary").click()
         expect(page.locator("#view-list img")).to_have_count(2)
-        check(page, width)  # answered, with the figures of the card
+        check(page, width)  # a result, and the figures of the card
         add(page, ("d.png", b"late"))
         page.get_by_role("button", name="b.txt").click()
         expect(page.get_by_role("button", name="Try again")).to_be_visible()
         expect(page.locator("#banner")).to_be_visible()
-        check(page, width)  # refused, and waiting
-        page.route("**/model", lambda route: refuse(route, 401, "unauthorized", "send a key"))
+        check(page, width)  # an error, and the banner
+        page.route("**/model", lambda route: fail(route, 401, "unauthorized", "send a key"))
         page.reload()
         expect(page.locator("#key-form")).to_be_visible()
-        check(page, width)  # empty, and asking for a key
+        check(page, width)  # empty, and the form for a key
 
 
-def test_the_themes_differ(browser: Browser, running: Running) -> None:
+def test_the_themes_differ(own_page: Page) -> None:
     colours = set()
     for theme in ("light", "dark"):
-        with visiting(browser, f"{running.client.base_url}/", color_scheme=theme) as page:
-            colours.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        own_page.emulate_media(color_scheme=theme)
+        colours.add(own_page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert colours == {"rgb(250, 248, 245)", "rgb(20, 18, 16)"}
 
 
-def test_a_phone_is_offered_its_camera(browser: Browser, running: Running) -> None:
+def test_a_phone_has_a_camera_button(browser: Browser, running: Running) -> None:
     address = f"{running.client.base_url}/"
     with visiting(browser, address) as page:
         expect(page.get_by_role("button", name="Take a photo")).to_be_hidden()
@@ -92,17 +99,15 @@ def test_a_phone_is_offered_its_camera(browser: Browser, running: Running) -> No
         assert chooser.value.element.get_attribute("capture") == "environment"
 
 
-def test_who_asked_for_less_motion_gets_none(browser: Browser, running: Running) -> None:
-    moving = {}
-    for motion in ("no-preference", "reduce"):
-        with visiting(browser, f"{running.client.base_url}/", reduced_motion=motion) as page:
-            answering(page, lambda route: None)
-            add(page, ("a.png", picture()))
-            moving[motion] = page.locator(".progress").evaluate("e => getComputedStyle(e).animationName")
-    assert moving == {"no-preference": "slide", "reduce": "none"}
+def test_reduced_motion(own_page: Page) -> None:
+    mock_explain(own_page, lambda route: None)
+    add(own_page, ("a.png", picture()))
+    for motion, animation in (("no-preference", "slide"), ("reduce", "none")):
+        own_page.emulate_media(reduced_motion=motion)  # type: ignore[arg-type]
+        expect(own_page.locator(".progress")).to_have_css("animation-name", animation)
 
 
-def test_the_figures_of_the_card(page: Page) -> None:
+def test_figures_of_the_card(page: Page) -> None:
     with_figures(page)
     table = page.locator("table.confusion")
     expect(table.locator("thead th")).to_have_text(["true class", *LABELS])
@@ -111,8 +116,8 @@ def test_the_figures_of_the_card(page: Page) -> None:
     bars = page.locator("svg rect")
     heights = bars.evaluate_all("all => all.map((e) => e.height.baseVal.value)")
     assert heights[0] / heights[1] == pytest.approx(0.4 / 0.98, abs=0.001)
-    places = bars.evaluate_all("all => all.map((e) => e.x.baseVal.value)")
-    assert (places[1] - places[0]) / bars.first.evaluate("e => e.width.baseVal.value + 2") == pytest.approx(7)
+    positions = bars.evaluate_all("all => all.map((e) => e.x.baseVal.value)")
+    assert (positions[1] - positions[0]) / bars.first.evaluate("e => e.width.baseVal.value + 2") == pytest.approx(7)
     page.get_by_text("As a table").click()
     expect(page.locator("details tbody tr").first.locator("td")).to_have_text(["50.0 %", "40.0 %", "20"])
     expect(page.locator("#facts")).to_contain_text("10.0 %")
@@ -131,8 +136,8 @@ def test_it_works_behind_a_prefix(browser: Browser, running: Running) -> None:
         page.route(f"{prefix}**", forward)
         page.goto(prefix)
         expect(page.locator("#chip")).to_contain_text("fake-net")
-        answering(page)
+        mock_explain(page)
         add(page, ("a.png", picture()))
-        expect(page.locator("#verdict")).to_have_text("Cat")
+        expect(page.locator("#headline")).to_have_text("Cat")
         page.get_by_role("button", name="Copy as curl").click()
         expect(page.locator("#command")).to_contain_text("/tools/tenfold/explain?top_k=10")
