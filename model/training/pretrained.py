@@ -1,4 +1,4 @@
-"""Initial weights from a file, such as torchvision's for ImageNet."""
+"""Starting from somebody's weights, such as torchvision's for ImageNet."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,15 +6,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.errors import RecipeError
-from model.nets.base import Network
 
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """An initial state dict and the SHA-256 of its file."""
+    """A state dict to start from, and the SHA-256 of its file."""
 
     state: dict[str, Tensor]
     sha256: str
@@ -24,7 +23,7 @@ def read_state_dict(path: Path) -> Init:
     """Read a state dict from a .safetensors file, or from one that torch.save wrote.
 
     Raises:
-        RecipeError: the file is missing, or is not a state dict of tensors.
+        RecipeError: it is missing, or is no state dict of tensors.
     """
     if not path.is_file():
         raise RecipeError(f"there is no file {path}: give --init a state dict (.pth or .safetensors)")
@@ -39,25 +38,23 @@ def read_state_dict(path: Path) -> Init:
     return Init(state, sha256)
 
 
-def start_from(net: Network, state: dict[str, Tensor]) -> None:
-    """Load a state dict into `net`.
-
-    The classifier keeps its random weights if the state dict has one of another size, or none.
+def start_from(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a state dict into `net`; a head (`fc`) of another number of classes stays as it was drawn.
 
     Raises:
-        RecipeError: the state dict belongs to another network.
+        RecipeError: the state dict is of another network.
     """
     own = net.state_dict()
-    head = net.classifier_keys()
+    head = {"fc.weight", "fc.bias"}
     if any(key in state and state[key].shape != own[key].shape for key in head):
         state = {key: value for key, value in state.items() if key not in head}
     wrong = sorted((own.keys() ^ state.keys()) - head)
     wrong += [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    # Old checkpoints lack these counters, and nothing reads them.
+    # Old checkpoints lack the counters, which nothing reads.
     wrong = [key for key in wrong if not key.endswith("num_batches_tracked")]
     if wrong:
         raise RecipeError(
-            f"--init belongs to another network ({len(wrong)} tensors differ, such as {wrong[0]}): "
+            f"--init is of another network ({len(wrong)} tensors differ, such as {wrong[0]}): "
             "choose its --network and --stem"
         )
     net.load_state_dict(state, strict=False)

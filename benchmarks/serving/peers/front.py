@@ -22,7 +22,6 @@ class InstantEngine:
     name = "instant"
     device = "none"
     precision = "none"
-    preferred_batch = 32
 
     def __init__(self, card: ModelCard) -> None:
         self._logits = np.linspace(0, 1, len(card.labels), dtype=np.float32)
