@@ -23,11 +23,11 @@ from model.card import InputSpec
 from model.classifier import self_test_pixels
 from model.engines.cuda import CudaEngine
 from model.engines.torch import TorchEngine, load_network
-from model.nets.resnet import ResNet
+from model.nets.base import Network
 
 BATCHES = (1, 8, 32, 128)
 EXACT = "eager float32"
-ENGINES: Mapping[str, Callable[[ResNet, InputSpec], Engine]] = {
+ENGINES: Mapping[str, Callable[[Network, InputSpec], Engine]] = {
     EXACT: partial(TorchEngine, device="cuda", precision="float32"),
     "eager bfloat16": partial(TorchEngine, device="cuda", precision="bfloat16"),
     "CUDA graphs": CudaEngine,

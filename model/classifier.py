@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from model.bundle import open_bundle
 from model.calibration import class_means, in_distribution, nearest_cosine, softmax
 from model.card import ModelCard
-from model.engines.base import DeviceName, Engine, EngineName, Outputs, choose
+from model.engines.base import DeviceName, Engine, EngineName, Outputs
+from model.engines.choose import choose
 from model.errors import EngineError, IntegrityError
 
 SELF_TEST_IMAGES = 4
@@ -34,14 +35,15 @@ class Prediction:
         probabilities: float32[C], calibrated, summing to 1; the mean over the picture's views.
         in_distribution: the share, 0..1, of held-out pictures of the classes that look no more like them.
         threshold: the card's; a picture below it is probably of none of the classes.
-        maps: what each cell of each view adds to each class's logit, float32[V, C, h, w]; see `Outputs`.
+        maps: what each cell of each view adds to each class's logit, float32[V, C, h, w]; see `Outputs`. None if the
+            network has no class-activation maps.
     """
 
     labels: tuple[str, ...]
     probabilities: NDArray[np.float32]
     in_distribution: float
     threshold: float
-    maps: NDArray[np.float32]
+    maps: NDArray[np.float32] | None
 
     def accepted(self, min_confidence: float = 0.0) -> bool:
         """Whether the picture looks like one of the classes and the first one's probability is high enough."""
@@ -84,12 +86,12 @@ class Classifier:
         out = self.engine.run(views)
         logits, features, maps = out
         rows = (len(views), len(self._labels))
-        if logits.shape != rows or features.shape[:1] != rows[:1] or maps.shape[:-2] != rows:
+        if logits.shape != rows or features.shape[:1] != rows[:1] or (maps is not None and maps.shape[:-2] != rows):
             raise EngineError(
                 f"the engine gave logits of shape {logits.shape}, features of shape {features.shape} and maps of shape "
-                f"{maps.shape} for {len(views)} views"
+                f"{None if maps is None else maps.shape} for {len(views)} views"
             )
-        if not (np.isfinite(logits).all() and np.isfinite(features).all() and np.isfinite(maps).all()):
+        if not all(np.isfinite(part).all() for part in out if part is not None):
             raise EngineError("the engine gave logits, features or maps that are not finite")
         by_view, scores = self._interpreted(out)
         first = np.cumsum([0, *(len(picture) for picture in pictures[:-1])])
@@ -98,7 +100,9 @@ class Classifier:
         shares = in_distribution(np.add.reduceat(scores, first) / counts, self.card.out_of_distribution)
         threshold = self.card.out_of_distribution.threshold
         return [
-            Prediction(self._labels, row, float(share), threshold, maps[start : start + count])
+            Prediction(
+                self._labels, row, float(share), threshold, None if maps is None else maps[start : start + count]
+            )
             for row, share, start, count in zip(probabilities, shares, first, counts, strict=True)
         ]
 
@@ -122,10 +126,10 @@ class Classifier:
             len(self.card.out_of_distribution.feature_mean),
         ):
             raise self._failed("shapes")
-        if out.maps.shape[:-2] != out.logits.shape:
+        if out.maps is not None and out.maps.shape[:-2] != out.logits.shape:
             raise self._failed("shapes")
-        # What is left of a logit without its map is the head's bias, whatever the picture.
-        bias = out.logits - out.maps.sum(axis=(2, 3))
+        # The rest of a logit without its map is the classifier's bias, the same for all images.
+        bias = np.zeros_like(out.logits) if out.maps is None else out.logits - out.maps.sum(axis=(2, 3))
         probabilities, scores = self._interpreted(out)
         shares = in_distribution(scores, self.card.out_of_distribution)
         for name, found, expected, scale in (

@@ -6,21 +6,30 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import skimage.data
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 import model
 from model.card import InputSpec
+from model.engines.base import Outputs
 from model.nets.zoo import build
 from model.training import data as datasets
 from model.training.export import export
-from model.training.loop import Run, describe, network_arguments, train
+from model.training.loop import Run, describe, train
 from model.training.quantize import Choice, add_openvino
 from model.training.recipes import CIFAR10_MEAN, CIFAR10_STD, Recipe, recipe_named
 
 CPU = torch.device("cpu")
+
+
+def maps_of(answer: Outputs | model.Prediction) -> NDArray[np.float32]:
+    """The class-activation maps of a network that has them."""
+    assert answer.maps is not None
+    return answer.maps
 
 
 class Silent:
@@ -43,10 +52,10 @@ def spec() -> InputSpec:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole bundle around a narrow ResNet-18 with random weights. Not to be altered."""
     folder = tmp_path_factory.mktemp("weights") / "tiny"
-    recipe = replace(recipe_named("smoke"), width=8)
+    recipe = recipe_named("smoke").with_network("resnet18", width=8)
     data = datasets.load("synthetic", Path(), holdout=recipe.holdout, limit=40)
     torch.manual_seed(0)
-    net = build(recipe.network, **network_arguments(recipe, len(data.labels)))
+    net = build(recipe.network, **recipe.network_arguments(len(data.labels)))
     history = [{"epoch": 1, "side": 32, "lr": 0.1, "train_loss": 2.5, "loss": 2.4, "accuracy": 0.1, "seconds": 1.0}]
     run = Run(recipe, net, history, seconds=1.0, about=describe(CPU, seed=0))
     export(run, data, folder, name="tiny", device="cpu")
@@ -87,10 +96,8 @@ def article_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bottleneck_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of a ResNet-50 with the ImageNet stem after two steps: bottleneck blocks, 256 -> 224 pixels."""
-    recipe = replace(
-        recipe_named("article").lasting(1),
-        data="synthetic", batch_size=2, network="resnet50", stem="imagenet", conv_bias=False,
-    )  # fmt: skip
+    article = recipe_named("article").lasting(1).with_network("resnet50", stem="imagenet", conv_bias=False)
+    recipe = replace(article, data="synthetic", batch_size=2)
     return _trained(recipe, tmp_path_factory.mktemp("bottleneck") / "resnet50-imagenet-stem", limit=4)
 
 

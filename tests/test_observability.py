@@ -1,88 +1,73 @@
-"""What the profile `observability` of docker-compose.yml is made of fits together, and fits the service's metrics."""
+"""Prometheus' rules and Grafana's dashboard use metrics that the service has, and fit docker-compose.yml."""
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.parser import text_string_to_metric_families
 
-from app.telemetry.metrics import Telemetry
-from tests.app.running import ROOT
+from app.http.problems import TABLE
+from tests.app.fakes import FakeEngine, picture
+from tests.app.running import ROOT, serving
 
-
-class Metric(NamedTuple):
-    """What kind a metric is, and its labels."""
-
-    kind: str
-    labels: frozenset[str] = frozenset()
-
-
-METRICS: dict[str, Metric] = {
-    "tenfold_requests_total": Metric("counter", frozenset({"route", "status"})),
-    "tenfold_request_seconds": Metric("histogram", frozenset({"route"})),
-    "tenfold_pictures_total": Metric("counter", frozenset({"outcome"})),
-    "tenfold_rejections_total": Metric("counter", frozenset({"reason"})),
-    "tenfold_pictures_under_way": Metric("gauge"),
-    "tenfold_uploads_under_way": Metric("gauge"),
-    "tenfold_batch_views": Metric("histogram"),
-    "tenfold_decode_seconds": Metric("histogram"),
-    "tenfold_queue_seconds": Metric("histogram"),
-    "tenfold_inference_seconds": Metric("histogram"),
-    "tenfold_predictions_total": Metric("counter", frozenset({"label"})),
-    "tenfold_confidence": Metric("histogram"),
-    "tenfold_accepted_total": Metric("counter"),
-    "tenfold_model_info": Metric("gauge", frozenset({"name", "version", "engine", "device", "precision"})),
-    "tenfold_ready": Metric("gauge"),
-    "process_resident_memory_bytes": Metric("gauge"),
-    "process_cpu_seconds_total": Metric("counter"),
-    "process_start_time_seconds": Metric("gauge"),
-}
-# Prometheus' own.
-OWN = {"up", "ALERTS"}
-OWN_LABELS = {"job", "instance", "le", "alertname", "alertstate", "severity"}
 FOLDER = ROOT / "observability"
 DASHBOARD = FOLDER / "grafana" / "dashboards" / "tenfold.json"
 LOOPBACK = "127.0.0.1:"
 
-_WORDS = {"and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "offset", "bool"}
-_GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^()]*)\)")
-_MATCHERS = re.compile(r"\{([^{}]*)\}")
-_NAME = re.compile(r"\b[A-Za-z_][A-Za-z0-9_:]*")
+
+@pytest.fixture(scope="module")
+def exposition() -> str:
+    """The response of /metrics after two images, one of them invalid, and a request that was rejected."""
+    engine = FakeEngine()
+    with serving(engine, queue_size=1, max_files=1) as running:
+        assert running.post(picture()).status_code == 200
+        assert running.post(b"plain text").status_code == 415
+        engine.block()
+        pending = running.in_background(lambda: running.post(picture()))
+        running.wait_admitted(1)
+        assert running.post(picture()).status_code == 503
+        engine.release()
+        assert pending.result().status_code == 200
+        return running.client.get("/metrics").text
 
 
-class Parts(NamedTuple):
-    """What a PromQL expression names."""
-
-    metrics: set[str]
-    labels: set[str]
-
-
-def parts(expression: str) -> Parts:
-    """The metrics and the labels of an expression, as far as ours go: no metric has a keyword's name."""
-    bare = re.sub(r'"(?:[^"\\]|\\.)*"', '""', expression)
-    labels = {name for group in (*_GROUPING.findall(bare), *_MATCHERS.findall(bare)) for name in _NAME.findall(group)}
-    bare = re.sub(r"\[[^\]]*\]|\boffset\s+\w+", " ", _MATCHERS.sub(" ", _GROUPING.sub(" ", bare)))
-    calls = set(re.findall(r"([A-Za-z_]\w*)\s*\(", bare))
-    return Parts({name for name in _NAME.findall(bare) if name not in _WORDS | calls}, labels)
+@pytest.fixture(scope="module")
+def metrics(exposition: str) -> dict[str, list[str]]:
+    """The names of the service's time series by metric: a histogram `x` has `x_bucket`, `x_sum` and `x_count`."""
+    suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
+    families = text_string_to_metric_families(exposition)
+    return {
+        family.name: [family.name + suffix for suffix in suffixes[family.type]]
+        for family in families
+        if family.name.startswith("tenfold_") and not family.name.endswith("_created")
+    }
 
 
-def series() -> dict[str, frozenset[str]]:
-    """Each series that Prometheus gets of the metrics above, and its labels."""
-    out: dict[str, frozenset[str]] = {}
-    for name, metric in METRICS.items():
-        if metric.kind == "histogram":
-            out |= {
-                name + "_bucket": metric.labels | {"le"},
-                name + "_sum": metric.labels,
-                name + "_count": metric.labels,
-            }
-        else:
-            out[name] = metric.labels
-    return out
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    """The path of promtool, which is part of Prometheus."""
+    path = shutil.which("promtool")
+    if path is None:
+        pytest.skip("needs promtool, from Debian's package prometheus for example")
+    return path
+
+
+def run_promtool(promtool: str, *arguments: str | Path) -> None:
+    done = subprocess.run(
+        [promtool, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def load_yaml(path: Path) -> Any:
@@ -102,15 +87,8 @@ def panel_expressions() -> dict[str, list[str]]:
     return {panel["title"]: [target["expr"] for target in panel["targets"]] for panel in dashboard()["panels"]}
 
 
-def expressions() -> dict[str, str]:
-    """Every expression that is used, by where it stands."""
-    from_rules = {rule.get("alert") or rule["record"]: rule["expr"] for rule in rules()}
-    from_panels = {
-        f"{title}, {number}": expression
-        for title, found in panel_expressions().items()
-        for number, expression in enumerate(found)
-    }
-    return from_rules | from_panels
+def expressions() -> list[str]:
+    return [*(rule["expr"] for rule in rules()), *(expr for found in panel_expressions().values() for expr in found)]
 
 
 def values_of(key: str, content: Any) -> Iterator[Any]:
@@ -130,35 +108,6 @@ def services() -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize(
-    ("expression", "metrics", "labels"),
-    [
-        ("up", {"up"}, set()),
-        ('up{job="a or b"} == 0 or c_total', {"up", "c_total"}, {"job"}),
-        ("sum by (le, route) (rate(a_bucket[5m]))", {"a_bucket"}, {"le", "route"}),
-        ("sum(rate(a_sum[$window])) / ignoring (x) group_left () sum(b)", {"a_sum", "b"}, {"x"}),
-        ("abs(a:b:1h - avg_over_time(a:b:1h[1d] offset 1h)) > 0.15 and on () d", {"a:b:1h", "d"}, set()),
-        ('time() - max(a{x=~"b|c", y!="d"}) > 1e3', {"a"}, {"x", "y"}),
-    ],
-)
-def test_an_expression_is_taken_apart(expression: str, metrics: set[str], labels: set[str]) -> None:
-    assert parts(expression) == Parts(metrics, labels)
-
-
-def test_the_metrics_are_those_of_the_service() -> None:
-    telemetry = Telemetry()
-    suffix = {"counter": "_total"}
-    kinds = {family.name + suffix.get(family.type, ""): family.type for family in telemetry.registry.collect()}
-    ours = {name: metric.kind for name, metric in METRICS.items() if name.startswith("tenfold_")}
-    assert ours == {name: kind for name, kind in kinds.items() if name.startswith("tenfold_")}
-    assert kinds.items() >= {name: metric.kind for name, metric in METRICS.items()}.items()
-    for attribute in vars(telemetry).values():
-        if isinstance(attribute, MetricWrapperBase):
-            (family,) = attribute.describe()
-            name = family.name + suffix.get(family.type, "")
-            assert set(attribute._labelnames) == METRICS[name].labels, name
-
-
 def test_every_file_parses() -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".yml", ".json"}
@@ -168,29 +117,59 @@ def test_every_file_parses() -> None:
         assert load_yaml(path)["services"]
 
 
-@pytest.mark.parametrize("where", expressions())
-def test_an_expression_asks_for_what_there_is(where: str) -> None:
-    known = series()
-    recorded = {rule["record"] for rule in rules() if "record" in rule}
-    found = parts(expressions()[where])
-    assert found.metrics, "it asks for nothing"
-    assert found.metrics <= known.keys() | recorded | OWN
-    labels = {label for metric in found.metrics for label in known.get(metric, ())}
-    assert found.labels <= labels | OWN_LABELS
+def test_expressions_use_metrics_of_the_service(metrics: dict[str, list[str]]) -> None:
+    series = {name for names in metrics.values() for name in names}
+    for expression in expressions():
+        assert set(re.findall(r"tenfold_\w+", expression)) <= series, expression
 
 
-def test_the_dashboard_shows_every_metric() -> None:
-    shown = {name for found in panel_expressions().values() for each in found for name in parts(each).metrics}
-    for name, metric in METRICS.items():
-        names = {name + end for end in ("_bucket", "_sum", "_count")} if metric.kind == "histogram" else {name}
-        assert shown & names, f"{name} is shown nowhere"
+def test_the_dashboard_shows_every_metric(metrics: dict[str, list[str]]) -> None:
+    shown = {name for found in panel_expressions().values() for each in found for name in re.findall(r"\w+", each)}
+    assert [metric for metric, names in metrics.items() if not shown & set(names)] == []
 
 
-def test_legends_name_labels_that_are_there() -> None:
+def test_expressions_for_lack_of_capacity_name_every_such_problem() -> None:
+    problems = {problem.slug for problem in TABLE.values() if problem.status in (503, 504)}
+    reasons = [set(found.split("|")) for each in expressions() for found in re.findall(r'reason=~"([^"]*)"', each)]
+    assert len(reasons) == 2
+    assert all(found == problems for found in reasons)
+
+
+def test_prometheus_accepts_the_configuration_and_the_rules(promtool: str) -> None:
+    run_promtool(promtool, "check", "config", FOLDER / "prometheus.yml")
+
+
+def test_alerts_fire_when_they_should(promtool: str) -> None:
+    run_promtool(promtool, "test", "rules", ROOT / "tests" / "alerts.yml")
+
+
+def test_panels_have_data_and_the_labels_of_their_legends(promtool: str, exposition: str, tmp_path: Path) -> None:
+    """Prometheus evaluates their expressions over the series of the service, the counters of which increase."""
+    series = [{"series": 'ALERTS{alertname="Example",alertstate="firing"}', "values": "1x20"}]
+    for family in text_string_to_metric_families(exposition):
+        for sample in family.samples:
+            pairs = ",".join(f"{name}={json.dumps(value)}" for name, value in sample.labels.items())
+            values = "1x20" if family.type == "gauge" else "1+1x20"
+            series.append({"series": f"{sample.name}{{{pairs}}}", "values": values})
+    cases = []
     for panel in dashboard()["panels"]:
         for target in panel["targets"]:
-            legend = set(re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", "")))
-            assert legend <= parts(target["expr"]).labels
+            expression = re.sub(r"\$\w+", "5m", target["expr"])
+            labels = "{}"
+            for label in re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", "")):
+                expression = f'label_replace({expression}, "labelled", "yes", "{label}", ".+")'
+                labels = '{labelled="yes"}'
+            cases.append(
+                {
+                    "expr": f"group by (labelled) ({expression})",
+                    "eval_time": "10m",
+                    "exp_samples": [{"labels": labels, "value": 1}],
+                }
+            )
+    test = {"interval": "1m", "input_series": series, "promql_expr_test": cases}
+    path = tmp_path / "panels.yml"
+    path.write_text(yaml.safe_dump({"tests": [test]}), encoding="utf-8")
+    run_promtool(promtool, "test", "rules", path)
 
 
 def test_variables_of_the_dashboard_are_defined() -> None:
@@ -206,14 +185,14 @@ def test_every_datasource_that_is_used_exists() -> None:
     sources = {source["uid"]: source for source in load_yaml(folder)["datasources"]}
     used = list(values_of("datasource", dashboard()))
     panels = dashboard()["panels"]
-    assert len(used) == len(panels) + sum(len(panel["targets"]) for panel in panels), "one falls back to the default"
+    assert len(used) == len(panels) + sum(len(panel["targets"]) for panel in panels), "one uses the default"
     for source in used:
         assert sources[source["uid"]]["type"] == source["type"]
     assert {source["url"] for source in sources.values()} == {"http://prometheus:9090"}
     assert "prometheus" in services()
 
 
-def test_panels_lie_beside_one_another() -> None:
+def test_panels_do_not_overlap() -> None:
     panels = dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken: set[tuple[int, int]] = set()
@@ -224,22 +203,22 @@ def test_panels_lie_beside_one_another() -> None:
             for x in range(place["x"], place["x"] + place["w"])
             for y in range(place["y"], place["y"] + place["h"])
         }
-        assert max(x for x, _ in cells) < 24, "wider than the page"
+        assert max(x for x, _ in cells) < 24, "outside the grid"
         assert not cells & taken, f"{panel['title']} overlaps another"
         taken |= cells
 
 
-def test_alerts_say_what_they_mean() -> None:
+def test_alerts_have_annotations_and_a_severity() -> None:
     for rule in rules():
         if "alert" in rule:
             assert set(rule["annotations"]) == {"summary", "description"}
             assert rule["labels"]["severity"] in {"page", "warn"}
 
 
-def test_prometheus_asks_the_service_and_knows_its_rules() -> None:
+def test_prometheus_scrapes_the_service_and_loads_the_rules() -> None:
     content = load_yaml(FOLDER / "prometheus.yml")
     (job,) = content["scrape_configs"]
-    assert job["job_name"] == "tenfold", "the alerts name it"
+    assert job["job_name"] == "tenfold", "the alerts use this name"
     assert job["static_configs"] == [{"targets": ["tenfold:8000"]}]
     assert job.get("metrics_path", "/metrics") == "/metrics"
     assert "tenfold" in services()
@@ -248,12 +227,12 @@ def test_prometheus_asks_the_service_and_knows_its_rules() -> None:
 
 
 def mounts_of(service: str) -> list[tuple[str, str]]:
-    """Files and folders of the repository that a service is given, and where it finds them."""
+    """Bind mounts of a container: paths in the repository and in the container."""
     found = []
     for mount in services()[service].get("volumes", ()):
         source, target, *mode = mount.split(":")
         if source.startswith("."):
-            assert mode == ["ro"], f"{mount} may be written"
+            assert mode == ["ro"], f"{mount} is writable"
             found.append((source, target))
     return found
 
@@ -263,10 +242,10 @@ def test_every_mounted_file_exists_and_all_are_mounted() -> None:
     assert all(path.exists() for path in mounted)
     for path in FOLDER.rglob("*"):
         if path.is_file():
-            assert any(path == mount or mount in path.parents for mount in mounted), f"nobody is given {path.name}"
+            assert any(path == mount or mount in path.parents for mount in mounted), f"{path.name} is not mounted"
 
 
-def test_grafana_finds_its_dashboard() -> None:
+def test_grafana_loads_the_dashboard() -> None:
     mounts = dict(mounts_of("grafana"))
     folder = mounts["./observability/grafana/dashboards"]
     (provider,) = load_yaml(FOLDER / "grafana" / "providers" / "tenfold.yml")["providers"]
@@ -293,13 +272,13 @@ def test_ports_are_bound_to_loopback() -> None:
         assert all(port.startswith(LOOPBACK) for port in service["ports"]), name
 
 
-def test_without_the_profile_only_the_service_comes_up() -> None:
+def test_without_the_profile_only_the_service_starts() -> None:
     assert [name for name, service in services().items() if "profiles" not in service] == ["tenfold"]
     assert {profile for service in services().values() for profile in service.get("profiles", ())} == {"observability"}
     assert not services()["tenfold"].get("depends_on")
 
 
-def test_images_are_pinned_and_may_do_little() -> None:
+def test_container_images_are_pinned_and_unprivileged() -> None:
     for name, service in services().items():
         if "build" not in service:
             tag = service["image"].partition(":")[2]

@@ -1,7 +1,6 @@
 """The training command: python -m model.train --recipe NAME."""
 
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 from model.commands.exits import exit_codes
 from model.engines.base import DeviceName
 from model.nets.resnet import Stem
+from model.nets.zoo import BUILDERS
 from model.training.recipes import RECIPES, recipe_named
 
 _RECIPES_HELP = "\n\n".join(f"{recipe.name}: {recipe.summary}." for recipe in RECIPES.values())
@@ -23,7 +23,7 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the order and the augmentation.")] = 0,
     device: Annotated[DeviceName, typer.Option(help="Device to train on; auto uses CUDA if available.")] = "auto",
     network: Annotated[
-        str | None, typer.Option(help="Network, instead of the recipe's: resnet18 to resnet152.")
+        str | None, typer.Option(help=f"Network, instead of the recipe's: {', '.join(BUILDERS)}.")
     ] = None,
     stem: Annotated[Stem | None, typer.Option(help="Stem of the network, instead of the recipe's.")] = None,
     init: Annotated[
@@ -43,7 +43,7 @@ def main(
         from model.training.run import train_bundle
 
         chosen = recipe_named(recipe)
-        chosen = replace(chosen, network=network or chosen.network, stem=stem or chosen.stem)
+        chosen = chosen.with_network(network or chosen.network, **({"stem": stem} if stem else {}))
         if epochs is not None:
             chosen = chosen.lasting(epochs)
         folder = run or Path("runs") / recipe

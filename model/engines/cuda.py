@@ -1,25 +1,23 @@
 """PyTorch on CUDA: forward passes of a few batch sizes, captured once as CUDA graphs and replayed for every batch."""
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.card import InputSpec
-from model.engines.base import Outputs, passes
+from model.engines.base import Outputs
+from model.engines.conversion import exact_float32, fuse_batch_norms, trace
+from model.engines.passes import split
 from model.errors import EngineError
-from model.nets.resnet import ResNet
-from model.nets.zoo import map_size
+from model.nets.base import Network
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 # Most pixels in one forward pass: with 64 channels of 16 bits a layer of that many holds 128 MiB, and about four
 # layers are alive at once.
 _MOST_PIXELS = 2**20
-# As often as PyTorch's notes on CUDA graphs run a network before it is captured.
+# The number of passes before a capture in PyTorch's notes on CUDA graphs.
 _WARM_UPS = 3
 
 
@@ -27,17 +25,16 @@ class CudaEngine:
     """A network in evaluation mode, as CUDA graphs.
 
     At small batches a ResNet-18 is so short on a GPU that it waits for Python to launch its kernels; a graph launches
-    all of them at once. A graph has one batch size, so a batch is filled up to the next one, and a batch larger than
-    the largest is split (`passes`). Pixels cross the bus as bytes, from pinned memory; the network computes in
-    bfloat16, or in float16 where the card has no bfloat16, with each BatchNorm folded into its convolution; the head
-    computes in float32.
+    all of them at once. A graph has one batch size, so a batch is padded to the next one, and a batch larger than the
+    largest is split. Pixels cross the bus as bytes, from pinned memory. The features are computed in bfloat16, or in
+    float16 if the GPU has no bfloat16, with each BatchNorm folded into its convolution; the head computes in float32.
 
-    The engine may be called from another thread than the one that constructed it, but from one at a time. It keeps
-    the memory of its largest graph (`graph_sizes`) for as long as it lives.
+    The engine can be called from another thread than the one that constructed it, but from one at a time. It keeps the
+    memory of its largest graph (`graph_sizes`) as long as it lives.
 
     Args:
         net: the engine keeps and converts it.
-        spec: mean, std and crop of the card. The graphs are of pictures of crop x crop.
+        spec: mean, std and crop of the card. The graphs are for images of crop x crop pixels.
 
     Raises:
         EngineError: there is no CUDA device, or the graphs cannot be captured on it.
@@ -46,16 +43,18 @@ class CudaEngine:
     name = "torch"
     device: str
     precision: str
+    preferred_batch: int
 
-    def __init__(self, net: ResNet, spec: InputSpec) -> None:
+    def __init__(self, net: Network, spec: InputSpec) -> None:
         require_cuda()
         self._sizes = graph_sizes(spec.crop)
+        self.preferred_batch = self._sizes[-1]
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         try:
             self._load(net, spec)
             with torch.inference_mode():
                 self._capture()
-            for size in self._sizes:  # a graph's first launch uploads it: not while the first request waits
+            for size in self._sizes:  # a graph's first launch uploads it: before the first request
                 self.run(np.zeros((size, spec.crop, spec.crop, 3), np.uint8))
         except RuntimeError as error:  # out of memory is one, too
             reason = str(error).partition("\n")[0]
@@ -64,26 +63,27 @@ class CudaEngine:
             ) from error
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
-        """One forward pass over uint8[N, crop, crop, 3], or several if N is larger than the largest graph.
+        """Run the network on uint8[N, crop, crop, 3], in several passes if N is larger than the largest graph.
 
-        The arrays returned are the caller's own: no later call writes to them.
+        No later call writes to the returned arrays.
 
         Raises:
-            EngineError: the pixels are of another shape or type.
+            EngineError: the pixels have another shape or type.
         """
-        _, *picture = self._staged.shape
-        if list(pixels.shape[1:]) != picture or pixels.dtype != np.uint8:
+        _, *image = self._staged.shape
+        if list(pixels.shape[1:]) != image or pixels.dtype != np.uint8:
             raise EngineError(
-                f"the CUDA graphs take uint8[N, {', '.join(map(str, picture))}], not {pixels.dtype}{list(pixels.shape)}"
+                f"the CUDA graphs take uint8[N, {', '.join(map(str, image))}], not {pixels.dtype}{list(pixels.shape)}"
             )
         rows = np.empty((len(pixels), self._landed.shape[1]), np.float32)
         start = 0
-        # Both are settings of a thread, and this need not be the one that captured the graphs.
+        # Both are settings of a thread, and this can be another thread than the one that captured the graphs.
         with torch.inference_mode(), torch.cuda.stream(self._stream):
-            for count, size in passes(len(pixels), self._sizes):
+            # As few passes as possible: the overhead is more than any padding.
+            for count, size in split(len(pixels), self._sizes, overhead=self._sizes[-1]):
                 stop = start + count
                 self._staged[:count] = pixels[start:stop]
-                # Whatever an earlier batch left in the rows up to `size` is computed with, and not fetched.
+                # The rows from `count` to `size` hold images of an earlier batch. They are computed, but not returned.
                 self._pixels[:count].copy_(self._staging[:count], non_blocking=True)
                 self._graphs[size].replay()
                 self._landing[:count].copy_(self._outputs[:count], non_blocking=True)
@@ -91,65 +91,71 @@ class CudaEngine:
                 rows[start:stop] = self._landed[:count]
                 start = stop
         logits, features, maps = np.split(rows, self._ends, axis=1)
-        return Outputs(logits, features, maps.reshape(len(pixels), logits.shape[1], *self._cells))
+        return Outputs(logits, features, maps.reshape(len(pixels), *self._maps) if self._maps else None)
 
-    def _load(self, net: ResNet, spec: InputSpec) -> None:
-        """Bring the network to the device, and make the buffers that every graph reads from and writes to."""
+    def _load(self, net: Network, spec: InputSpec) -> None:
+        """Move the network to the device, and allocate the buffers that every graph reads from and writes to."""
         device = torch.device("cuda", torch.cuda.current_device())
         self.device = torch.cuda.get_device_name(device)
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         self.precision = "bfloat16" if native else "float16"
         self._dtype = torch.bfloat16 if native else torch.float16
 
-        self._cells = map_size(net, spec.crop)
-        self._net = fold_batch_norms(net.eval())
-        for module in self._net.modules():
-            if isinstance(module, nn.Conv2d):  # the head is too small to be worth a loss
-                module.to(self._dtype)
+        self._net = net.eval()
+        traced = trace(self._net, spec.crop)
+        for layer in (*fuse_batch_norms(self._net, traced.fusible), *traced.layers):
+            layer.to(self._dtype)
         self._net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._mean = torch.tensor(spec.mean, device=device)[:, None, None] * 255
         self._std = torch.tensor(spec.std, device=device)[:, None, None] * 255
 
-        largest, classes, width = self._sizes[-1], net.fc.out_features, net.fc.in_features
-        pictures = (largest, spec.crop, spec.crop, 3)
-        self._ends = (classes, classes + width)  # of logits and features; maps are the rest of a row
-        rows = (largest, classes + width + classes * math.prod(self._cells))  # to come back in one copy
-        self._staging = torch.zeros(pictures, dtype=torch.uint8, pin_memory=True)
-        self._pixels = torch.zeros(pictures, dtype=torch.uint8, device=device)
+        logits, features, maps = traced.out
+        largest, classes, width = self._sizes[-1], logits.shape[1], features.shape[1]
+        images = (largest, spec.crop, spec.crop, 3)
+        self._maps = () if maps is None else tuple(maps.shape[1:])
+        self._ends = (classes, classes + width)  # of logits and features; the maps are the rest of a row
+        # One row holds all outputs of an image, so that they come back in one copy.
+        rows = (largest, classes + width + (math.prod(self._maps) if self._maps else 0))
+        self._staging = torch.zeros(images, dtype=torch.uint8, pin_memory=True)
+        self._pixels = torch.zeros(images, dtype=torch.uint8, device=device)
         self._outputs = torch.zeros(rows, device=device)
         self._landing = torch.zeros(rows, pin_memory=True)
         self._staged: NDArray[np.uint8] = self._staging.numpy()
         self._landed: NDArray[np.float32] = self._landing.numpy()
 
-        # What is above was ordered on the thread's own stream.
+        # All of the above was issued on the thread's own stream.
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def _capture(self) -> None:
         """Capture a graph of every size, after https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 
-        They share a memory pool, which is safe because they are replayed on one stream, one after the other, and
-        leave nothing in it that is read later: what goes in and comes out has its own buffers. The largest is captured
-        first, so that the others fit into what it took.
+        The graphs share a memory pool. That is safe because they are replayed on one stream, one after the other, and
+        their inputs and outputs have buffers of their own. The largest is captured first, so that the others fit into
+        its memory.
         """
         pool = torch.cuda.graph_pool_handle()
         for size in reversed(self._sizes):
-            # On the stream of the capture: libraries choose their algorithms and take their workspaces by stream.
+            # On the stream of the capture: libraries choose algorithms and allocate workspaces for each stream.
             with torch.cuda.stream(self._stream):
                 for _ in range(_WARM_UPS):
                     self._forward(size)
             graph = torch.cuda.CUDAGraph()
-            # thread_local: another classifier may be at work in another thread, and neither is to fail for it.
+            # thread_local: another classifier can run in another thread, and neither must fail because of the other.
             with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                 self._forward(size)
             self._graphs[size] = graph
 
     def _forward(self, size: int) -> None:
-        """Order the work of one forward pass over the first `size` pictures: no copy to or from the CPU, no wait."""
+        """Issue one forward pass over the first `size` images, without a copy to or from the CPU and without a wait."""
         batch = self._pixels[:size].permute(0, 3, 1, 2)
         batch = ((batch - self._mean) / self._std).to(self._dtype, memory_format=torch.channels_last)
-        logits, features, maps = self._net.head(self._net.stages(batch).float())
-        torch.cat((logits, features, maps.flatten(1)), dim=1, out=self._outputs[:size])
+        with exact_float32():
+            with torch.autocast("cuda", self._dtype, cache_enabled=False):
+                features = self._net.forward_features(batch)
+            logits, pooled, maps = self._net.forward_head(features.float())
+        parts = (logits, pooled) if maps is None else (logits, pooled, maps.flatten(1))
+        torch.cat(parts, dim=1, out=self._outputs[:size])
 
 
 def require_cuda() -> None:
@@ -161,23 +167,9 @@ def require_cuda() -> None:
 
 
 def graph_sizes(crop: int) -> tuple[int, ...]:
-    """The batch sizes that are captured for pictures of crop x crop pixels, smallest first.
+    """The batch sizes that are captured for images of crop x crop pixels, smallest first.
 
     They are the powers of two from 1 to 128 whose batch has at most 2^20 pixels: up to 128 at 32 x 32, up to 16 at
-    224 x 224, where a ResNet-18 that does not shrink its input first takes about half a GiB. There is always 1.
+    224 x 224, where a ResNet-18 whose stem keeps the image size takes about half a GiB. 1 is always among them.
     """
     return tuple(size for size in _SIZES if size == 1 or size * crop**2 <= _MOST_PIXELS)
-
-
-def fold_batch_norms(net: ResNet) -> ResNet:
-    """Fold every BatchNorm into the convolution before it: one multiplication and its rounding less.
-
-    Every convolution of model/nets is registered just before its BatchNorm. The network is altered and returned; it
-    must be in evaluation mode.
-    """
-    for module in list(net.modules()):
-        for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
-                setattr(module, norm_name, nn.Identity())
-    return net

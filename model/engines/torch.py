@@ -1,26 +1,27 @@
-"""PyTorch, a kernel at a time: on the CPU in bfloat16 or float32, whichever is faster there. On CUDA see cuda.py."""
+"""PyTorch, kernel by kernel: on the CPU in bfloat16 or float32, whichever is faster there. For CUDA see cuda.py."""
 
 import time
+from contextlib import nullcontext
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import nn
 
 from model.bundle import Bundle
 from model.card import WEIGHTS_FILE, InputSpec
 from model.engines.base import DeviceName, Engine, Outputs
+from model.engines.conversion import exact_float32, trace
 from model.engines.cuda import CudaEngine, require_cuda
 from model.errors import CardError, IntegrityError, RecipeError
-from model.nets.resnet import ResNet
+from model.nets.base import Network
 from model.nets.zoo import build
 
 Precision = Literal["auto", "bfloat16", "float32"]
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
-# Images in the batch that decides the precision, and how often each is timed.
+# Images in the batch that decides the precision, and the number of times that each precision runs it.
 _TRIAL_BATCH = 4
 _TRIALS = 3
 
@@ -28,27 +29,32 @@ _TRIALS = 3
 class TorchEngine:
     """A network in evaluation mode.
 
+    In bfloat16 the features are computed under autocast, with the weights of convolutions and linear layers stored in
+    bfloat16; normalisation layers keep float32 parameters. The head computes in float32.
+
     Args:
         net: the engine keeps and converts it.
         spec: mean, std and crop of the card.
-        device: "auto" takes CUDA where there is one.
-        precision: "auto" takes bfloat16 on CUDA, and on a CPU what a short trial finds faster.
+        device: "auto" is CUDA if there is a device, else the CPU.
+        precision: "auto" is bfloat16 on CUDA; on a CPU, the faster one in a short trial.
 
     Raises:
-        EngineError: there is no CUDA device and "cuda" was asked for.
+        EngineError: the device is "cuda" and there is none.
     """
 
     name = "torch"
+    preferred_batch = 32
     device: str
     precision: str
 
     def __init__(
-        self, net: ResNet, spec: InputSpec, *, device: DeviceName = "auto", precision: Precision = "auto"
+        self, net: Network, spec: InputSpec, *, device: DeviceName = "auto", precision: Precision = "auto"
     ) -> None:
         self._device = torch.device(_available(device))
         self._mean = torch.tensor(spec.mean, device=self._device) * 255
         self._std = torch.tensor(spec.std, device=self._device) * 255
         self._net = net.eval().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._layers = trace(self._net, spec.crop).layers
         self._trial = np.full((_TRIAL_BATCH, spec.crop, spec.crop, 3), 128, np.uint8)
         if precision == "auto":
             precision = self._faster()
@@ -56,11 +62,11 @@ class TorchEngine:
         self.precision = precision
         on_gpu = self._device.type == "cuda"
         self.device = torch.cuda.get_device_name(self._device) if on_gpu else "cpu"
-        self.run(self._trial)  # warmed up before the first request
+        self.run(self._trial)  # warm-up before the first request
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, device: DeviceName = "auto", threads: int = 0) -> Engine:
-        """The engine that serves the bundle: this one on a CPU, `CudaEngine` on CUDA.
+        """The engine that serves the bundle: this class on a CPU, `CudaEngine` on CUDA.
 
         Raises:
             CardError: the card names a network that does not exist.
@@ -75,19 +81,20 @@ class TorchEngine:
         return cls(net, bundle.card.input, device="cpu")
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
-        with torch.inference_mode():
+        lower = self._dtype != torch.float32
+        with torch.inference_mode(), exact_float32() if self._device.type == "cuda" else nullcontext():
             batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float()
             batch = (batch - self._mean[:, None, None]) / self._std[:, None, None]
-            batch = batch.to(self._dtype, memory_format=torch.channels_last)
-            out = self._net.head(self._net.stages(batch).float())
-            return Outputs(*(part.cpu().numpy() for part in out))
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self._device.type, self._dtype, enabled=lower):
+                features = self._net.forward_features(batch)
+            logits, pooled, maps = self._net.forward_head(features.float())
+            return Outputs(logits.cpu().numpy(), pooled.cpu().numpy(), None if maps is None else maps.cpu().numpy())
 
     def _use(self, precision: str) -> None:
         self._dtype = _DTYPES[precision]
-        for module in self._net.modules():
-            # Only these: running statistics lose too much in bfloat16, and the head is too small to be worth a loss.
-            if isinstance(module, nn.Conv2d):
-                module.to(self._dtype)
+        for layer in self._layers:
+            layer.to(self._dtype)
 
     def _faster(self) -> Precision:
         if self._device.type == "cuda":
@@ -110,7 +117,7 @@ class TorchEngine:
         return time.perf_counter() - began
 
 
-def load_network(bundle: Bundle) -> ResNet:
+def load_network(bundle: Bundle) -> Network:
     """Build the card's network and load the bundle's weights into it.
 
     Raises:

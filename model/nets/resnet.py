@@ -1,16 +1,16 @@
-"""Residual networks: ResNet-18/34/50/101/152 with a stem for 32 x 32 or for 224 x 224 pictures.
+"""Residual networks: ResNet-18/34/50/101/152 with a stem for images of 32 x 32 or of 224 x 224.
 
 Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv:1512.03385), in the
 form of torchvision: a bottleneck strides in its 3x3 convolution. Parameter names are torchvision's, so its
 pretrained state dicts load as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.nets.base import PooledNetwork
 
 Stem = Literal["cifar", "imagenet"]
 
@@ -77,7 +77,7 @@ class Bottleneck(nn.Module):
         return activated
 
 
-class ResNet(nn.Module):
+class ResNet(PooledNetwork):
     """Four stages of residual blocks, global average pooling and a linear head.
 
     Args:
@@ -116,7 +116,6 @@ class ResNet(nn.Module):
         self.layer2 = self._stage(block, width * 2, depths[1], 2, conv_bias)
         self.layer3 = self._stage(block, width * 4, depths[2], 2, conv_bias)
         self.layer4 = self._stage(block, width * 8, depths[3], 2, conv_bias)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(width * 8 * block.expansion, num_classes)
 
         for module in self.modules():
@@ -138,30 +137,14 @@ class ResNet(nn.Module):
             self._in_channels = channels * block.expansion
         return nn.Sequential(*blocks)
 
-    def stages(self, x: Tensor) -> Tensor:
-        """Normalised pictures, float[N, 3, H, W], to what the last stage gives, float[N, D, h, w]."""
+    def forward_features(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        last: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return last
+        features: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return features
 
-    def features(self, x: Tensor) -> Tensor:
-        """Normalised pictures, float[N, 3, H, W], to the penultimate features, float[N, D]."""
-        return torch.flatten(self.avgpool(self.stages(x)), 1)
+    def get_classifier(self) -> nn.Linear:
+        return self.fc
 
-    def head(self, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the last stage gives, float[N, D, h, w], to logits, features and maps.
-
-        Returns:
-            logits: float[N, C].
-            features: penultimate, float[N, D].
-            maps: what each cell adds to each logit (Zhou et al. 2016, arXiv:1512.04150), float[N, C, h, w]; with the
-                bias they sum to the logits.
-        """
-        features = torch.flatten(self.avgpool(last), 1)
-        cells = F.linear(last.movedim(1, -1), self.fc.weight).movedim(-1, 1)
-        return self.fc(features), features, cells / (last.shape[2] * last.shape[3])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised pictures, float[N, 3, H, W], to logits, float[N, C]."""
-        logits: Tensor = self.fc(self.features(x))
-        return logits
+    def muon_parameters(self) -> Collection[str]:
+        # The first convolution is one of them, as in the runs that chose the recipes.
+        return {name for name, parameter in self.named_parameters() if parameter.ndim == 4}

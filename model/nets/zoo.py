@@ -1,17 +1,15 @@
-"""Name -> network. To add one: write its builder and give it a line in `BUILDERS`."""
+"""Name -> network. To add one, write its builder and add it to `BUILDERS` (see CONTRIBUTING.md)."""
 
-import copy
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-from torch import nn
-
 from model.errors import RecipeError
+from model.nets.base import Network
 from model.nets.resnet import BasicBlock, Bottleneck, ResNet
 
-BUILDERS: Mapping[str, Callable[..., ResNet]] = {
+BUILDERS: dict[str, Callable[..., Network]] = {
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
     "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
@@ -20,42 +18,38 @@ BUILDERS: Mapping[str, Callable[..., ResNet]] = {
 }
 
 
-def build(name: str, **arguments: Any) -> ResNet:
-    """Build the network `name` with freshly drawn weights.
+def build(name: str, **arguments: Any) -> Network:
+    """Build the network `name` with new random weights.
 
     Args:
         name: a key of `BUILDERS`.
-        **arguments: the builder's own keyword arguments, such as `num_classes` and `stem`.
+        **arguments: the builder's keyword arguments: `num_classes`, and others such as `stem`.
 
     Raises:
         RecipeError: there is no such network, or it does not take these arguments.
     """
-    if name not in BUILDERS:
-        raise RecipeError(f"there is no network {name!r}: choose one of {', '.join(BUILDERS)}")
+    builder = _builder(name)
     try:
-        return BUILDERS[name](**arguments)
+        return builder(**arguments)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"the network {name!r} cannot be built: {error}") from error
 
 
-def count_parameters(net: nn.Module) -> int:
-    """How many learned numbers the network holds."""
-    return sum(parameter.numel() for parameter in net.parameters())
+def accepts(name: str, argument: str) -> bool:
+    """Whether the builder of the network `name` takes this keyword argument.
+
+    Raises:
+        RecipeError: there is no such network.
+    """
+    parameters = inspect.signature(_builder(name)).parameters.values()
+    return any(
+        parameter.kind is parameter.VAR_KEYWORD
+        or (parameter.name == argument and parameter.kind is not parameter.POSITIONAL_ONLY)
+        for parameter in parameters
+    )
 
 
-def map_size(net: ResNet, side: int) -> tuple[int, int]:
-    """Rows and columns of the maps of a picture of side x side."""
-    shapes = copy.deepcopy(net).float().eval().to("meta")  # knows shapes without computing
-    with torch.inference_mode():
-        rows, columns = shapes.stages(torch.zeros(1, 3, side, side, device="meta")).shape[2:]
-    return rows, columns
-
-
-def count_multiply_adds(net: nn.Module, side: int) -> int:
-    """Multiply-adds of one forward pass over one picture of side x side, convolutions and linear layers only."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    shapes = copy.deepcopy(net).eval().to("meta")  # counts without computing
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        shapes(torch.zeros(1, 3, side, side, device="meta"))
-    return int(counter.get_total_flops()) // 2
+def _builder(name: str) -> Callable[..., Network]:
+    if name not in BUILDERS:
+        raise RecipeError(f"there is no network {name!r}: choose one of {', '.join(BUILDERS)}")
+    return BUILDERS[name]

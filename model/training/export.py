@@ -26,11 +26,12 @@ from model.card import (
 from model.classifier import SELF_TEST_IMAGES, self_test_pixels
 from model.engines.base import DeviceName, Engine
 from model.engines.torch import TorchEngine
-from model.nets.zoo import build, count_multiply_adds, count_parameters
+from model.nets.base import count_multiply_adds, count_parameters
+from model.nets.zoo import build
 from model.training.calibrate import UNCALIBRATED, fit_out_of_distribution, fit_temperature
 from model.training.data import DataSet
 from model.training.evaluate import Progress, assess, mistakes, outputs, reliability
-from model.training.loop import Run, network_arguments
+from model.training.loop import Run
 from model.training.report.plots import plots
 from model.training.report.readme import README_FILE, readme
 
@@ -66,7 +67,7 @@ def export(
         SaveError: the folder exists or cannot be written. No partial folder remains.
     """
     recipe = run.recipe
-    arguments = network_arguments(recipe, len(data.labels))
+    arguments = recipe.network_arguments(len(data.labels))
     state = to_storage_dtype(run.net.state_dict())
     weights = to_safetensors(state)
     net = build(recipe.network, **arguments)

@@ -19,6 +19,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.errors import RecipeError, SaveError, TrainingError
 from model.image import test_transform
+from model.nets.base import Network
+from model.nets.check import check_network
 from model.nets.zoo import build
 from model.training import checkpoint
 from model.training.augment import normalise, training_batch
@@ -27,6 +29,10 @@ from model.training.matmul_conv import use_matmul_convolutions
 from model.training.muon import Muon
 from model.training.pretrained import Init, start_from
 from model.training.recipes import Recipe
+
+# Added to an epoch's seed for the numbers that the network draws, so that they differ from those of the augmentation.
+# PyTorch's generator on the CPU uses the lower 32 bits of a seed.
+_NETWORK_STREAM = 2**31
 
 
 class Observer(Protocol):
@@ -73,11 +79,6 @@ def learning_rate(recipe: Recipe, epoch: int, fraction: float) -> float:
     return recipe.lr * (left if recipe.schedule == "triangular" else 0.5 - 0.5 * math.cos(math.pi * left))
 
 
-def network_arguments(recipe: Recipe, num_classes: int) -> dict[str, Any]:
-    """The builder's keyword arguments that decide the shape of the recipe's network."""
-    return {"num_classes": num_classes, "stem": recipe.stem, "width": recipe.width, "conv_bias": recipe.conv_bias}
-
-
 def train(
     recipe: Recipe,
     data: DataSet,
@@ -91,8 +92,9 @@ def train(
 ) -> Run:
     """Train the recipe's network, saving the run to folder/checkpoint.pt after every epoch.
 
-    All random numbers of an epoch come from the seed and the epoch's number, so a resumed run repeats exactly what
-    an undisturbed one would have done.
+    All random numbers of an epoch come from the seed and the epoch's number, so a resumed run repeats exactly what an
+    undisturbed one would have done. That includes the numbers that a network draws itself, as for dropout: PyTorch's
+    global generators are seeded at the start of each epoch.
 
     Args:
         recipe: what to compute.
@@ -106,7 +108,8 @@ def train(
 
     Raises:
         SaveError: the folder holds a run already, or cannot be written.
-        RecipeError: the checkpoint is of another recipe, seed or selection of data.
+        RecipeError: the network breaks the contract of model/nets/base.py, `init` belongs to another network, or the
+            checkpoint belongs to another recipe, seed or selection of data.
         TrainingError: there is nothing to resume, or the loss is no longer finite.
     """
     saved = folder / "checkpoint.pt"
@@ -114,9 +117,8 @@ def train(
         raise SaveError(f"{folder} holds a run already: go on with --resume, or choose another --run")
 
     torch.manual_seed(seed)
-    net = build(
-        recipe.network, zero_init_residual=recipe.zero_init_residual, **network_arguments(recipe, len(data.labels))
-    )
+    net = build(recipe.network, **recipe.network_arguments(len(data.labels)))
+    check_network(net, recipe.input_spec(), num_classes=len(data.labels), sides=recipe.sides())
     if init is not None:
         start_from(net, init.state)
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -156,6 +158,7 @@ def train(
     for epoch in range(len(run.history), recipe.epochs):
         began = time.monotonic()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        torch.manual_seed(seed * 1_000_003 + epoch + _NETWORK_STREAM)
         order, weights = selection(scores, recipe, epoch=epoch, generator=generator)
         net.train()
         recent = None
@@ -223,15 +226,23 @@ def train(
     return run
 
 
-def optimizers_for(net: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """What trains `net`: SGD, and Muon for the filters where the recipe has it.
+def optimizers_for(net: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """The optimizers of `net`: SGD, and Muon for the network's `muon_parameters` if the recipe uses it.
 
-    Each parameter group has a `scale`, by which the run's rate is multiplied.
+    Each parameter group has a `scale`, by which the learning rate of the run is multiplied.
     """
-    filters = [weight for weight in net.parameters() if weight.ndim == 4] if recipe.muon_lr else []
-    rest = [weight for weight in net.parameters() if weight.ndim != 4] if filters else list(net.parameters())
+    turned = set(net.muon_parameters()) if recipe.muon_lr else set()
+    exempt = set(net.no_weight_decay()) - turned
+    filters: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in net.named_parameters():
+        (filters if name in turned else plain if name in exempt else rest).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": rest, "scale": 1.0}]
+    if plain:
+        groups.append({"params": plain, "scale": 1.0, "weight_decay": 0.0})
     sgd = torch.optim.SGD(
-        [{"params": rest, "scale": 1.0}],
+        groups,
         lr=recipe.lr,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,

@@ -1,4 +1,4 @@
-"""Starting from somebody's weights, such as torchvision's for ImageNet."""
+"""Initial weights from a file, such as torchvision's for ImageNet."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,14 +6,15 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.errors import RecipeError
+from model.nets.base import Network
 
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """A state dict to start from, and the SHA-256 of its file."""
+    """An initial state dict and the SHA-256 of its file."""
 
     state: dict[str, Tensor]
     sha256: str
@@ -23,7 +24,7 @@ def read_state_dict(path: Path) -> Init:
     """Read a state dict from a .safetensors file, or from one that torch.save wrote.
 
     Raises:
-        RecipeError: it is missing, or is no state dict of tensors.
+        RecipeError: the file is missing, or is not a state dict of tensors.
     """
     if not path.is_file():
         raise RecipeError(f"there is no file {path}: give --init a state dict (.pth or .safetensors)")
@@ -38,23 +39,25 @@ def read_state_dict(path: Path) -> Init:
     return Init(state, sha256)
 
 
-def start_from(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a state dict into `net`; a head (`fc`) of another number of classes stays as it was drawn.
+def start_from(net: Network, state: dict[str, Tensor]) -> None:
+    """Load a state dict into `net`.
+
+    The classifier keeps its random weights if the state dict has one of another size, or none.
 
     Raises:
-        RecipeError: the state dict is of another network.
+        RecipeError: the state dict belongs to another network.
     """
     own = net.state_dict()
-    head = {"fc.weight", "fc.bias"}
+    head = net.classifier_keys()
     if any(key in state and state[key].shape != own[key].shape for key in head):
         state = {key: value for key, value in state.items() if key not in head}
     wrong = sorted((own.keys() ^ state.keys()) - head)
     wrong += [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    # Old checkpoints lack the counters, which nothing reads.
+    # Old checkpoints lack these counters, and nothing reads them.
     wrong = [key for key in wrong if not key.endswith("num_batches_tracked")]
     if wrong:
         raise RecipeError(
-            f"--init is of another network ({len(wrong)} tensors differ, such as {wrong[0]}): "
+            f"--init belongs to another network ({len(wrong)} tensors differ, such as {wrong[0]}): "
             "choose its --network and --stem"
         )
     net.load_state_dict(state, strict=False)

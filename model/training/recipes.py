@@ -1,12 +1,15 @@
 """The training recipes, each a frozen record. To add one: another entry in `RECIPES`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from model.card import InputSpec
 from model.errors import RecipeError
-from model.nets.resnet import Stem
+from model.nets.zoo import accepts
+
+# A value that JSON can hold, as card.json has them.
+Argument = bool | int | float | str | None
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -27,10 +30,8 @@ class Recipe:
     """What is evaluated after each epoch. Only the article's recipe looks at the test set before the end."""
 
     network: str = "resnet18"
-    stem: Stem = "cifar"
-    width: int = 64
-    conv_bias: bool = False
-    zero_init_residual: bool = False
+    arguments: Mapping[str, Argument] = field(default_factory=dict, hash=False)
+    """Keyword arguments of the network's builder, without `num_classes`."""
 
     resize: int = 32
     """Side that a picture's shorter side is resized to, in training and test, pixels."""
@@ -84,6 +85,25 @@ class Recipe:
     matmul_side: int = 0
     """On a CPU, run 3x3 convolutions whose output is at most this many pixels wide as one matrix product."""
 
+    def network_arguments(self, num_classes: int) -> dict[str, Argument]:
+        """All keyword arguments of the network's builder."""
+        return {"num_classes": num_classes, **self.arguments}
+
+    def with_network(self, network: str, **arguments: Argument) -> "Recipe":
+        """The same recipe for another network, or for other arguments of its builder.
+
+        The recipe's own arguments are kept where the builder of `network` takes them.
+
+        Raises:
+            RecipeError: there is no such network.
+        """
+        kept = {name: value for name, value in self.arguments.items() if accepts(network, name)}
+        return replace(self, network=network, arguments={**kept, **arguments})
+
+    def sides(self) -> set[int]:
+        """Every side in pixels that training images have in some epoch."""
+        return {self.side_at(epoch) for epoch in range(self.epochs)}
+
     def side_at(self, epoch: int) -> int:
         """Side in pixels of the training pictures in the given epoch, counted from 0."""
         return next((side for first, side in reversed(self.sizes) if epoch >= first), self.crop)
@@ -106,7 +126,7 @@ class Recipe:
 QUICK = Recipe(
     name="quick",
     summary="16 epochs, small pictures first, easy ones left out: under two hours on two cores",
-    zero_init_residual=True,
+    arguments={"stem": "cifar", "width": 64, "zero_init_residual": True},
     zoom=1.2,
     flip="alternating",
     sizes=((0, 20), (5, 24), (10, 28), (12, 32)),
@@ -140,6 +160,7 @@ RESTART = replace(
 STANDARD = Recipe(
     name="standard",
     summary="80 epochs at 32 x 32 with cutout: for a GPU",
+    arguments={"stem": "cifar", "width": 64},
     epochs=80,
     batch_size=500,
     lr=1.0,
@@ -156,7 +177,8 @@ RECIPES: Mapping[str, Recipe] = {
             summary="seconds on a CPU, a narrow network on synthetic pictures: shows that the parts fit",
             data="synthetic",
             holdout=50,
-            width=16,  # at 8, oneDNN 3.13 corrupts memory in the backward pass of odd batches on two threads
+            # At width 8, oneDNN 3.13 corrupts memory in the backward pass of odd batches on two threads.
+            arguments={"stem": "cifar", "width": 16},
             epochs=8,
             batch_size=25,
             lr=0.1,
@@ -193,7 +215,7 @@ RECIPES: Mapping[str, Recipe] = {
             summary="the article to the letter: 300 epochs at 224 x 224, months on a CPU",
             holdout=0,
             watch="test",
-            conv_bias=True,
+            arguments={"stem": "cifar", "width": 64, "conv_bias": True},
             resize=256,
             crop=224,
             pad=0,

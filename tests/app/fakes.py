@@ -91,6 +91,7 @@ class FakeEngine:
     name = "fake"
     device = "cpu"
     precision = "float32"
+    preferred_batch = 32
 
     def __init__(self) -> None:
         self.batches: list[int] = []

@@ -18,12 +18,13 @@ from model.calibration import class_mean_cosine, in_distribution, softmax
 from model.classifier import Classifier, Prediction, self_test_pixels
 from model.engines.base import Outputs
 from model.errors import CardError, EngineError, IntegrityError
+from tests.conftest import maps_of
 
 
 class Fixed:
     """An engine that always gives the same outputs, and keeps what it saw."""
 
-    name, device, precision = "fixed", "cpu", "float32"
+    name, device, precision, preferred_batch = "fixed", "cpu", "float32", 32
 
     def __init__(self, answer: Outputs) -> None:
         self.answer = answer
@@ -185,7 +186,7 @@ def test_the_self_test_looks_at_the_features(tiny_classifier: Classifier, right:
 
 
 def test_the_self_test_looks_at_the_maps(tiny_classifier: Classifier, right: Outputs) -> None:
-    logits, features, maps = right
+    logits, features, maps = right.logits, right.features, maps_of(right)
     classifier_with(tiny_classifier, logits, features, maps).self_test()
     for answer in (maps[:-1], maps[:, :-1], maps[..., 0]):
         with pytest.raises(IntegrityError, match="self-test of tiny failed in its shapes on fixed"):

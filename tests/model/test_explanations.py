@@ -14,6 +14,7 @@ from model.engines.base import Outputs
 from model.image import test_transform as transform
 from model.training.data import load_cifar10_test
 from tests.app.running import ROOT
+from tests.conftest import maps_of
 
 # The mean colour of CIFAR-10, which says least.
 GREY = 125, 123, 114
@@ -38,7 +39,7 @@ def explained(classifier: model.Classifier, pictures: list[NDArray[np.uint8]]) -
     """The outputs, and the share of the likeliest class's positive map in each quarter, float32[N, 2, 2]."""
     spec = classifier.card.input
     out = classifier.engine.run(np.stack([transform(Image.fromarray(picture), spec) for picture in pictures]))
-    maps = np.maximum(out.maps[np.arange(len(pictures)), out.logits.argmax(1)], 0)
+    maps = np.maximum(maps_of(out)[np.arange(len(pictures)), out.logits.argmax(1)], 0)
     quarters = maps.reshape(-1, 2, 2, 2, 2).sum(axis=(2, 4))
     return out, quarters / quarters.sum(axis=(1, 2), keepdims=True)
 
@@ -64,15 +65,16 @@ def test_a_cat_in_a_corner_is_called_a_cat_for_what_is_in_that_corner(
     assert shipped.card.labels[out.logits[0].argmax()] == "cat"
     assert shares[0, *corner] == shares.max()
     assert shares[0, *corner] > 0.35  # measured: 0.43 to 0.55
-    row, column = np.unravel_index(out.maps[0, out.logits[0].argmax()].argmax(), (4, 4))
+    row, column = divmod(int(maps_of(out)[0, out.logits[0].argmax()].argmax()), 4)
     assert (row // 2, column // 2) == corner, "the hottest cell"
 
 
 def test_the_maps_of_every_view_add_up_to_its_logit(shipped: model.Classifier, cat_png: bytes) -> None:
     picture = model.preprocess(cat_png, shipped.card.input, max_pixels=10**6, views=model.MAX_VIEWS)
-    logits, _, maps = shipped.engine.run(picture.pixels)
+    out = shipped.engine.run(picture.pixels)
+    logits, maps = out.logits, maps_of(out)
     (prediction,) = shipped.classify([picture.pixels])
-    np.testing.assert_allclose(prediction.maps, maps, atol=1e-6)
+    np.testing.assert_allclose(maps_of(prediction), maps, atol=1e-6)
     bias = logits - maps.sum(axis=(2, 3))
     # The head's bias, the same for every view, but for its 8 bits.
     assert np.ptp(bias, axis=0).max() < 0.02 * np.abs(logits).max()

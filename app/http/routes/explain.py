@@ -17,7 +17,7 @@ from app.http.routes.predict import BINARY, WRONG, PredictParams, RequestTimeout
 from app.http.schemas import ExplainedView, Explanation, ModelName, image_result
 from app.http.upload import Upload
 from app.serving.service import ClassifiedImage, Service, service_of
-from model import ImageError, PreprocessedImage, overlay, png
+from model import EngineError, ImageError, PreprocessedImage, overlay, png
 
 router = APIRouter(tags=["explain"])
 
@@ -77,6 +77,8 @@ async def explain(
     def draw(upload: Upload, answer: ClassifiedImage) -> _Drawn:
         began = time.monotonic()
         chosen = answer.prediction.top_k(1)[0].index if index is None else index
+        if answer.prediction.maps is None:
+            raise EngineError(f"the network of {card.name} has no class-activation maps: send the image to /predict")
         maps = answer.prediction.maps[:, chosen]
         if asked.format == "json":
             found: list[ExplainedView] | bytes = _views(answer.picture, maps)

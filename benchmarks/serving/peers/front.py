@@ -22,6 +22,7 @@ class InstantEngine:
     name = "instant"
     device = "none"
     precision = "none"
+    preferred_batch = 32
 
     def __init__(self, card: ModelCard) -> None:
         self._logits = np.linspace(0, 1, len(card.labels), dtype=np.float32)

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from model.bundle import Bundle, open_bundle
 from model.card import InputSpec
 from model.engines.torch import load_network as load
-from model.nets.resnet import ResNet
+from model.nets.base import Network
 
 # As model/image.py has it, so that large pictures get the same answer.
 _DRAFT_MARGIN = 4
@@ -40,7 +40,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
-def load_network(opened: Bundle) -> ResNet:
+def load_network(opened: Bundle) -> Network:
     """The bundle's network in float32 on the CPU, in evaluation mode."""
     return load(opened).eval()
 

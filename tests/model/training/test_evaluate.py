@@ -80,7 +80,7 @@ SPEC = InputSpec(resize=48, crop=40, interpolation="bicubic", mean=(0.0, 0.0, 0.
 class Remembers:
     """An engine whose features are the mean colours, and which keeps what it saw."""
 
-    name, device, precision = "remembers", "cpu", "float32"
+    name, device, precision, preferred_batch = "remembers", "cpu", "float32", 32
 
     def __init__(self) -> None:
         self.seen: list[NDArray[np.uint8]] = []

@@ -3,6 +3,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from model.training.calibrate import fit_out_of_distribution, fit_temperature
 from model.training.data import DataSet, load
 from model.training.evaluate import assess, mistakes
 from model.training.export import export, to_storage_dtype
-from model.training.loop import Run, describe, network_arguments, train
+from model.training.loop import Run, describe, train
 from model.training.recipes import recipe_named
 from tests.conftest import Silent
 
@@ -50,7 +51,8 @@ def test_a_bundle_contains_the_files_on_its_card(tiny_bundle: Path) -> None:
     assert card["complexity"]["parameters"] == sum(
         tensor.numel() for key, tensor in load_file(tiny_bundle / "model.safetensors").items() if not is_buffer(key)
     )
-    assert card["training"]["recipe"] == json.loads(json.dumps(asdict(replace(recipe_named("smoke"), width=8))))
+    recipe = recipe_named("smoke").with_network("resnet18", width=8)
+    assert card["training"]["recipe"] == json.loads(json.dumps(asdict(recipe)))
     assert (card["training"]["pictures"], card["metrics"]["pictures"]) == (40, 40)
     assert card["labels"][3] == "cat"
     assert card["format_version"] == 5
@@ -73,10 +75,10 @@ class Exported:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A bundle of a random network whose logits have a larger range than those of `tiny_bundle`."""
-    recipe = replace(recipe_named("smoke"), width=8)
+    recipe = recipe_named("smoke").with_network("resnet18", width=8)
     data = load("synthetic", Path(), holdout=50)
     torch.manual_seed(1)
-    net = build("resnet18", **network_arguments(recipe, 10))
+    net: Any = build("resnet18", **recipe.network_arguments(10))
     torch.nn.init.normal_(net.fc.weight)
     run = Run(recipe, net, [{"epoch": 1, "train_loss": 2.0}], about=describe(torch.device("cpu"), 1))
     folder = tmp_path_factory.mktemp("exported") / "new"

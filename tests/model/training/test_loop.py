@@ -17,6 +17,7 @@ from model.training.muon import Muon
 from model.training.pretrained import Init
 from model.training.recipes import Recipe, recipe_named
 from tests.conftest import Silent
+from tests.model.nets.plain import MixedNetwork, PlainCNN
 
 SHORT = replace(
     recipe_named("smoke"), epochs=3, batch_size=40, sizes=((0, 16), (2, 32)), flip="alternating", matmul_side=4
@@ -58,8 +59,10 @@ class StopsAt(Silent):
 
     def __init__(self, *, steps: int = 10**9, epochs: int = 10**9) -> None:
         self.steps, self.epochs = steps, epochs
+        self.images: list[int] = []
 
     def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int, done: float) -> None:
+        self.images.append(pictures)
         self.steps -= 1
         if self.steps == 0:
             raise KeyboardInterrupt
@@ -159,6 +162,50 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_last_bit(
         assert torch.equal(one, other)
 
 
+@pytest.mark.usefixtures("own_networks")
+def test_a_resumed_run_repeats_the_random_numbers_of_the_network(data: DataSet, tmp_path: Path) -> None:
+    recipe = SHORT.with_network("mixed")  # it has dropout
+    trained(recipe, data, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(recipe, data, tmp_path / "stopped", StopsAt(epochs=1))
+    torch.manual_seed(99)  # another process
+    trained(recipe, data, tmp_path / "stopped", resume=True)
+    expected, found = (flat(checkpoint.load(tmp_path / name / "checkpoint.pt")) for name in ("whole", "stopped"))
+    assert [key for key in expected if not same(expected[key], found[key])] == []
+
+
+def test_the_networks_random_numbers_differ_from_those_of_the_augmentation(data: DataSet, tmp_path: Path) -> None:
+    drawn = []
+
+    class Draws(StopsAt):
+        def step(self, **values: Any) -> None:
+            drawn.append(torch.get_rng_state())
+            super().step(**values)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(SHORT, data, tmp_path, Draws(steps=1))
+    assert not torch.equal(drawn[0], torch.Generator().manual_seed(3 * 1_000_003).get_state())
+    assert torch.equal(drawn[0], torch.Generator().manual_seed(3 * 1_000_003 + 2**31).get_state())
+
+
+@pytest.mark.usefixtures("own_networks")
+@pytest.mark.parametrize("network", ["plain", "mixed"])
+@pytest.mark.parametrize("change", [{}, {"muon_lr": 0.01, "amp": True}], ids=["SGD", "Muon in bfloat16"])
+def test_a_network_that_is_no_resnet_is_trained(
+    network: str, change: dict[str, Any], data: DataSet, tmp_path: Path
+) -> None:
+    run = trained(replace(SHORT, **change).with_network(network), data, tmp_path)
+    assert [record["epoch"] for record in run.history] == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("own_networks")
+def test_a_network_that_breaks_the_contract_is_not_trained(data: DataSet, tmp_path: Path) -> None:
+    too_small = replace(SHORT, sizes=((0, 1), (2, 32))).with_network("plain")
+    with pytest.raises(RecipeError, match="it cannot run on images of 1 x 1 pixels"):
+        trained(too_small, data, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_seed_gives_another_run(data: DataSet, tmp_path: Path) -> None:
     recipe = replace(SHORT, epochs=1)
     losses = [trained(recipe, data, tmp_path / str(seed), seed=seed).history[0]["train_loss"] for seed in (0, 1)]
@@ -237,6 +284,25 @@ def test_muon_learns_and_its_rate_follows_the_runs(data: DataSet, tmp_path: Path
     assert norm == pytest.approx(128**0.5, rel=0.1), "the square root of the channels"
 
 
+def test_a_network_says_what_has_no_weight_decay() -> None:
+    net = MixedNetwork()
+    (sgd,) = optimizers_for(net, replace(SHORT, weight_decay=0.3))
+    decays = {id(parameter): group["weight_decay"] for group in sgd.param_groups for parameter in group["params"]}
+    for name, parameter in net.named_parameters():
+        assert decays.pop(id(parameter)) == (0 if name == "scale" else 0.3), name
+    assert not decays
+    assert all(group["scale"] == 1 for group in sgd.param_groups)
+
+
+def test_muon_without_filters_is_sgd_alone() -> None:
+    class Linear(PlainCNN):
+        def muon_parameters(self) -> set[str]:
+            return set()
+
+    (sgd,) = optimizers_for(Linear(), replace(SHORT, muon_lr=0.05))
+    assert isinstance(sgd, torch.optim.SGD)
+
+
 # The selection
 
 LOSSES = torch.rand(200, generator=torch.Generator().manual_seed(0)) ** 2
@@ -298,20 +364,32 @@ def test_every_picture_counts_for_1_in_the_mean(prune: float) -> None:
     assert (total[hard] == times).all()
 
 
-def test_a_run_leaves_easy_pictures_out_and_remembers_every_loss(data: DataSet, tmp_path: Path) -> None:
-    listener = Listens()
-    recipe = replace(SHORT, epochs=8, prune=0.9, sizes=((0, 16), (99, 32)))
-    run = trained(recipe, data, tmp_path, listener)
-    seen = [0] * 8
-    for told in listener.told[1:]:
-        if isinstance(told, tuple):
-            seen[told[0] - 1] += told[2]
-    assert (seen[0], seen[7]) == (120, 120)
-    assert all(20 < pictures < 110 for pictures in seen[1:7])
+def test_a_run_trains_on_the_selection_and_keeps_the_losses_of_the_others(data: DataSet, tmp_path: Path) -> None:
+    recipe = replace(SHORT, epochs=8, prune=0.9, sizes=())
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        trained(recipe, data, folder, StopsAt(epochs=1))
+    state = checkpoint.load(folder / "checkpoint.pt")
+    # Losses of which it is known what the next epoch selects, whatever the first epoch came to.
+    state["scores"] = torch.tensor([0.0, 8.0]).repeat(60)
+    checkpoint.save(folder / "checkpoint.pt", state)
+    generator = torch.Generator().manual_seed(3 * 1_000_003 + 1)
+    order, _ = selection(state["scores"], recipe, epoch=1, generator=generator)
+    listener = StopsAt(epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        trained(recipe, data, folder, listener, resume=True)
+    assert sum(listener.images) == len(order) < 100
+    scores = checkpoint.load(folder / "checkpoint.pt")["scores"]
+    left_out = torch.ones(120, dtype=torch.bool).index_fill(0, order, False)
+    assert (scores[left_out] == 0).all(), "their last loss"
+    assert not ((scores[~left_out] == 0) | (scores[~left_out] == 8)).any(), "a new loss"
+
+
+def test_the_training_loss_of_a_complete_epoch_is_the_mean_of_its_losses(data: DataSet, tmp_path: Path) -> None:
+    run = trained(replace(SHORT, epochs=1, prune=0.9), data, tmp_path)
     scores = checkpoint.load(tmp_path / "checkpoint.pt")["scores"]
     assert scores.shape == (120,)
-    # The last epoch was complete, so its losses are those remembered.
-    assert scores.mean().item() == pytest.approx(run.history[-1]["train_loss"], rel=1e-5)
+    assert scores.mean().item() == pytest.approx(run.history[0]["train_loss"], rel=1e-5)
 
 
 # What is refused

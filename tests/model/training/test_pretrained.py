@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def test_the_trunk_is_taken_over_and_the_head_stays_as_drawn(
         torch.save(imagenet, path)
     else:
         save_file(imagenet, path)
-    net = build("resnet18", stem="imagenet", num_classes=10)
+    net: Any = build("resnet18", stem="imagenet", num_classes=10)
     drawn = net.fc.weight.clone()
     start_from(net, read_state_dict(path).state)
     state = net.state_dict()
@@ -53,7 +54,7 @@ def test_a_state_dict_without_a_head_or_counters_will_do(imagenet: dict[str, Ten
 def test_the_weights_of_another_network_are_refused(imagenet: dict[str, Tensor], name: str, stem: str) -> None:
     net = build(name, stem=stem)
     before = net.state_dict()["conv1.weight"].clone()
-    with pytest.raises(RecipeError, match=r"--init is of another network .*: choose its --network and --stem"):
+    with pytest.raises(RecipeError, match=r"--init belongs to another network .*: choose its --network and --stem"):
         start_from(net, imagenet)
     assert torch.equal(net.state_dict()["conv1.weight"], before)
 

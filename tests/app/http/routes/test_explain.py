@@ -10,6 +10,7 @@ from PIL import Image
 from model import MAX_VIEWS, Prediction, PreprocessedImage, overlay, preprocess
 from tests.app.fakes import CARD, HEAD, LABELS, FakeEngine, fake_classifier, photo, picture
 from tests.app.running import Running, eventually, serving
+from tests.conftest import maps_of
 
 
 def explain(running: Running, data: bytes, **params: Any) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def test_a_picture_is_explained_in_the_documented_shape(running: Running) -> Non
     assert set(view) == {"box", "input", "map"}
     assert view["box"] == [0, 0, 32, 32]
     np.testing.assert_array_equal(decoded(view["input"]), prepared.pixels[0])
-    np.testing.assert_allclose(view["map"], prediction.maps[0, first.index], atol=1e-6)
+    np.testing.assert_allclose(view["map"], maps_of(prediction)[0, first.index], atol=1e-6)
 
 
 @pytest.mark.parametrize("views", range(1, MAX_VIEWS + 1))
@@ -72,7 +73,7 @@ def test_every_view_has_its_box_its_pixels_and_its_map(running: Running, views: 
     for number, view in enumerate(found["views"]):
         assert view["box"] == pytest.approx(prepared.boxes[number], abs=1e-3)
         np.testing.assert_array_equal(decoded(view["input"]), prepared.pixels[number])
-        np.testing.assert_allclose(view["map"], prediction.maps[number, 6], atol=1e-6)
+        np.testing.assert_allclose(view["map"], maps_of(prediction)[number, 6], atol=1e-6)
         quarters = prepared.pixels[number].reshape(2, 16, 2, 16, 3).mean(axis=(1, 3)) / 255
         assert np.sum(view["map"]) == pytest.approx(quarters.ravel() @ HEAD[:, 6], abs=1e-3), "the logit"
 
@@ -91,7 +92,7 @@ def test_any_class_can_be_asked_for(running: Running, label: str) -> None:
     assert (found["label"], found["index"]) == (LABELS[index], index)
     (ranked,) = (ranked for ranked in found["result"]["top_k"] if ranked["index"] == index)
     assert found["probability"] == ranked["probability"]
-    np.testing.assert_allclose(found["views"][0]["map"], directly(picture(2), 1)[1].maps[0, index], atol=1e-6)
+    np.testing.assert_allclose(found["views"][0]["map"], maps_of(directly(picture(2), 1)[1])[0, index], atol=1e-6)
 
 
 @pytest.mark.parametrize("label", ["cats", "3", "", " cat", "猫"])
@@ -114,7 +115,7 @@ def test_the_least_confidence_counts_as_for_predict(running: Running) -> None:
 def test_the_png_is_the_picture_with_the_map_over_it(running: Running, views: int) -> None:
     prepared, prediction = directly(photo(), views)
     for label, index in (("frog", 6), ("ship", 8)):
-        expected = overlay(photo(), prepared, prediction.maps[:, index], max_pixels=10**9)
+        expected = overlay(photo(), prepared, maps_of(prediction)[:, index], max_pixels=10**9)
         np.testing.assert_array_equal(drawn(running, photo(), views=views, label=label), expected)
     assert expected.shape == (150, 200, 3)
 
