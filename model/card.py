@@ -84,6 +84,24 @@ class Complexity(_Strict):
     multiply_adds: Annotated[int, Field(ge=1)]
 
 
+class OutlierImages(_Strict):
+    """Images of none of the classes that were used in training (outlier exposure).
+
+    Attributes:
+        images: number of images that were read from a folder.
+        generated: number of images that a program generated.
+        without: names of the folders that were not used.
+        unreadable: number of files that were skipped because they are not images.
+        sha256: of the pixels of all images, uint8[N, S, S, 3], those of the folder in the order of their paths.
+    """
+
+    images: Annotated[int, Field(ge=0)]
+    generated: Annotated[int, Field(ge=0)]
+    without: list[str]
+    unreadable: Annotated[int, Field(ge=0)]
+    sha256: Sha256
+
+
 class Training(_Strict):
     """How the weights were trained.
 
@@ -98,6 +116,7 @@ class Training(_Strict):
         torch: version of PyTorch.
         seconds: wall time of the run.
         init_sha256: SHA-256 of the file with the initial weights; None if they were random.
+        outliers: images of none of the classes; None if there were none.
     """
 
     recipe: dict[str, Any]
@@ -110,6 +129,7 @@ class Training(_Strict):
     torch: str
     seconds: Annotated[float, Field(ge=0)]
     init_sha256: Sha256 | None = None
+    outliers: OutlierImages | None = None
 
 
 class ReliabilityBin(_Strict):

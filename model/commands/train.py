@@ -30,6 +30,13 @@ def main(
         Path | None,
         typer.Option(help="State dict to start from. A head with another number of classes is initialised randomly."),
     ] = None,
+    outliers: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images of other things, in any layout, for outlier exposure (docs/training.md)."),
+    ] = None,
+    outliers_without: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Names of folders inside --outliers that are not used.")
+    ] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT images of each part.")] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the checkpoint.  [default: runs/RECIPE]")] = None,
     out: Annotated[
@@ -56,6 +63,8 @@ def main(
             seed=seed,
             download=download,
             init=init,
+            outliers=outliers,
+            outliers_without=[name for name in outliers_without.split(",") if name],
             limit=limit,
             resume=resume,
         )

@@ -49,8 +49,12 @@ def training_batch(
     cropped = source[picture.to(device)[:, None, None], rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
 
     batch = normalise(cropped, recipe)
-    if recipe.zoom > 1:
-        batch = _zoomed(batch, recipe.zoom, generator)
+    if recipe.zoom > 1 or recipe.aspect > 1:
+        batch = _zoomed(batch, recipe.zoom, recipe.aspect, generator)
+    if recipe.sharpness:
+        batch = _sharpened(batch, recipe.sharpness, generator)
+    if recipe.colour:
+        batch = _recoloured(batch, recipe.colour, generator)
     if recipe.cutout:
         batch = batch * ~_square(count, crop, recipe.cutout, generator).to(device)
     if (target := recipe.side_at(epoch)) != crop:
@@ -65,14 +69,45 @@ def _resized(pixels: Tensor, side: int) -> Tensor:
     return larger.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def _zoomed(batch: Tensor, most: float, generator: torch.Generator) -> Tensor:
-    """Each picture enlarged about its centre by a factor between 1/most and most; mirrored at the border."""
+def _zoomed(batch: Tensor, most: float, aspect: float, generator: torch.Generator) -> Tensor:
+    """Each image enlarged about its centre by a factor between 1/most and most; mirrored at the border.
+
+    Its width and height are then stretched against each other by a factor between 1/aspect and aspect.
+    """
     count = len(batch)
-    factor = torch.exp((2 * torch.rand(count, generator=generator) - 1) * math.log(most)).to(batch.device)
-    affine = torch.zeros(count, 2, 3, device=batch.device)
-    affine[:, 0, 0] = affine[:, 1, 1] = 1 / factor
-    grid = F.affine_grid(affine, list(batch.shape), align_corners=False)
+    factor = _factors(most, count, generator)
+    stretch = _factors(aspect, count, generator).sqrt() if aspect > 1 else torch.ones(count)
+    affine = torch.zeros(count, 2, 3)
+    affine[:, 0, 0] = stretch / factor
+    affine[:, 1, 1] = 1 / (stretch * factor)
+    grid = F.affine_grid(affine.to(batch.device), list(batch.shape), align_corners=False)
     return F.grid_sample(batch, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _sharpened(batch: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Each image moved by between -most (blurred) and most (sharpened) of its difference from a 3 x 3 blur."""
+    padded = F.pad(batch, (1, 1, 1, 1), mode="replicate")
+    rows = (padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]) / 4
+    blurred = (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 4
+    amount = (2 * torch.rand(len(batch), 1, 1, 1, generator=generator) - 1) * most
+    return batch + amount.to(batch.device) * (batch - blurred)
+
+
+def _recoloured(batch: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Saturation, contrast and colour balance of each image times a factor between 1/(1+most) and 1+most, then
+    brightness moved by up to `most` standard deviations of the data set."""
+    count, device = len(batch), batch.device
+    saturation = _factors(1 + most, count, generator)[:, None, None, None].to(device)
+    gain = _factors(1 + most, 3 * count, generator).sqrt().view(count, 3, 1, 1)
+    gain = (gain * _factors(1 + most, count, generator)[:, None, None, None]).to(device)
+    shift = ((2 * torch.rand(count, 1, 1, 1, generator=generator) - 1) * most).to(device)
+    grey = batch.mean(dim=1, keepdim=True)
+    return (grey + saturation * (batch - grey)) * gain + shift
+
+
+def _factors(most: float, count: int, generator: torch.Generator) -> Tensor:
+    """float32[count] between 1/most and most, spread evenly in the logarithm."""
+    return torch.exp((2 * torch.rand(count, generator=generator) - 1) * math.log(most))
 
 
 def _reflect(position: Tensor, side: int) -> Tensor:

@@ -27,8 +27,12 @@ from model.training.augment import normalise, training_batch
 from model.training.data import DataSet, LabeledImages
 from model.training.matmul_conv import use_matmul_convolutions
 from model.training.muon import Muon
+from model.training.outliers import Outliers, uniform_cross_entropy
 from model.training.pretrained import Init, start_from
 from model.training.recipes import Recipe
+
+_SAVE_EVERY = 600.0
+"""Seconds between two checkpoints of an unfinished epoch."""
 
 # Added to an epoch's seed for the numbers that the network draws, so that they differ from those of the augmentation.
 # PyTorch's generator on the CPU uses the lower 32 bits of a seed.
@@ -89,12 +93,14 @@ def train(
     observer: Observer,
     resume: bool = False,
     init: Init | None = None,
+    outliers: Outliers | None = None,
+    save_every: float = _SAVE_EVERY,
 ) -> Run:
-    """Train the recipe's network, saving the run to folder/checkpoint.pt after every epoch.
+    """Train the recipe's network, saving the run to folder/checkpoint.pt after every epoch and every ten minutes.
 
     All random numbers of an epoch come from the seed and the epoch's number, so a resumed run repeats exactly what an
     undisturbed one would have done. That includes the numbers that a network draws itself, as for dropout: PyTorch's
-    global generators are seeded at the start of each epoch.
+    global generators are seeded at the start of each epoch, and their states are saved with an unfinished epoch.
 
     Args:
         recipe: what to compute.
@@ -105,6 +111,8 @@ def train(
         observer: is told of each step and epoch.
         resume: go on from the checkpoint instead of starting.
         init: weights to start from.
+        outliers: images of none of the classes, for outlier exposure.
+        save_every: seconds between two checkpoints of an unfinished epoch.
 
     Raises:
         SaveError: the folder holds a run already, or cannot be written.
@@ -130,7 +138,10 @@ def train(
     optimizers = optimizers_for(net, recipe)
     scores = torch.full((len(data.train),), math.inf, device=device)
     identity = {"recipe": asdict(recipe), "seed": seed, "pictures": len(data.train)}
-    run = Run(recipe, ema.module if ema else net, about=describe(device, seed, init))
+    if outliers:
+        identity["outliers"] = outliers.about.sha256
+    run = Run(recipe, ema.module if ema else net, about=describe(device, seed, init, outliers))
+    unfinished: dict[str, Any] | None = None
 
     if resume:
         state = checkpoint.load(saved)
@@ -148,38 +159,78 @@ def train(
         if ema:
             ema.load_state_dict(state["ema"])
         run.history, run.seconds, run.about = state["history"], state["seconds"], state["about"]
+        unfinished = state.get("unfinished")
 
     model = torch.compile(net) if recipe.compile else net
     train_part = data.train.to(device)
     watched = data.holdout if recipe.watch == "holdout" else data.test
-    coin = torch.rand(len(train_part), generator=torch.Generator().manual_seed(seed)) < 0.5
-    observer.begin(len(run.history) / recipe.epochs)
+    generator = torch.Generator().manual_seed(seed)
+    coin = torch.rand(len(train_part), generator=generator) < 0.5
+    outlier_pixels = outliers.pixels.to(device) if outliers else None
+    outlier_coin = torch.rand(len(outliers or ()), generator=generator) < 0.5
+
+    def save(unfinished: dict[str, Any] | None) -> None:
+        checkpoint.save(
+            saved,
+            {
+                "identity": identity,
+                "net": net.state_dict(),
+                "ema": ema.state_dict() if ema else None,
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "scores": scores,
+                "history": run.history,
+                "seconds": run.seconds,
+                "about": run.about,
+                "unfinished": unfinished,
+            },
+        )
+
+    share = unfinished["steps"] / -(-len(unfinished["order"]) // recipe.batch_size) if unfinished else 0
+    observer.begin((len(run.history) + share) / recipe.epochs)
 
     for epoch in range(len(run.history), recipe.epochs):
-        began = time.monotonic()
+        began = saved_at = time.monotonic()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         torch.manual_seed(seed * 1_000_003 + epoch + _NETWORK_STREAM)
-        order, weights = selection(scores, recipe, epoch=epoch, generator=generator)
+        if unfinished:
+            order, weights, first = unfinished["order"], unfinished["weights"].to(device), unfinished["steps"]
+            restore_random_states(unfinished["random"], generator, device)
+            began -= unfinished["seconds"]
+            unfinished = None
+        else:
+            order, weights = selection(scores, recipe, epoch=epoch, generator=generator)
+            first = 0
         net.train()
         recent = None
         lr = 0.0
         batches = torch.split(order, recipe.batch_size)
         for step, index in enumerate(batches):
+            if step < first:
+                continue
             lr = learning_rate(recipe, epoch, (epoch + step / len(batches)) / recipe.epochs)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group["scale"]
             batch = training_batch(train_part.pixels, index, recipe, epoch=epoch, coin=coin, generator=generator)
+            if outlier_pixels is not None:
+                count = max(1, round(len(index) * recipe.outlier_ratio))
+                drawn = torch.randint(len(outlier_pixels), (count,), generator=generator)
+                exposed = training_batch(
+                    outlier_pixels, drawn, recipe, epoch=epoch, coin=outlier_coin, generator=generator
+                )
+                batch = torch.cat([batch, exposed]).contiguous(memory_format=torch.channels_last)
             with autocast(recipe, device):
-                logits = model(batch)
+                logits, outlier_logits = model(batch).float().tensor_split([len(index)])
             here = index.to(device)
             losses = F.cross_entropy(
-                logits.float(), train_part.labels[here], label_smoothing=recipe.label_smoothing, reduction="none"
+                logits, train_part.labels[here], label_smoothing=recipe.label_smoothing, reduction="none"
             )
             loss = (losses * weights[here]).mean()
+            if outliers:
+                loss = loss + recipe.outlier_weight * uniform_cross_entropy(outlier_logits).mean()
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
             if ema:
@@ -194,11 +245,22 @@ def train(
                 pictures=len(index),
                 done=(epoch + (step + 1) / len(batches)) / recipe.epochs,
             )
+            if time.monotonic() - saved_at >= save_every and step + 1 < len(batches):
+                check_finite(losses.mean().item(), epoch)
+                saved_at = time.monotonic()
+                save(
+                    {
+                        "order": order,
+                        "weights": weights,
+                        "steps": step + 1,
+                        "random": random_states(generator, device),
+                        "seconds": saved_at - began,
+                    }
+                )
 
         trained = order.to(device)
         train_loss = (scores[trained] * weights[trained]).sum().item() / weights[trained].sum().item()
-        if not math.isfinite(train_loss):
-            raise TrainingError(f"the loss is no longer finite in epoch {epoch + 1}: lower the recipe's rate")
+        check_finite(train_loss, epoch)
         record = {"epoch": epoch + 1, "side": recipe.side_at(epoch), "lr": lr, "train_loss": train_loss}
         if len(watched):
             logits = evaluation_logits(run.net, watched, recipe, device)
@@ -207,19 +269,7 @@ def train(
         record["seconds"] = time.monotonic() - began
         run.history.append(record)
         run.seconds += record["seconds"]
-        checkpoint.save(
-            saved,
-            {
-                "identity": identity,
-                "net": net.state_dict(),
-                "ema": ema.state_dict() if ema else None,
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "scores": scores,
-                "history": run.history,
-                "seconds": run.seconds,
-                "about": run.about,
-            },
-        )
+        save(None)
         observer.epoch(record)
 
     run.net.eval()
@@ -272,12 +322,36 @@ def selection(scores: Tensor, recipe: Recipe, *, epoch: int, generator: torch.Ge
     """
     order = torch.randperm(len(scores), generator=generator)
     weights = torch.ones_like(scores)
-    if not recipe.prune or not epoch or epoch + 1 > recipe.epochs * 7 / 8:
-        return order, weights
-    easy = scores < scores.mean()
-    dropped = easy & (torch.rand(len(scores), generator=generator) < recipe.prune).to(scores.device)
-    weights[easy] = 1 / (1 - recipe.prune)
-    return order[~dropped.cpu()[order]], weights
+    if recipe.prune and 0 < epoch <= recipe.epochs * 7 / 8 - 1:
+        easy = scores < scores[scores.isfinite()].mean()
+        dropped = easy & (torch.rand(len(scores), generator=generator) < recipe.prune).to(scores.device)
+        weights[easy] = 1 / (1 - recipe.prune)
+        order = order[~dropped.cpu()[order]]
+    return order[: recipe.epoch_images or None], weights
+
+
+def check_finite(loss: float, epoch: int) -> None:
+    """Stop a run that has diverged, before it is saved.
+
+    Raises:
+        TrainingError: the loss is infinite or not a number.
+    """
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is no longer finite in epoch {epoch + 1}: lower the recipe's rate")
+
+
+def random_states(generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
+    """States of the generator of the augmentation and of the global ones, which the network uses."""
+    states = {"augmentation": generator.get_state(), "cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def restore_random_states(states: dict[str, Tensor], generator: torch.Generator, device: torch.device) -> None:
+    """Undo what has happened to the generators since `random_states`."""
+    generator.set_state(states["augmentation"])
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 @contextmanager
@@ -302,7 +376,9 @@ def evaluation_logits(net: nn.Module, pictures: LabeledImages, recipe: Recipe, d
     return torch.cat(out)
 
 
-def describe(device: torch.device, seed: int, init: Init | None = None) -> dict[str, Any]:
+def describe(
+    device: torch.device, seed: int, init: Init | None = None, outliers: Outliers | None = None
+) -> dict[str, Any]:
     """Where, by what and from what a run is computed."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -314,6 +390,7 @@ def describe(device: torch.device, seed: int, init: Init | None = None) -> dict[
         "device": name,
         "torch": str(torch.__version__),
         "init_sha256": init.sha256 if init else None,
+        "outliers": outliers.about.model_dump() if outliers else None,
     }
 
 

@@ -31,6 +31,8 @@ def read_state_dict(path: Path) -> Init:
     try:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        if isinstance(state, dict) and "net" in state:  # a checkpoint of model.training.loop
+            state = state["net"]
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
             raise TypeError("it holds something else")
     except Exception as error:

@@ -46,12 +46,22 @@ class Recipe:
     (Jordan 2024, arXiv:2404.00498)."""
     cutout: int = 0
     """Side of the square that is blanked (DeVries & Taylor 2017, arXiv:1708.04552), pixels; 0 for none."""
+    aspect: float = 1.0
+    """A random crop is stretched by up to this factor in width relative to its height, or in height relative to its
+    width, evenly in the logarithm."""
+    sharpness: float = 0.0
+    """Largest change of sharpness, 0..1: each image is moved away from or towards its 3 x 3 blur by up to this share
+    of the difference."""
+    colour: float = 0.0
+    """Largest change of brightness, contrast, saturation and colour balance, as a share 0..1."""
     sizes: tuple[tuple[int, int], ...] = ()
     """Progressive resizing: (first epoch, side in pixels) pairs; empty trains at `crop` throughout."""
     mean: tuple[float, float, float] = CIFAR10_MEAN
     std: tuple[float, float, float] = CIFAR10_STD
 
     epochs: int
+    epoch_images: int = 0
+    """Number of images of an epoch, drawn at random; 0 for all."""
     batch_size: int
     lr: float
     """The highest learning rate of the run."""
@@ -77,6 +87,14 @@ class Recipe:
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     """Decay a step of the exponential moving average of the weights, which is then what ships; 0 for none."""
+
+    outlier_weight: float = 0.5
+    """Weight of the loss of the outliers, if there are any: the cross-entropy between the uniform distribution and the
+    predicted one (Hendrycks et al. 2019, arXiv:1812.04606)."""
+    outlier_ratio: float = 0.5
+    """Number of outliers in a batch, as a share of the number of images of the classes."""
+    outlier_generated: float = 0.0
+    """Share 0..1 of generated images among the outliers: one colour, gradients, noise and text."""
 
     amp: bool = True
     """bfloat16 autocast."""
@@ -169,6 +187,27 @@ STANDARD = Recipe(
     compile=True,
 )
 
+# A constant rate and a short cooldown afterwards, instead of a schedule that fixes the length of the run (Hägele et al.
+# 2024, arXiv:2405.18392). The run can continue as long as there is time, and each of its checkpoints can be finished.
+STEADY = replace(
+    RESTART,
+    name="steady",
+    summary="40 epochs at a constant rate for --init and --outliers, at any point of which `cooldown` finishes",
+    zoom=1.4,
+    aspect=1.25,
+    sharpness=0.6,
+    colour=0.15,
+    sizes=(),
+    epochs=40,
+    lr=0.07,
+    schedule="piecewise",
+    points=((0.0, 0.2), (0.005, 1.0), (1.0, 1.0)),
+    muon_lr=0.008,
+    cutout=10,
+    ema_decay=0.995,
+    outlier_generated=0.06,
+)
+
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -199,6 +238,17 @@ RECIPES: Mapping[str, Recipe] = {
             warmup=0.05,
             muon_lr=0.012,
             cutout=12,
+        ),
+        STEADY,
+        replace(
+            STEADY,
+            name="cooldown",
+            summary="5 epochs of 9,000 images at a falling rate for --init, the checkpoint of `steady`, and --outliers",
+            epochs=5,
+            epoch_images=9000,
+            points=((0.0, 1.0), (1.0, 0.0)),
+            prune=0.0,
+            ema_decay=0.98,
         ),
         STANDARD,
         replace(

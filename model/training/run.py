@@ -1,6 +1,7 @@
 """A training run from its recipe to its bundle."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from model.engines.base import DeviceName
 from model.errors import SaveError, TrainingError
 from model.training import data as datasets
 from model.training.export import export
-from model.training.loop import Run, train
+from model.training.loop import Observer, Run, train
+from model.training.outliers import Outliers, load_outliers
 from model.training.pretrained import Init, read_state_dict
 from model.training.progress import BarProgress, LineProgress
 from model.training.recipes import Recipe
@@ -28,6 +30,8 @@ def train_bundle(
     seed: int = 0,
     download: bool = False,
     init: Path | None = None,
+    outliers: Path | None = None,
+    outliers_without: Collection[str] = (),
     limit: int | None = None,
     resume: bool = False,
 ) -> None:
@@ -41,13 +45,15 @@ def train_bundle(
         device: "auto" uses CUDA if available.
         seed: of the weights, the order and the augmentation.
         download: download CIFAR-10 to `data` if it is missing.
-        init: state dict to start from.
+        init: state dict or checkpoint to start from.
+        outliers: folder of images of none of the classes, for outlier exposure.
+        outliers_without: names of folders inside `outliers` that are not used.
         limit: use only the first so many images of each part.
         resume: continue the run in `run`.
 
     Raises:
         SaveError: the bundle exists, has an unusable name or cannot be written, or `run` holds another run.
-        DataError: the data set is missing or damaged.
+        DataError: the data set is missing or damaged, or `outliers` cannot be used.
         RecipeError: there is no such network, `init` is of another network, or the checkpoint of another recipe.
         TrainingError: there is no CUDA device or no checkpoint, or the loss is no longer finite.
     """
@@ -59,8 +65,13 @@ def train_bundle(
         raise TrainingError("no CUDA device is available: use --device cpu or auto")
     start = None if init is None else read_state_dict(init)
     dataset = datasets.load(recipe.data, data, holdout=recipe.holdout, limit=limit, download=download)
+    others = None
+    if outliers is not None:
+        side = dataset.train.pixels.shape[1]
+        others = load_outliers(outliers, side=side, without=outliers_without, generated_share=recipe.outlier_generated)
+        print(f"outliers: {len(others):,}, skipped files: {others.about.unreadable:,}", flush=True)
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    result = _train(recipe, dataset, torch.device(kind), run, seed=seed, resume=resume, init=start)
+    result = _train(recipe, dataset, torch.device(kind), run, seed=seed, resume=resume, init=start, outliers=others)
 
     print(f"testing once, on {len(dataset.test):,} images", flush=True)
     card = export(result, dataset, out, name=out.name, device=device)
@@ -84,13 +95,24 @@ def _train(
     seed: int,
     resume: bool,
     init: Init | None,
+    outliers: Outliers | None,
 ) -> Run:
+    def with_progress(observer: Observer) -> Run:
+        return train(
+            recipe,
+            dataset,
+            device=device,
+            seed=seed,
+            folder=folder,
+            observer=observer,
+            resume=resume,
+            init=init,
+            outliers=outliers,
+        )
+
     console = Console()
     if not console.is_terminal:
-        observer = LineProgress(recipe)
-        return train(
-            recipe, dataset, device=device, seed=seed, folder=folder, observer=observer, resume=resume, init=init
-        )
+        return with_progress(LineProgress(recipe))
     bar = BarProgress(recipe, console)
     with bar.progress:
-        return train(recipe, dataset, device=device, seed=seed, folder=folder, observer=bar, resume=resume, init=init)
+        return with_progress(bar)

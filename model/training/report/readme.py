@@ -45,7 +45,7 @@ model-index:
 | measured | {metrics.measured} |
 | recipe | `{training.recipe["name"]}`, {training.epochs} epochs of {training.pictures:,} images, seed {training.seed}{
         started
-    } |
+    } |{_outliers(card)}
 | trained on | {training.device}, torch {training.torch}, {training.seconds / 60:.0f} minutes |
 | code | commit `{training.commit}` |
 | test transform | shorter side to {spec.resize}, {spec.interpolation}, central {spec.crop} x {spec.crop} |
@@ -88,6 +88,16 @@ python -m model.evaluate weights/{card.name} --data data --engine torch
 {json.dumps(training.recipe, indent=2)}
 ```
 """
+
+
+def _outliers(card: ModelCard) -> str:
+    """A row of the table, or nothing."""
+    outliers = card.training.outliers
+    if outliers is None:
+        return ""
+    generated = f" and {outliers.generated:,} generated ones" if outliers.generated else ""
+    without = f", without the folders {', '.join(outliers.without)}" if outliers.without else ""
+    return f"\n| outliers | {outliers.images:,} images{generated}, SHA-256 `{outliers.sha256[:12]}`{without} |"
 
 
 def _summary(card: ModelCard, *, notes: bool) -> str:

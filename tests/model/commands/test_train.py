@@ -52,11 +52,22 @@ def everything_in(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a complete smoke run."""
+def outliers(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
+    """Options for two outliers in a folder, one of which is not used."""
+    folder = tmp_path_factory.mktemp("outliers")
+    for name in ("wall", "bus"):
+        (folder / name).mkdir()
+        Image.new("RGB", (40, 40), "brown").save(folder / name / "image.png")
+    return ["--outliers", folder, "--outliers-without", "bus"]
+
+
+@pytest.fixture(scope="module")
+def smoke(outliers: list[str | Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a complete smoke run with outliers."""
     folder = tmp_path_factory.mktemp("runs") / "smoke"
-    ended = finish(start("--recipe", "smoke", "--run", folder))
+    ended = finish(start("--recipe", "smoke", "--run", folder, *outliers))
     assert ended.code == 0, ended.err
+    assert "outliers: 1, skipped files: 0\n" in ended.out
     assert f"wrote {folder / 'resnet18-synthetic'}" in ended.out
     assert "epoch 8/8, " in ended.out
     return folder
@@ -70,6 +81,8 @@ def test_the_smoke_recipe_learns_and_its_bundle_loads(smoke: Path) -> None:
     assert (card.name, card.training.epochs, card.training.seed) == ("resnet18-synthetic", 8, 0)
     assert "# resnet18-synthetic" in (smoke / "resnet18-synthetic" / "README.md").read_text()
     assert len(list((smoke / "resnet18-synthetic" / "plots").glob("*.png"))) == 3
+    assert card.training.outliers is not None
+    assert (card.training.outliers.images, card.training.outliers.without) == (1, ["bus"])
     with Image.open(smoke / "mistakes.png") as sheet:
         assert sheet.format == "PNG"
 
@@ -82,6 +95,7 @@ TRAIN_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "another seed": ({"run": "{smoke}", "resume": True, "seed": 1}, r"holds a run of recipe 'smoke' \(seed 0, "),
     "nothing to resume": ({"resume": True}, "there is nothing to resume in"),
     "no weights": ({"init": "{tmp}/none.pth"}, "there is no file"),
+    "no outliers": ({"outliers": "{tmp}/none"}, "the folder .*none does not exist: give --outliers a folder"),
     "unusable name": ({"out": "{tmp}/my model"}, "the name 'my model' is not allowed"),
 }
 
@@ -91,12 +105,23 @@ def test_a_fault_is_reported_and_leaves_no_files(fault: str, smoke: Path, tmp_pa
     options = {"data": "data", "run": "{tmp}/run", "out": "{tmp}/new", "recipe": "smoke"} | TRAIN_FAULTS[fault][0]
     data, run, out = (Path(options[key].format(tmp=tmp_path, smoke=smoke)) for key in ("data", "run", "out"))
     init = Path(options["init"].format(tmp=tmp_path)) if "init" in options else None
+    outliers = Path(options["outliers"].format(tmp=tmp_path)) if "outliers" in options else None
     recipe = recipe_named(options["recipe"])
     recipe = replace(recipe, network=options.get("network", recipe.network))
     seed, resume = options.get("seed", 0), options.get("resume", False)
     before = everything_in(smoke)
     with pytest.raises(ModelError, match=TRAIN_FAULTS[fault][1]):
-        train_bundle(recipe, data=data, run=run, out=out, init=init, device="cpu", seed=seed, resume=resume)
+        train_bundle(
+            recipe,
+            data=data,
+            run=run,
+            out=out,
+            init=init,
+            outliers=outliers,
+            device="cpu",
+            seed=seed,
+            resume=resume,
+        )
     assert everything_in(tmp_path) == []
     assert everything_in(smoke) == before
 
@@ -129,8 +154,8 @@ def stopped_after(epoch: int, number: signal.Signals, *arguments: str | Path) ->
 
 
 @pytest.mark.timeout(600)
-def test_a_stopped_run_can_be_resumed(smoke: Path, tmp_path: Path) -> None:
-    arguments = ("--recipe", "smoke", "--run", tmp_path / "run")
+def test_a_stopped_run_can_be_resumed(smoke: Path, outliers: list[str | Path], tmp_path: Path) -> None:
+    arguments = ("--recipe", "smoke", "--run", tmp_path / "run", *outliers)
     for stopped in (
         stopped_after(2, signal.SIGTERM, *arguments),
         stopped_after(4, signal.SIGINT, *arguments, "--resume"),

@@ -141,6 +141,48 @@ def test_zooming_out_shows_no_border() -> None:
     torch.testing.assert_close(augmented(white, replace(RAW, zoom=2.0)), torch.full((50, 3, 32, 32), 255.0))
 
 
+def test_the_aspect_ratio_changes_within_bounds_and_the_area_stays() -> None:
+    batch = augmented(dots(400), replace(RAW, pad=0, aspect=1.5))[:, 0] / 255
+    across, down = batch[:, 15:17].mean(1).sum(1), batch[:, :, 15:17].mean(2).sum(1)
+    ratio = (across / down).log() / np.log(1.5)
+    assert -1.1 < ratio.min() < -0.9
+    assert 0.9 < ratio.max() < 1.1
+    assert torch.histc(ratio, 5, -1.1, 1.1).min() > 40, "spread evenly in the logarithm"
+    torch.testing.assert_close(across * down, torch.full((400,), 144.0), atol=10, rtol=0)
+
+
+def test_sharpness_moves_an_edge_both_ways_and_keeps_flat_parts() -> None:
+    halves = torch.full((200, 32, 32, 3), 100, dtype=torch.uint8)
+    halves[:, 16:] = 200
+    batch = augmented(halves, replace(RAW, pad=0, sharpness=0.8))
+    edge = batch[:, :, 16] - batch[:, :, 15]
+    # The 3 x 3 blur (1, 2, 1) halves the step of 100 between the two rows.
+    assert 60 <= edge.min() < 65
+    assert 135 < edge.max() <= 140.01
+    torch.testing.assert_close(batch[:, :, :14], torch.full((200, 3, 14, 32), 100.0))
+    torch.testing.assert_close(batch[:, :, 18:], torch.full((200, 3, 14, 32), 200.0))
+
+
+def test_colours_change_by_image_and_not_by_pixel() -> None:
+    recipe = replace(RAW, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), pad=0, colour=0.2)
+    grey = torch.full((300, 32, 32, 3), 64, dtype=torch.uint8)
+    batch = augmented(grey, recipe)
+    assert torch.equal(batch, batch[:, :, :1, :1].expand_as(batch))
+    values = batch[:, :, 0, 0]
+    # -1 standard deviation, times up to 1.2 * sqrt(1.2), moved by up to 0.2.
+    assert -(1.2**1.5) - 0.2 < values.min() < -1.3
+    assert -0.75 < values.max() < -(1.2**-1.5) + 0.2
+    assert 0.05 < (values[:, 0] - values[:, 1]).abs().max() < 0.6, "the colour balance"
+
+
+def test_a_small_change_of_colour_changes_little() -> None:
+    recipe = replace(RAW, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), pad=0, colour=0.001)
+    pixels = noise(10)
+    torch.testing.assert_close(
+        augmented(pixels, recipe), augmented(pixels, replace(recipe, colour=0.0)), atol=0.01, rtol=0
+    )
+
+
 def test_resizing_equals_pillows_to_one_grey_level() -> None:
     recipe = replace(RAW, resize=40, crop=34, pad=0)
     pixels = noise(4)

@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from model.card import OutlierImages
 from model.errors import RecipeError, SaveError, TrainingError
 from model.nets.zoo import build
 from model.training import checkpoint
-from model.training.data import DataSet, load
+from model.training.augment import normalise
+from model.training.data import DataSet, LabeledImages, load
 from model.training.loop import Observer, Run, learning_rate, optimizers_for, selection, train
 from model.training.muon import Muon
+from model.training.outliers import Outliers
 from model.training.pretrained import Init
 from model.training.recipes import Recipe, recipe_named
 from tests.conftest import Silent
@@ -34,6 +38,12 @@ def data() -> DataSet:
 def trained(recipe: Recipe, data: DataSet, folder: Path, observer: Observer | None = None, **options: Any) -> Run:
     options = {"seed": 3, **options}
     return train(recipe, data, device=torch.device("cpu"), folder=folder, observer=observer or Silent(), **options)
+
+
+def others(grey: int = 128, count: int = 30) -> Outliers:
+    """Images of one grey."""
+    about = OutlierImages(images=count, generated=0, without=["bus"], unreadable=0, sha256=f"{grey:064}")
+    return Outliers(torch.full((count, 32, 32, 3), grey, dtype=torch.uint8), about)
 
 
 def flat(state: object, prefix: str = "") -> dict[str, object]:
@@ -78,12 +88,14 @@ class Listens(Silent):
 
     def __init__(self) -> None:
         self.told: list[Any] = []
+        self.losses: list[float | None] = []
 
     def begin(self, done: float) -> None:
         self.told.append(done)
 
     def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int, done: float) -> None:
         self.told.append((epoch, lr, pictures, done))
+        self.losses.append(loss)
 
     def epoch(self, record: dict[str, float]) -> None:
         self.told.append(record)
@@ -174,6 +186,26 @@ def test_a_resumed_run_repeats_the_random_numbers_of_the_network(data: DataSet, 
     assert [key for key in expected if not same(expected[key], found[key])] == []
 
 
+@pytest.mark.usefixtures("own_networks")
+@pytest.mark.parametrize(
+    ("network", "outliers"), [("resnet18", None), ("mixed", others())], ids=["classes only", "dropout and outliers"]
+)
+def test_a_run_resumes_within_an_epoch_that_was_saved_unfinished(
+    network: str, outliers: Outliers | None, data: DataSet, tmp_path: Path
+) -> None:
+    recipe = QUICK.with_network(network)
+    whole = trained(recipe, data, tmp_path / "whole", outliers=outliers)
+    with pytest.raises(KeyboardInterrupt):
+        trained(recipe, data, tmp_path / "stopped", StopsAt(steps=5), outliers=outliers, save_every=0)
+    torch.manual_seed(99)  # another process
+    listener = Listens()
+    resumed = trained(recipe, data, tmp_path / "stopped", listener, outliers=outliers, resume=True)
+    assert 1 / 3 < listener.told[0] < 2 / 3, "the first step of the second epoch was not done again"
+    assert len(resumed.history) == len(whole.history) == 3
+    expected, found = (flat(checkpoint.load(tmp_path / name / "checkpoint.pt")) for name in ("whole", "stopped"))
+    assert [key for key in expected if not same(expected[key], found[key])] == []
+
+
 def test_the_networks_random_numbers_differ_from_those_of_the_augmentation(data: DataSet, tmp_path: Path) -> None:
     drawn = []
 
@@ -204,6 +236,42 @@ def test_a_network_that_breaks_the_contract_is_not_trained(data: DataSet, tmp_pa
     with pytest.raises(RecipeError, match="it cannot run on images of 1 x 1 pixels"):
         trained(too_small, data, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_epoch_of_a_short_time_is_saved_at_its_end_only(data: DataSet, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trained(SHORT, data, tmp_path, StopsAt(steps=2), save_every=1e9)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_the_outliers_add_their_weighted_loss_to_the_first_step(data: DataSet, tmp_path: Path) -> None:
+    start = build("resnet18", **SHORT.network_arguments(10)).state_dict()
+    plain = replace(SHORT, epochs=1, batch_size=120, sizes=(), cutout=0, pad=0, matmul_side=0, outlier_ratio=0.25)
+    # Equal to their mirror image, so that flips do not matter.
+    symmetric = LabeledImages(torch.maximum(data.train.pixels, data.train.pixels.flip(2)), data.train.labels)
+    data = replace(data, train=symmetric)
+    losses = []
+    for weight in (0.0, 0.5):
+        listener = Listens()
+        recipe = replace(plain, outlier_weight=weight)
+        init = Init({key: value.clone() for key, value in start.items()}, "a" * 64)
+        trained(recipe, data, tmp_path / str(weight), listener, init=init, outliers=others())
+        losses.append(listener.losses[0])
+    net = build("resnet18", **SHORT.network_arguments(10))
+    net.load_state_dict(start)
+    pixels = torch.cat([symmetric.pixels, others(count=30).pixels])  # a quarter of 120
+    with torch.no_grad():
+        logits = net.train()(normalise(pixels, plain).contiguous(memory_format=torch.channels_last))
+    of_classes = F.cross_entropy(logits[:120], symmetric.labels)
+    of_others = F.cross_entropy(logits[120:], torch.full((30, 10), 0.1))
+    assert losses == pytest.approx([of_classes.item(), (of_classes + 0.5 * of_others).item()], rel=1e-4)
+
+
+def test_a_run_keeps_what_is_known_of_its_outliers(data: DataSet, tmp_path: Path) -> None:
+    recipe = replace(SHORT, epochs=1)
+    run = trained(recipe, data, tmp_path / "with", outliers=others())
+    assert OutlierImages(**run.about["outliers"]) == others().about
+    assert trained(recipe, data, tmp_path / "without").about["outliers"] is None
 
 
 def test_another_seed_gives_another_run(data: DataSet, tmp_path: Path) -> None:
@@ -345,6 +413,23 @@ def test_only_easy_pictures_are_left_out_and_the_order_is_random() -> None:
     assert order.dtype == torch.int64
 
 
+def test_an_epoch_of_some_images_draws_others_each_time() -> None:
+    few = replace(PRUNED, epoch_images=50)
+    first, _ = selected(0, few, seed=0)
+    second, _ = selected(0, few, seed=1)
+    assert len(set(first.tolist())) == len(set(second.tolist())) == 50
+    assert set(first.tolist()) != set(second.tolist())
+    assert torch.equal(selected(5, few)[0], selected()[0][:50]), "after easy images were left out"
+
+
+def test_images_without_a_loss_are_not_easy() -> None:
+    scores = torch.where(torch.arange(200) % 2 == 0, LOSSES, math.inf)
+    order, weights = selection(scores, PRUNED, epoch=5, generator=torch.Generator().manual_seed(0))
+    assert set(order.tolist()) >= set(range(1, 200, 2))
+    easy = scores < LOSSES[::2].mean()
+    assert weights.tolist() == [2 if flag else 1 for flag in easy.tolist()]
+
+
 def test_the_generator_decides_the_selection() -> None:
     assert torch.equal(selected()[0], selected()[0])
     other = selected(seed=1)[0]
@@ -397,17 +482,31 @@ def test_the_training_loss_of_a_complete_epoch_is_the_mean_of_its_losses(data: D
 
 @pytest.mark.parametrize(
     "change",
-    [{"recipe": replace(SHORT, lr=0.2)}, {"recipe": SHORT.lasting(4)}, {"seed": 4}, {"limit": 60}],
-    ids=["rate", "epochs", "seed", "pictures"],
+    [
+        {"recipe": replace(SHORT, lr=0.2)},
+        {"recipe": SHORT.lasting(4)},
+        {"seed": 4},
+        {"limit": 60},
+        {"outliers": others(129)},
+        {"outliers": None},
+    ],
+    ids=["rate", "epochs", "seed", "pictures", "outliers", "no outliers"],
 )
 def test_a_run_resumes_under_its_own_choices_only(change: dict[str, Any], data: DataSet, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        trained(SHORT, data, tmp_path, StopsAt(epochs=1))
+        trained(SHORT, data, tmp_path, StopsAt(epochs=1), outliers=others())
     before = (tmp_path / "checkpoint.pt").read_bytes()
     if "limit" in change:
         data = load("synthetic", Path(), holdout=20, limit=change["limit"])
     with pytest.raises(RecipeError, match=r"holds a run of recipe 'smoke' \(seed 3, 3 epochs, 120 pictures\)"):
-        trained(change.get("recipe", SHORT), data, tmp_path, seed=change.get("seed", 3), resume=True)
+        trained(
+            change.get("recipe", SHORT),
+            data,
+            tmp_path,
+            seed=change.get("seed", 3),
+            outliers=change.get("outliers", others()),
+            resume=True,
+        )
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
@@ -423,7 +522,10 @@ def test_a_run_in_the_folder_is_never_overwritten(data: DataSet, tmp_path: Path)
     assert checkpoint.load(tmp_path / "checkpoint.pt") == {"precious": 1}
 
 
-def test_a_loss_that_is_no_longer_finite_ends_the_run(data: DataSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("save_every", [0, 1e9], ids=["within an epoch", "after an epoch"])
+def test_a_loss_that_is_no_longer_finite_ends_the_run(save_every: float, data: DataSet, tmp_path: Path) -> None:
+    net = build("resnet18", **SHORT.network_arguments(10))
+    init = Init({name: value * math.nan for name, value in net.state_dict().items()}, "a" * 64)
     with pytest.raises(TrainingError, match="no longer finite in epoch 1"):
-        trained(replace(SHORT, lr=1e30, warmup_start=1.0), data, tmp_path)
+        trained(SHORT, data, tmp_path, save_every=save_every, init=init)
     assert not (tmp_path / "checkpoint.pt").exists(), "a broken network is not saved"

@@ -43,6 +43,14 @@ def test_a_head_of_the_same_size_is_taken_over_too(imagenet: dict[str, Tensor]) 
     assert torch.equal(net.state_dict()["fc.bias"], imagenet["fc.bias"])
 
 
+def test_the_network_of_a_checkpoint_is_taken(imagenet: dict[str, Tensor], tmp_path: Path) -> None:
+    averaged = {key: 0 * value for key, value in imagenet.items()}
+    torch.save({"net": imagenet, "ema": averaged, "history": []}, tmp_path / "checkpoint.pt")
+    state = read_state_dict(tmp_path / "checkpoint.pt").state
+    assert state.keys() == imagenet.keys()
+    assert all(torch.equal(state[key], imagenet[key]) for key in state)
+
+
 def test_a_state_dict_without_a_head_or_counters_will_do(imagenet: dict[str, Tensor]) -> None:
     old = {key: value for key, value in imagenet.items() if "fc." not in key and "num_batches" not in key}
     net = build("resnet18", stem="imagenet", num_classes=10)
@@ -73,7 +81,7 @@ def test_what_is_no_state_dict_is_refused(suffix: str, tmp_path: Path) -> None:
 
 
 def test_a_dict_of_something_else_is_refused(tmp_path: Path) -> None:
-    torch.save({"epoch": 3, "net": {}}, tmp_path / "checkpoint.pth")
+    torch.save({"epoch": 3, "model": {}}, tmp_path / "checkpoint.pth")
     with pytest.raises(RecipeError, match="is not a state dict"):
         read_state_dict(tmp_path / "checkpoint.pth")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model.card import ModelCard, read_card
+from model.card import ModelCard, OutlierImages, read_card
 from model.training.report.readme import readme
 
 
@@ -44,6 +44,15 @@ def test_the_readme_repeats_the_card(card: ModelCard, tiny_bundle: Path) -> None
     assert card.metrics.mistakes
     for mistake in card.metrics.mistakes:
         assert f"| {mistake.image} | {mistake.label} | {mistake.predicted} | {mistake.probability:.1%} |" in text
+
+
+def test_the_readme_describes_the_outliers(card: ModelCard) -> None:
+    assert "| outliers |" not in readme(card)
+    outliers = OutlierImages(images=44500, generated=2840, without=["bus", "fox"], unreadable=0, sha256="ab" * 32)
+    training = card.training.model_copy(update={"outliers": outliers})
+    text = readme(card.model_copy(update={"training": training}))
+    expected = "44,500 images and 2,840 generated ones, SHA-256 `abababababab`, without the folders bus, fox"
+    assert f"|\n| outliers | {expected} |\n| trained on |" in text
 
 
 def test_the_readme_describes_the_calibration(card: ModelCard) -> None:

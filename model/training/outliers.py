@@ -1,0 +1,165 @@
+"""Images of none of the classes for training (outlier exposure): from a folder, and generated.
+
+Source: Hendrycks, Mazeika, Dietterich, "Deep Anomaly Detection with Outlier Exposure", ICLR 2019 (arXiv:1812.04606).
+"""
+
+import hashlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from model.card import InputSpec, OutlierImages
+from model.decode import decode
+from model.errors import DataError, ImageError
+from model.image import test_transform
+
+_MAX_PIXELS = 50_000_000
+_SEED = 20181211
+_WORDS = ("the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not")
+
+
+@dataclass(frozen=True, slots=True)
+class Outliers:
+    """Images of none of the classes.
+
+    Attributes:
+        pixels: uint8[N, S, S, 3].
+        about: their number, origin and hash, for the card.
+    """
+
+    pixels: Tensor
+    about: OutlierImages
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def load_outliers(root: Path, *, side: int, without: Collection[str] = (), generated_share: float = 0.0) -> Outliers:
+    """Read every image in a folder and its subfolders, and add generated ones.
+
+    Args:
+        root: folder of images in any layout.
+        side: of the images in memory, pixels: the shorter side is resized to it and the central square is kept.
+        without: names of folders inside `root`, at any depth, that are not used.
+        generated_share: fraction 0..1 of the result that is generated.
+
+    Returns:
+        The images in the order of their paths, then the generated ones. Files that are not images are counted.
+
+    Raises:
+        DataError: the folder does not exist, has no readable image, or has no folder with a name in `without`.
+    """
+    if not root.is_dir():
+        raise DataError(f"the folder {root} does not exist: give --outliers a folder of images")
+    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    folders = {path: set(path.relative_to(root).parts[:-1]) for path in paths}
+    if unknown := set(without) - set[str]().union(*folders.values()):
+        raise DataError(f"{root} contains no folder {', '.join(sorted(unknown))}: correct --outliers-without")
+    spec = InputSpec(resize=side, crop=side, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    images, unreadable = [], 0
+    for path in paths:
+        if folders[path].isdisjoint(without):
+            try:
+                decoded = decode(path.read_bytes(), side=4 * side, max_pixels=_MAX_PIXELS)
+            except ImageError:
+                unreadable += 1
+            else:
+                images.append(test_transform(decoded.image, spec))
+    if not images:
+        raise DataError(f"{root} contains no readable image: give --outliers a folder of images")
+    read = torch.from_numpy(np.stack(images))
+    generated = generate_outliers(round(len(read) * generated_share / (1 - generated_share)), side)
+    pixels = torch.cat([read, generated])
+    about = OutlierImages(
+        images=len(read),
+        generated=len(generated),
+        without=sorted(without),
+        unreadable=unreadable,
+        sha256=hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
+    )
+    return Outliers(pixels, about)
+
+
+def uniform_cross_entropy(logits: Tensor) -> Tensor:
+    """Cross-entropy between the uniform distribution and the softmax of each row.
+
+    Equation 2 of Hendrycks et al. 2019 with the loss for classification. Its minimum is ln C.
+
+    Args:
+        logits: float[N, C].
+
+    Returns:
+        float[N], nats.
+    """
+    return torch.logsumexp(logits, dim=1) - logits.mean(dim=1)
+
+
+def generate_outliers(count: int, side: int) -> Tensor:
+    """Generate images without an object: one colour, gradient, noise and text in turn.
+
+    Equal arguments give equal images.
+
+    Returns:
+        uint8[count, side, side, 3].
+    """
+    rng = np.random.default_rng(_SEED)
+    images = [_KINDS[number % len(_KINDS)](rng, side) for number in range(count)]
+    return torch.from_numpy(np.stack(images)) if images else torch.empty(0, side, side, 3, dtype=torch.uint8)
+
+
+def _flat(rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
+    return np.broadcast_to(_colour(rng), (side, side, 3)).copy()
+
+
+def _gradient(rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
+    """A linear or radial gradient between two colours."""
+    rows, columns = np.mgrid[0:side, 0:side] / max(1, side - 1)
+    if rng.random() < 0.7:
+        angle = rng.uniform(0, 2 * np.pi)
+        along = np.cos(angle) * columns + np.sin(angle) * rows
+    else:
+        along = np.hypot(columns - rng.random(), rows - rng.random())
+    along = (along - along.min()) / max(float(np.ptp(along)), 1e-9)
+    mixed: NDArray[np.float64] = _colour(rng) * (1 - along[..., None]) + _colour(rng) * along[..., None]
+    return mixed.round().astype(np.uint8)
+
+
+def _noise(rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
+    """Normal noise around one colour, grey or coloured, in squares of 1, 2 or 4 pixels."""
+    grain = int(rng.choice([1, 1, 2, 4]))
+    cells = -(-side // grain)
+    channels = 3 if rng.random() < 0.5 else 1
+    values = _colour(rng) + rng.uniform(5, 120) * rng.standard_normal((cells, cells, channels))
+    enlarged = values.repeat(grain, axis=0).repeat(grain, axis=1)[:side, :side]
+    return np.broadcast_to(enlarged, (side, side, 3)).clip(0, 255).astype(np.uint8)
+
+
+def _text(rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
+    """A page of text with small or large letters, reduced to `side`."""
+    paper, ink = (rng.integers(200, 256, 3), rng.integers(0, 90, 3))[:: int(rng.choice([1, -1]))]
+    page = Image.new("RGB", (256, 256), tuple(paper.tolist()))
+    draw = ImageDraw.Draw(page)
+    size = float(rng.choice([10, 14, 20, 32, 64, 120]))
+    font = ImageFont.load_default(size)
+    left, spacing = int(rng.integers(-10, 40)), size * rng.uniform(1.1, 1.8)
+    for line in range(int(256 / spacing) + 1):
+        if rng.random() < 0.88:  # an empty line ends a paragraph
+            words = " ".join(rng.choice(_WORDS, int(rng.integers(1, 14))))
+            draw.text((left, line * spacing), words.capitalize(), fill=tuple(ink.tolist()), font=font)
+    return np.array(page.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _colour(rng: np.random.Generator) -> NDArray[np.uint8]:
+    """White or black with a probability of 1/5, else a random colour."""
+    if rng.random() < 0.2:
+        return np.full(3, rng.choice([0, 255]), dtype=np.uint8)
+    return rng.integers(0, 256, 3, dtype=np.uint8)
+
+
+_KINDS: tuple[Callable[[np.random.Generator, int], NDArray[np.uint8]], ...] = (_flat, _gradient, _noise, _text)
