@@ -1,4 +1,4 @@
-"""The container of docker-compose.yml: what it may not do, and that it comes back after a crash."""
+"""The container of docker-compose.yml: it has few rights and restarts after a crash."""
 
 import json
 import os
@@ -27,7 +27,7 @@ URL = "http://127.0.0.1:8000"
 
 
 def run(*command: str, check: bool = True) -> str:
-    """What a command prints."""
+    """Run a command and return its output."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
     return done.stdout.strip()
@@ -44,8 +44,8 @@ def compose() -> list[str]:
 
 def is_ready() -> bool:
     try:
-        with urllib.request.urlopen(f"{URL}/readyz", timeout=5) as answer:
-            return bool(answer.status == 200)
+        with urllib.request.urlopen(f"{URL}/readyz", timeout=5) as response:
+            return bool(response.status == 200)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
 
@@ -57,7 +57,7 @@ def wait(condition: Callable[[], bool], what: str, *, seconds: float = 180.0) ->
         time.sleep(0.2)
 
 
-def inspected(container: str) -> dict[str, Any]:
+def inspect(container: str) -> dict[str, Any]:
     (content,) = json.loads(run("docker", "inspect", container))
     assert isinstance(content, dict)
     return content
@@ -65,8 +65,8 @@ def inspected(container: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def container() -> Iterator[str]:
-    """The id of the service's container, ready."""
-    assert not is_ready(), "something else serves there"
+    """The id of the service's container, once it is ready."""
+    assert not is_ready(), "another service uses the port"
     try:
         run(*compose(), "up", "-d", "--build")
         wait(is_ready, "the container is ready")
@@ -75,11 +75,11 @@ def container() -> Iterator[str]:
         run(*compose(), "down", "--timeout", "40", check=False)
 
 
-def test_only_the_service_comes_up_without_the_profile(container: str) -> None:
+def test_only_the_service_starts_without_the_profile(container: str) -> None:
     assert run(*compose(), "ps", "-q").splitlines() == [container]
 
 
-def test_the_process_has_no_rights(container: str) -> None:
+def test_the_process_has_no_capabilities(container: str) -> None:
     status = dict(
         line.split(":\t", 1) for line in run("docker", "exec", container, "cat", "/proc/1/status").splitlines()
     )
@@ -90,8 +90,8 @@ def test_the_process_has_no_rights(container: str) -> None:
     assert status["NoNewPrivs"] == "1"
 
 
-def test_the_container_may_do_little(container: str) -> None:
-    content = inspected(container)
+def test_the_container_is_restricted(container: str) -> None:
+    content = inspect(container)
     assert content["Config"]["User"] == "10001"
     host = content["HostConfig"]
     assert host["ReadonlyRootfs"] is True
@@ -103,54 +103,54 @@ def test_the_container_may_do_little(container: str) -> None:
     assert ports == ["127.0.0.1"]
 
 
-def test_nothing_can_be_written_but_in_tmp(container: str) -> None:
+def test_only_tmp_is_writable(container: str) -> None:
     program = """
 import errno
 for folder in ("/", "/srv/tenfold", "/srv/tenfold/weights", "/opt/venv", "/var/tmp"):
     try:
-        open(folder + "/trial", "w")
+        open(folder + "/file", "w")
     except OSError as error:
         assert error.errno == errno.EROFS, (folder, error)
     else:
         raise AssertionError(folder)
-open("/tmp/trial", "w").close()
+open("/tmp/file", "w").close()
 """
     run("docker", "exec", container, "python", "-c", program)
 
 
-def test_docker_finds_it_healthy(container: str) -> None:
-    wait(lambda: inspected(container)["State"]["Health"]["Status"] == "healthy", "it is healthy")
+def test_the_health_check_passes(container: str) -> None:
+    wait(lambda: inspect(container)["State"]["Health"]["Status"] == "healthy", "it is healthy")
 
 
 def test_the_image_is_small(container: str) -> None:
-    size = int(run("docker", "image", "inspect", inspected(container)["Image"], "--format", "{{.Size}}"))
+    size = int(run("docker", "image", "inspect", inspect(container)["Image"], "--format", "{{.Size}}"))
     assert size < 600e6
-    have = "import importlib.util as u; print([name for name in ('openvino', 'torch', 'nncf') if u.find_spec(name)])"
-    assert run("docker", "exec", container, "python", "-c", have) == "['openvino']"
+    found = "import importlib.util as u; print([name for name in ('openvino', 'torch', 'nncf') if u.find_spec(name)])"
+    assert run("docker", "exec", container, "python", "-c", found) == "['openvino']"
 
 
-def test_it_has_the_command(container: str) -> None:
-    said = run("docker", "exec", "--workdir", "/tmp", container, "tenfold", "--help")
-    assert "classify" in said
+def test_the_command_is_installed(container: str) -> None:
+    output = run("docker", "exec", "--workdir", "/tmp", container, "tenfold", "--help")
+    assert "classify" in output
 
 
-def test_it_serves_in_little_memory(container: str, cat_jpeg: bytes) -> None:
+def test_it_serves_with_little_memory(container: str, cat_jpeg: bytes) -> None:
     with httpx.Client(base_url=URL, timeout=30) as client:
         for _ in range(100):
-            answer = client.post("/predict", files={"file": ("cat.jpg", cat_jpeg)})
-            assert answer.json()["results"][0]["top_k"][0]["label"] == "cat"
+            response = client.post("/predict", files={"file": ("cat.jpg", cat_jpeg)})
+            assert response.json()["results"][0]["top_k"][0]["label"] == "cat"
     status = run("docker", "exec", container, "cat", "/proc/1/status")
     (kilobytes,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
     assert kilobytes < 400_000
 
 
-def test_it_comes_back_after_a_crash(container: str) -> None:
-    """`docker kill` would count as a wish. So the process dies of a signal that Docker did not send.
+def test_it_restarts_after_a_crash(container: str) -> None:
+    """The process is killed from the host's process namespace.
 
-    From inside nobody can kill process 1 with SIGKILL: the kernel ignores it there. From the host one can; where the
-    engine runs elsewhere (a virtual machine, or no rights), a container in the host's process namespace can.
+    After `docker kill` Docker would not restart it, and inside the container the kernel ignores SIGKILL for process 1.
+    A second container in the host's process namespace can send it, wherever the engine runs.
     """
-    before = inspected(container)
+    before = inspect(container)
     pid, began, restarts = before["State"]["Pid"], before["State"]["StartedAt"], before["RestartCount"]
     image = before["Image"]
     run(
@@ -158,9 +158,9 @@ def test_it_comes_back_after_a_crash(container: str) -> None:
         *(image, "-c", f"import os, signal; os.kill({pid}, signal.SIGKILL)"),
     )
 
-    wait(lambda: inspected(container)["RestartCount"] == restarts + 1, "Docker starts it anew")
+    wait(lambda: inspect(container)["RestartCount"] == restarts + 1, "Docker restarts it")
     wait(is_ready, "it is ready again")
-    after = inspected(container)
+    after = inspect(container)
     assert after["State"]["StartedAt"] != began
     assert after["State"]["Running"] is True
     assert after["Id"] == before["Id"], "the same container"

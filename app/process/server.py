@@ -12,13 +12,13 @@ from types import FrameType
 import uvicorn
 
 from app.main import create_app
-from app.process.protocol import protocol_with
+from app.process.protocol import http_protocol
 from app.process.sockets import has_pending_connections, ignore_new_connections
 from app.serving.service import Service
 from app.settings import Settings
 from model import Classifier
 
-# Seconds for TCP handshakes under way to complete before the listening socket is closed.
+# Seconds for TCP handshakes to complete before the listening socket is closed.
 _HANDSHAKE = 0.1
 # Longest time in seconds to empty the accept queue, where new connections cannot be kept out of it.
 _ACCEPT_TIMEOUT = 1.0
@@ -27,7 +27,7 @@ _ACCEPT_TIMEOUT = 1.0
 class Server(uvicorn.Server):
     """Uvicorn with a graceful drain.
 
-    On SIGTERM /readyz turns to 503 and the server goes on answering for `drain_delay` seconds, so that load balancers
+    On SIGTERM /readyz turns to 503 and the server continues to answer for `drain_delay` seconds, so that load balancers
     can take it out of rotation. Then it stops listening, finishes the requests that it has, and ends. SIGINT skips the
     delay. A second signal skips the requests.
 
@@ -36,7 +36,7 @@ class Server(uvicorn.Server):
 
     Args:
         config: uvicorn's configuration.
-        service: told to drain.
+        service: enters its draining state.
         drain_delay: in seconds.
         control: file descriptor of the pipe from the supervisor, which then owns the listening socket.
     """
@@ -115,7 +115,7 @@ def config_of(settings: Settings, app: object = None) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
-        http=protocol_with(settings.timeout),
+        http=http_protocol(settings.timeout),
         ws="none",
         timeout_graceful_shutdown=settings.drain_timeout,
     )

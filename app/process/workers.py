@@ -106,7 +106,7 @@ class Supervisor:
         self._signals.append(sig)
 
     def run(self) -> int:
-        """Look after the workers until a signal or a failure ends them.
+        """Start and restart the workers until a signal or a failure ends them.
 
         Returns:
             The exit code: 0 after a drain, 1 if a worker failed.
@@ -116,14 +116,14 @@ class Supervisor:
                 while self._signals:
                     self._on_signal(self._signals.pop(0))
                 for slot in self._slots:
-                    self._look_after(slot)
+                    self._check(slot)
                 if time.monotonic() >= self._close_at:
                     self._close()
                 if self._stopping and not self._workers():
                     return self._code
                 time.sleep(_POLL)
 
-    def _look_after(self, slot: _Slot) -> None:
+    def _check(self, slot: _Slot) -> None:
         if slot.worker is None:
             if not self._stopping and time.monotonic() >= slot.start_at:
                 slot.worker = self._start()

@@ -1,4 +1,4 @@
-"""What is counted and measured, and how Prometheus is told."""
+"""Metrics in Prometheus's format."""
 
 import os
 from collections.abc import Callable
@@ -16,58 +16,58 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
 
-# prometheus_client's name for the folder that several processes share; it is read when that is imported.
+# Environment variable of prometheus_client: the folder that several processes share. Read when it is imported.
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _VIEWS = (1, 2, 4, 8, 16, 32, 64, 128)
-_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
+_PROBABILITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 
 
 def mark_worker_dead(pid: int, folder: str) -> None:
-    """Leave a process that has ended out of the gauges; what it has counted stays."""
+    """Remove the gauges of a process that has ended. Its counters stay in the sum."""
     mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
 
 
 class Telemetry:
-    """The metrics of one application. The README lists them.
+    """The metrics of one application.
 
-    With `SHARED_FOLDER` in the environment each process writes its own there, and any of them tells the sum.
+    With `SHARED_FOLDER` in the environment each process writes its metrics there, and each reports the sum.
 
     Args:
-        pictures: tells how many are being decoded, waiting or in a batch.
-        uploads: tells of how many requests the body is being read.
+        pictures: returns how many images are being decoded, waiting or in a batch.
+        uploads: returns of how many requests the body is being read.
     """
 
     def __init__(self, pictures: Callable[[], int] = lambda: 0, uploads: Callable[[], int] = lambda: 0) -> None:
-        self._levels = (pictures, uploads)
+        self._in_progress = (pictures, uploads)
         self.registry = CollectorRegistry()
         self._requests = Counter(
-            "tenfold_requests", "Requests answered, by route and status.", ("route", "status"), registry=self.registry
+            "tenfold_requests", "Requests by route and status.", ("route", "status"), registry=self.registry
         )
         self._request_seconds = Histogram(
             "tenfold_request_seconds",
-            "From a request's first byte to its answer.",
+            "Seconds from a request's first byte to its response.",
             ("route",),
             buckets=_SECONDS,
             registry=self.registry,
         )
         self._rejections = Counter(
-            "tenfold_rejections", "Requests refused, by the problem's type.", ("reason",), registry=self.registry
+            "tenfold_rejections", "Requests refused, by problem type.", ("reason",), registry=self.registry
         )
         self._pictures = Counter(
             "tenfold_pictures",
-            "Images answered, or refused by the problem's type.",
+            "Images by outcome: answered, or the problem type.",
             ("outcome",),
             registry=self.registry,
         )
-        self._under_way = Gauge(
+        self._images_in_progress = Gauge(
             "tenfold_pictures_under_way",
             "Images being decoded, waiting or in a batch.",
             registry=self.registry,
             multiprocess_mode="livesum",
         )
-        self._uploads = Gauge(
+        self._uploads_in_progress = Gauge(
             "tenfold_uploads_under_way",
             "Requests whose body is being read.",
             registry=self.registry,
@@ -81,7 +81,7 @@ class Telemetry:
         )
         self._model = Gauge(
             "tenfold_model_info",
-            "What is served, and by what: 1.",
+            "The model and its engine; the value is 1.",
             ("name", "version", "engine", "device", "precision"),
             registry=self.registry,
             multiprocess_mode="livemax",
@@ -92,23 +92,26 @@ class Telemetry:
         self._stages = {
             name: Histogram(f"tenfold_{name}_seconds", about, buckets=_SECONDS, registry=self.registry)
             for name, about in (
-                ("decode", "Decoding and transforming a picture, its wait for a thread included."),
-                ("queue", "A picture's wait for its batch."),
-                ("inference", "A picture's batch."),
+                ("decode", "Seconds to decode and preprocess an image, including its wait for a thread."),
+                ("queue", "Seconds that an image waits for its batch."),
+                ("inference", "Seconds of an image's batch."),
             )
         }
         self._predictions = Counter(
-            "tenfold_predictions", "Images by their likeliest class.", ("label",), registry=self.registry
+            "tenfold_predictions", "Images by their most probable class.", ("label",), registry=self.registry
         )
         self._confidence = Histogram(
-            "tenfold_confidence", "Probability of the likeliest class.", buckets=_SHARES, registry=self.registry
+            "tenfold_confidence",
+            "Probability of the most probable class.",
+            buckets=_PROBABILITIES,
+            registry=self.registry,
         )
         self._accepted = Counter("tenfold_accepted", "Images accepted as one of the classes.", registry=self.registry)
         if SHARED_FOLDER not in os.environ:
             ProcessCollector(registry=self.registry)
 
     def exposition(self) -> bytes:
-        """All of it in Prometheus's text format, over all processes."""
+        """The metrics of all processes in Prometheus's text format."""
         self.sample_gauges()
         if SHARED_FOLDER not in os.environ:
             return generate_latest(self.registry)
@@ -117,13 +120,13 @@ class Telemetry:
         return generate_latest(shared)
 
     def request(self, *, route: str, status: int, seconds: float, rejected: str | None) -> None:
-        """A request has been answered, or its caller has gone.
+        """Count a request that got a response or whose client disconnected.
 
         Args:
-            route: its path as declared; "other" for none of ours.
-            status: of the answer; 499 if nobody was there to get it.
-            seconds: since its first byte.
-            rejected: why it was refused, as the slug of a problem.
+            route: the route's path as declared, or "other" if there is no such route.
+            status: of the response, or 499 if the client disconnected before.
+            seconds: since the request's first byte.
+            rejected: slug of the problem for which it was refused, if it was.
         """
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
@@ -131,13 +134,22 @@ class Telemetry:
             self._rejections.labels(rejected).inc()
 
     def image_rejected(self, problem: str) -> None:
-        """A picture could not be classified, for the problem with this slug."""
+        """Count an image that could not be classified, by the problem's slug."""
         self._pictures.labels(problem).inc()
 
     def image_classified(
         self, *, label: str, confidence: float, accepted: bool, decode: float, queue: float, inference: float
     ) -> None:
-        """A picture was classified; the last three are seconds."""
+        """Count a classified image.
+
+        Args:
+            label: its most probable class.
+            confidence: probability of that class.
+            accepted: whether it is accepted as one of the classes.
+            decode: seconds to decode and preprocess it.
+            queue: seconds that it waited for its batch.
+            inference: seconds of its batch.
+        """
         self._pictures.labels("answered").inc()
         self._predictions.labels(label).inc()
         self._confidence.observe(confidence)
@@ -146,20 +158,22 @@ class Telemetry:
             self._stages[name].observe(seconds)
 
     def batch(self, views: int) -> None:
-        """A forward pass over so many views has begun."""
+        """Count a forward pass over so many views."""
         self._batch_views.observe(views)
 
     def sample_gauges(self) -> None:
-        """Note what is under way. To be called now and then, for other processes' sake; to count it at every change
-        takes longer than all the histograms.
+        """Set the gauges of images and uploads in progress.
+
+        Call this regularly, because other processes report them too. To update them at every change would take longer
+        than all the histograms.
         """
-        for gauge, level in zip((self._under_way, self._uploads), self._levels, strict=True):
-            gauge.set(level())
+        for gauge, count in zip((self._images_in_progress, self._uploads_in_progress), self._in_progress, strict=True):
+            gauge.set(count())
 
     def ready(self, ready: bool) -> None:
-        """Whether /readyz is 200 from now on."""
+        """Set whether /readyz is 200."""
         self._ready.set(ready)
 
     def model(self, *, name: str, version: str, engine: str, device: str, precision: str) -> None:
-        """What is served, and by what."""
+        """Set the model and its engine."""
         self._model.labels(name, version, engine, device, precision).set(1)

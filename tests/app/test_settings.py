@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from app.settings import Settings
+from app.settings import Settings, error_messages
 from model import MAX_VIEWS
 from tests.app.running import ROOT
 
@@ -110,6 +110,23 @@ def test_a_value_out_of_range_is_refused_by_its_name(name: str, value: str) -> N
     with pytest.raises(ValidationError) as caught:
         Settings.model_validate({name: value})
     assert [problem["loc"] for problem in caught.value.errors()] == [(name,)]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"port": "abc"}, "TENFOLD_PORT: Input should be a valid integer"),
+        ({"views": "0"}, "TENFOLD_VIEWS: Input should be greater than or equal to 1"),
+        ({"min_confidence": "2"}, "TENFOLD_MIN_CONFIDENCE: Input should be less than or equal to 1"),
+        ({"min_confidence": "nan"}, "TENFOLD_MIN_CONFIDENCE: Input should be a finite number"),
+        ({"max_files": "9", "queue_size": "8"}, "TENFOLD_QUEUE_SIZE (8) is below TENFOLD_MAX_FILES (9)"),
+    ],
+)
+def test_an_invalid_value_is_reported_by_the_name_of_its_variable(values: dict[str, str], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate(values)
+    (found,) = error_messages(caught.value)
+    assert found.startswith(message)
 
 
 def test_a_queue_that_cannot_hold_a_full_request_is_refused() -> None:

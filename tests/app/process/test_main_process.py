@@ -36,15 +36,15 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "log"
 
 
-def test_a_process_becomes_ready_predicts_and_ends_well_on_ctrl_c(int8_bundle: Path, log: Path) -> None:
+def test_a_process_becomes_ready_predicts_and_ends_with_0_on_ctrl_c(int8_bundle: Path, log: Path) -> None:
     with process(environment(int8_bundle, TENFOLD_DRAIN_DELAY="60"), log) as running:
         running.wait_ready()
         with running.client() as client:
-            answer = client.post("/predict", content=picture(), headers={"X-Request-ID": "mine"})
-            assert answer.status_code == 200
-            assert answer.json()["model"]["name"] == "tiny"
-            assert len(answer.json()["results"][0]["top_k"]) == 5
-            assert "Server" not in answer.headers
+            response = client.post("/predict", content=picture(), headers={"X-Request-ID": "mine"})
+            assert response.status_code == 200
+            assert response.json()["model"]["name"] == "tiny"
+            assert len(response.json()["results"][0]["top_k"]) == 5
+            assert "Server" not in response.headers
         began = time.monotonic()
         running.popen.send_signal(signal.SIGINT)
         assert running.exit_code() == 0
@@ -59,17 +59,15 @@ def test_a_process_becomes_ready_predicts_and_ends_well_on_ctrl_c(int8_bundle: P
 
 
 def test_sigterm_under_load_loses_nothing(int8_bundle: Path, log: Path) -> None:
-    delay = 1.5
-    with process(environment(int8_bundle, TENFOLD_DRAIN_DELAY=str(delay)), log) as running:
+    with process(environment(int8_bundle, TENFOLD_DRAIN_DELAY="3", TENFOLD_TIMEOUT="60"), log) as running:
         running.wait_ready()
         visitors = [Visitor(running.port) for _ in range(CLIENTS)]
         eventually(lambda: all(len(visitor.answered) > 3 for visitor in visitors), "all are served", seconds=120)
         with running.client() as probe:
+            draining = time.monotonic() + 0.5
             running.popen.send_signal(signal.SIGTERM)
-            told = time.monotonic()
-            eventually(lambda: probe.get("/readyz").status_code == 503, "load balancers can look away")
-            turned = time.monotonic()
-            assert turned - told < 0.5
+            time.sleep(0.5)
+            assert probe.get("/readyz").status_code == 503, "load balancers send requests elsewhere"
         assert running.exit_code() == 0
         for visitor in visitors:
             visitor.join()
@@ -77,27 +75,27 @@ def test_sigterm_under_load_loses_nothing(int8_bundle: Path, log: Path) -> None:
         for visitor in visitors:
             assert isinstance(visitor.ended, httpx.ConnectError), f"a request was lost: {visitor.ended!r}"
             assert {status for _, status, _ in visitor.answered} == {200}
-        # A response to a request that was sent before may have been written before, too.
-        late = {connection for visitor in visitors for sent, _, connection in visitor.answered if sent > turned}
-        assert late == {"close"}, "it goes on answering during the delay, and closes connections"
+        # When a response was received proves nothing: it may have been written much earlier.
+        late = {connection for visitor in visitors for sent, _, connection in visitor.answered if sent > draining}
+        assert late == {"close"}, "it answers during the delay, and closes connections"
         assert "Traceback" not in running.log
 
 
-@pytest.mark.parametrize("way", ["fails", "hangs"])
-def test_an_engine_that_stops_working_ends_the_process_so_that_it_is_restarted(way: str, log: Path) -> None:
+@pytest.mark.parametrize("fault", ["fails", "hangs"])
+def test_an_engine_that_stops_working_ends_the_process_so_that_it_is_restarted(fault: str, log: Path) -> None:
     limits = {"TENFOLD_STALL_TIMEOUT": "0.3", "TENFOLD_TIMEOUT": "1.5", "TENFOLD_DRAIN_DELAY": "4"}
-    arguments = ["-m", "tests.app.fake_service", way]
+    arguments = ["-m", "tests.app.fake_service", fault]
     with process({"TENFOLD_PORT": "0", **limits}, log, arguments=arguments) as running:
         running.wait_ready()
         with running.client() as client:
             statuses = [client.post("/predict", content=picture()).status_code for _ in range(3)]
-            assert statuses == [500] * 3 if way == "fails" else statuses[0] == 504
+            assert statuses == [500] * 3 if fault == "fails" else statuses[0] == 504
             assert client.get("/livez").status_code == 503
         assert running.exit_code() == 1
         assert "the engine does not work any more" in running.log
 
 
-def test_sigterm_while_a_metric_is_updated_ends_it_well(tmp_path: Path, log: Path) -> None:
+def test_sigterm_while_a_metric_is_updated_ends_it_with_0(tmp_path: Path, log: Path) -> None:
     settings = {"TENFOLD_PORT": "0", "TENFOLD_DRAIN_DELAY": "0", SHARED_FOLDER: str(tmp_path)}
     with process(settings, log, arguments=["-m", "tests.app.fake_service", "interrupted"]) as running:
         assert running.port
@@ -105,7 +103,19 @@ def test_sigterm_while_a_metric_is_updated_ends_it_well(tmp_path: Path, log: Pat
         assert "Traceback" not in running.log
 
 
-def test_sigterm_while_it_loads_ends_it_well(int8_bundle: Path, log: Path) -> None:
+def test_ctrl_c_ends_it_although_its_parent_ignores_it(log: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'tests.app.fake_service', 'works'])"
+    )
+    with process({"TENFOLD_PORT": "0"}, log, arguments=["-c", program]) as running:
+        running.wait_ready()
+        running.popen.send_signal(signal.SIGINT)
+        assert running.exit_code(30) == 0
+
+
+def test_sigterm_while_the_model_loads_ends_it_with_0(int8_bundle: Path, log: Path) -> None:
     with process(environment(int8_bundle), log) as running:
         assert running.port
         running.popen.send_signal(signal.SIGTERM)
@@ -113,37 +123,14 @@ def test_sigterm_while_it_loads_ends_it_well(int8_bundle: Path, log: Path) -> No
         assert "Traceback" not in running.log
 
 
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"TENFOLD_PORT": "abc"}, "error: TENFOLD_PORT: Input should be a valid integer"),
-        ({"TENFOLD_VIEWS": "0"}, "error: TENFOLD_VIEWS: Input should be greater than or equal to 1"),
-        ({"TENFOLD_VIEWS": "99"}, f"error: TENFOLD_VIEWS: Input should be less than or equal to {MAX_VIEWS}"),
-        ({"TENFOLD_MIN_CONFIDENCE": "2"}, "error: TENFOLD_MIN_CONFIDENCE: Input should be less than or equal to 1"),
-        ({"TENFOLD_MIN_CONFIDENCE": "nan"}, "error: TENFOLD_MIN_CONFIDENCE: Input should be a finite number"),
-        (
-            {"TENFOLD_MAX_FILES": "9", "TENFOLD_QUEUE_SIZE": "8"},
-            "error: TENFOLD_QUEUE_SIZE (8) is below TENFOLD_MAX_FILES (9)",
-        ),
-    ],
-    ids=[
-        "not a number",
-        "no view",
-        "too many views",
-        "more than certain",
-        "a confidence that is no number",
-        "settings that disagree",
-    ],
-)
-def test_a_wrong_setting_ends_it_with_one_sentence(settings: dict[str, str], says: str, log: Path) -> None:
-    with process(settings, log) as running:
+def test_an_invalid_setting_ends_it_with_one_sentence(log: Path) -> None:
+    with process({"TENFOLD_VIEWS": "99"}, log) as running:
         assert running.exit_code() == 2
-    assert says in running.log
-    assert running.log.startswith("error: ")
+    assert running.log.startswith(f"error: TENFOLD_VIEWS: Input should be less than or equal to {MAX_VIEWS}")
     assert len(running.log.splitlines()) == 1
 
 
-def told_to_do(running: Process) -> str:
+def load_error(running: Process) -> str:
     """The one line of the log that says why the model cannot be loaded."""
     (line,) = (line for line in running.log.splitlines() if "cannot be loaded" in line)
     assert "Traceback" not in running.log
@@ -153,7 +140,7 @@ def told_to_do(running: Process) -> str:
 def test_a_missing_weights_folder_ends_it_and_says_what_to_do(tmp_path: Path, log: Path) -> None:
     with process(environment(tmp_path / "none"), log) as running:
         assert running.exit_code() == 1
-    assert "name a weights folder" in told_to_do(running)
+    assert "name a weights folder" in load_error(running)
     assert "GET /readyz 200" not in running.log
 
 
@@ -166,22 +153,22 @@ def test_damaged_weights_end_it_and_say_what_to_do(int8_bundle: Path, tmp_path: 
     weights.write_bytes(data)
     with process(environment(damaged), log) as running:
         assert running.exit_code() == 1
-    assert "fetch the bundle again" in told_to_do(running)
+    assert "fetch the bundle again" in load_error(running)
 
 
-def test_a_device_that_is_not_there_ends_it_and_says_what_to_do(int8_bundle: Path, log: Path) -> None:
+def test_a_missing_device_ends_it_and_says_what_to_do(int8_bundle: Path, log: Path) -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     with process(environment(int8_bundle, TENFOLD_DEVICE="cuda"), log) as running:
         assert running.exit_code() == 1
-    assert "no CUDA device" in told_to_do(running)
+    assert "no CUDA device" in load_error(running)
 
 
-def test_an_engine_that_the_bundle_is_not_made_for_ends_it_and_says_what_to_do(tiny_bundle: Path, log: Path) -> None:
+def test_an_engine_without_a_model_in_the_bundle_ends_it_and_says_so(tiny_bundle: Path, log: Path) -> None:
     with process(environment(tiny_bundle, TENFOLD_ENGINE="openvino"), log) as running:
         assert running.exit_code() == 1
-    assert "holds no OpenVINO model" in told_to_do(running)
+    assert "holds no OpenVINO model" in load_error(running)
 
 
 def test_a_port_that_is_taken_ends_it(int8_bundle: Path, log: Path) -> None:

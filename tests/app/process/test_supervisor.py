@@ -16,7 +16,7 @@ from tests.app.process.test_workers import children, metric
 from tests.app.running import Visitor, eventually, process
 
 FAKE = ["-m", "tests.app.fake_service"]
-SETTINGS = {"TENFOLD_PORT": "0", "TENFOLD_WORKERS": "2", "TENFOLD_DRAIN_DELAY": "0.5"}
+SETTINGS = {"TENFOLD_PORT": "0", "TENFOLD_WORKERS": "2", "TENFOLD_DRAIN_DELAY": "0.5", "TENFOLD_TIMEOUT": "60"}
 CLIENTS = 8
 LOADED = "serving fake-net"
 REQUEST = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(picture()) + picture()

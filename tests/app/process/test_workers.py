@@ -1,4 +1,4 @@
-"""TENFOLD_WORKERS: several processes at one socket, with a real bundle."""
+"""TENFOLD_WORKERS: several processes on one socket, with a real bundle."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "log"
 
 
-def two(weights: Path, **more: str) -> dict[str, str]:
+def two_workers(weights: Path, **more: str) -> dict[str, str]:
     return environment(weights, TENFOLD_WORKERS="2", **more)
 
 
@@ -48,7 +48,7 @@ def runs(process_id: int) -> bool:
 
 
 def test_sigterm_under_load_loses_nothing_and_the_metrics_are_of_all_of_them(int8_bundle: Path, log: Path) -> None:
-    with process(two(int8_bundle, TENFOLD_DRAIN_DELAY="1.5"), log) as running:
+    with process(two_workers(int8_bundle, TENFOLD_DRAIN_DELAY="1.5", TENFOLD_TIMEOUT="60"), log) as running:
         running.wait_logged("serving tiny", 2)
         assert metric(running, "tenfold_ready") == 2
         visitors = [Visitor(running.port) for _ in range(CLIENTS)]
@@ -66,7 +66,7 @@ def test_sigterm_under_load_loses_nothing_and_the_metrics_are_of_all_of_them(int
 
 
 def test_a_worker_that_is_killed_is_replaced(int8_bundle: Path, log: Path) -> None:
-    with process(two(int8_bundle), log) as running:
+    with process(two_workers(int8_bundle), log) as running:
         running.wait_logged("serving tiny", 2)
         before = children(running)
         assert len(before) == 2
@@ -77,20 +77,20 @@ def test_a_worker_that_is_killed_is_replaced(int8_bundle: Path, log: Path) -> No
         after = children(running)
         assert len(after) == 2
         assert before[1] in after
-        eventually(lambda: metric(running, "tenfold_ready") == 2, "the dead one is not counted")
-        assert metric(running, 'tenfold_pictures_total{outcome="answered"}') == 1, "what it did is"
+        eventually(lambda: metric(running, "tenfold_ready") == 2, "the killed worker is not counted")
+        assert metric(running, 'tenfold_pictures_total{outcome="answered"}') == 1, "its requests are counted"
         running.popen.send_signal(signal.SIGTERM)
         assert running.exit_code() == 0
 
 
-def test_a_worker_that_cannot_begin_ends_all(tmp_path: Path, log: Path) -> None:
-    with process(two(tmp_path / "none"), log) as running:
+def test_a_worker_that_cannot_load_the_model_ends_the_service(tmp_path: Path, log: Path) -> None:
+    with process(two_workers(tmp_path / "none"), log) as running:
         assert running.exit_code() == 1
         assert "the model cannot be loaded" in running.log
 
 
 def test_workers_do_not_outlive_their_supervisor(int8_bundle: Path, log: Path) -> None:
-    with process(two(int8_bundle), log) as running:
+    with process(two_workers(int8_bundle), log) as running:
         running.wait_logged("serving tiny", 2)
         orphans = children(running)
         running.popen.send_signal(signal.SIGKILL)
@@ -98,17 +98,17 @@ def test_workers_do_not_outlive_their_supervisor(int8_bundle: Path, log: Path) -
 
 
 def test_workers_do_not_outlive_a_supervisor_that_dies_while_they_start(int8_bundle: Path, log: Path) -> None:
-    with process(two(int8_bundle), log) as running:
-        eventually(lambda: len(children(running)) == 2, "both have been started", seconds=120)
+    with process(two_workers(int8_bundle), log) as running:
+        eventually(lambda: len(children(running)) == 2, "two workers have been started", seconds=120)
         orphans = children(running)
         running.popen.send_signal(signal.SIGKILL)
         eventually(lambda: not any(map(runs, orphans)), "they have ended", seconds=60)
 
 
 def test_a_port_that_is_taken_ends_it(int8_bundle: Path, log: Path) -> None:
-    with process(two(int8_bundle), log) as running:
+    with process(two_workers(int8_bundle), log) as running:
         began = time.monotonic()
-        with process(two(int8_bundle, TENFOLD_PORT=str(running.port)), log.with_name("second")) as second:
+        with process(two_workers(int8_bundle, TENFOLD_PORT=str(running.port)), log.with_name("second")) as second:
             assert second.exit_code() == 1
             assert "address already in use" in second.log.lower()
         assert time.monotonic() - began < 60

@@ -12,22 +12,22 @@ from tests.app.running import Running, eventually, serving
 
 def samples(service: Running) -> dict[str, float]:
     """name{labels} -> value."""
-    answer = service.client.get("/metrics")
-    assert answer.status_code == 200
-    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    response = service.client.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["Content-Type"].startswith("text/plain; version=")
     return {
         sample.name + "".join(f"{{{key}={value}}}" for key, value in sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(answer.text)
+        for family in text_string_to_metric_families(response.text)
         for sample in family.samples
     }
 
 
-def test_pictures_are_counted_with_their_answers_and_stages() -> None:
+def test_images_are_counted_with_their_outcomes_and_stages() -> None:
     with serving() as service:
         results = [
             result
-            for answer in (service.post(picture(seed)) for seed in range(6))
-            for result in answer.json()["results"]
+            for response in (service.post(picture(seed)) for seed in range(6))
+            for result in response.json()["results"]
         ]
         service.upload(("a", photo()), ("b", b"cat"), ("c", picture()[:-40]))
         found = samples(service)
@@ -94,13 +94,16 @@ def test_gauges_follow_what_is_under_way_and_return_to_zero() -> None:
         assert samples(service)["tenfold_pictures_under_way"] == 3
         service.engine.release()
         assert pending.result().status_code == 200
-        eventually(lambda: samples(service)["tenfold_uploads_under_way"] == 0, "the caller has gone")
+        eventually(lambda: samples(service)["tenfold_uploads_under_way"] == 0, "the client has disconnected")
         found = samples(service)
         assert found["tenfold_pictures_under_way"] == 0
-        eventually(lambda: samples(service).get("tenfold_rejections_total{reason=client-gone}") == 1, "and is counted")
+        eventually(
+            lambda: samples(service).get("tenfold_rejections_total{reason=client-gone}") == 1,
+            "the disconnect is counted",
+        )
 
 
-def test_the_gauges_return_to_zero_after_failures_and_vanishing_callers() -> None:
+def test_the_gauges_return_to_zero_after_failures_and_disconnects() -> None:
     with serving(timeout=0.3) as service:
         service.engine.block()
         service.post(picture())
@@ -115,7 +118,7 @@ def test_the_gauges_return_to_zero_after_failures_and_vanishing_callers() -> Non
         assert samples(service)["tenfold_uploads_under_way"] == 0
 
 
-def test_readiness_and_the_model_are_told() -> None:
+def test_readiness_and_the_model_are_reported() -> None:
     with serving(FakeEngine()) as service:
         found = samples(service)
         assert found["tenfold_ready"] == 1

@@ -1,4 +1,4 @@
-"""The server of `python -m app`, in a thread; test_main_process.py has the whole process."""
+"""The server of `python -m app` in a thread; test_main_process.py runs whole processes."""
 
 import http.client
 import signal
@@ -16,32 +16,28 @@ CLIENTS = 8
 HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(picture())
 
 
-def told_to_end(service: Running, sig: signal.Signals = signal.SIGTERM) -> None:
+def send_signal(service: Running, sig: signal.Signals = signal.SIGTERM) -> None:
     service.server.handle_exit(sig, None)
 
 
 def stopped_listening(service: Running) -> bool:
-    try:
-        service.connect().close()
-    except ConnectionRefusedError:
-        return True
-    return False
+    return not any(server.is_serving() for server in service.server.servers)
 
 
 def status_of(connection: socket.socket) -> tuple[int, str | None]:
-    """Status and Connection header of the answer that comes."""
-    answer = http.client.HTTPResponse(connection)
-    answer.begin()
-    answer.read()
-    return answer.status, answer.getheader("Connection")
+    """Status and Connection header of the next response."""
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    response.read()
+    return response.status, response.getheader("Connection")
 
 
 @pytest.mark.parametrize("attempt", range(2))
-def test_nobody_in_a_crowd_is_lost_when_the_service_ends(attempt: int) -> None:
-    with serving(drain_delay=1.0) as service:
+def test_no_request_of_many_clients_is_lost_when_the_service_ends(attempt: int) -> None:
+    with serving(drain_delay=1.0, timeout=60) as service:
         visitors = [Visitor(service.port) for _ in range(CLIENTS)]
         eventually(lambda: all(len(visitor.answered) > 3 for visitor in visitors), "all are served")
-        told_to_end(service)
+        send_signal(service)
         for visitor in visitors:
             visitor.join()
     for visitor in visitors:
@@ -64,21 +60,21 @@ def test_none_of_many_short_connections_is_lost_when_the_service_ends(attempt: i
                     return
 
     ended: list[type[OSError]] = []
-    with serving(drain_delay=0.1) as service, ThreadPoolExecutor(CLIENTS) as clients:
+    with serving(drain_delay=0.1, timeout=60) as service, ThreadPoolExecutor(CLIENTS) as clients:
         visits = [clients.submit(visit) for _ in range(CLIENTS)]
         time.sleep(0.2)
-        told_to_end(service)
+        send_signal(service)
         for each in visits:
             each.result()
     assert ended == [ConnectionRefusedError] * CLIENTS
 
 
-def test_a_request_that_is_under_way_is_finished() -> None:
+def test_a_request_under_way_is_finished() -> None:
     with serving() as service:
         service.engine.block()
         pending = service.in_background(lambda: service.post(picture()))
         service.engine.wait_entered()
-        told_to_end(service)
+        send_signal(service)
         eventually(lambda: stopped_listening(service), "it stops listening")
         time.sleep(0.4)
         assert not pending.done
@@ -87,11 +83,11 @@ def test_a_request_that_is_under_way_is_finished() -> None:
         assert pending.result().headers["Connection"] == "close"
 
 
-def test_an_upload_that_is_under_way_is_finished() -> None:
+def test_an_upload_under_way_is_finished() -> None:
     with serving() as service, service.connect() as connection:
         connection.sendall(HEAD + picture()[:50])
         eventually(lambda: bool(service.server.server_state.tasks), "the request has begun")
-        told_to_end(service)
+        send_signal(service)
         eventually(lambda: stopped_listening(service), "it stops listening")
         time.sleep(0.4)
         connection.sendall(picture()[50:])
@@ -99,71 +95,75 @@ def test_an_upload_that_is_under_way_is_finished() -> None:
 
 
 @pytest.mark.parametrize("before", [0, 1, len(HEAD) - 1], ids=["nothing", "a byte", "most of its head"])
-def test_who_has_connected_but_not_said_all_yet_is_heard_out(before: int) -> None:
-    said, rest = HEAD[:before], HEAD[before:] + picture()
+def test_a_request_that_arrives_late_on_an_accepted_connection_is_answered(before: int) -> None:
+    first, rest = HEAD[:before], HEAD[before:] + picture()
     with serving() as service, service.connect() as connection:
-        connection.sendall(said)
-        told_to_end(service)
+        connection.sendall(first)
+        send_signal(service)
         eventually(lambda: stopped_listening(service), "it stops listening")
         connection.sendall(rest)
         assert status_of(connection) == (200, "close")
 
 
-def test_who_has_connected_and_says_nothing_does_not_keep_it_from_ending() -> None:
-    with serving(drain_timeout=60) as service, service.connect():
-        told_to_end(service)
-        eventually(lambda: not service.thread.is_alive(), "it ends", seconds=8)
+def test_a_connection_without_a_request_does_not_keep_it_from_ending() -> None:
+    with serving(drain_timeout=60, timeout=60) as service, service.connect():
+        send_signal(service)
+        eventually(lambda: not service.thread.is_alive(), "it ends", seconds=30)
 
 
-def test_a_kept_connection_that_is_idle_does_not_keep_it_from_ending() -> None:
-    with serving(drain_timeout=60) as service:
-        assert service.post(picture()).status_code == 200
+def test_an_idle_connection_is_closed_at_once() -> None:
+    def seconds() -> float:
+        with serving(drain_timeout=60) as service:
+            assert service.post(picture()).status_code == 200
+            began = time.monotonic()
+            send_signal(service)
+            service.thread.join(20)
+            return time.monotonic() - began
+
+    # One of several attempts suffices: the machine may be busy. A connection without a request is kept for two seconds.
+    assert any(seconds() < 1.9 for _ in range(5))
+
+
+def test_it_answers_during_the_drain_delay_and_then_ends() -> None:
+    with serving(drain_delay=2.0) as service:
         began = time.monotonic()
-        told_to_end(service)
-        eventually(lambda: not service.thread.is_alive(), "it ends")
-        assert time.monotonic() - began < 1.9
-
-
-def test_it_goes_on_answering_during_the_delay_and_then_ends() -> None:
-    with serving(drain_delay=0.8) as service:
-        began = time.monotonic()
-        told_to_end(service)
+        send_signal(service)
         eventually(lambda: service.client.get("/readyz").status_code == 503, "it is not ready")
         assert service.post(picture()).status_code == 200
         eventually(lambda: stopped_listening(service), "it stops listening")
-        assert time.monotonic() - began > 0.75
+        assert time.monotonic() - began >= 2.0
 
 
-def test_ctrl_c_does_not_wait_for_the_delay_but_for_who_is_being_served() -> None:
+def test_ctrl_c_skips_the_drain_delay_but_not_the_requests_under_way() -> None:
     with serving(drain_delay=60.0) as service:
         service.engine.block()
         pending = service.in_background(lambda: service.post(picture()))
         service.engine.wait_entered()
-        told_to_end(service, signal.SIGINT)
+        send_signal(service, signal.SIGINT)
         eventually(lambda: stopped_listening(service), "it stops listening")
         service.engine.release()
         assert pending.result().status_code == 200
 
 
-def test_a_second_signal_does_not_wait_for_answers() -> None:
+def test_a_second_signal_does_not_wait_for_requests() -> None:
     with serving(drain_delay=60.0, drain_timeout=60) as service:
         service.engine.block()
         with service.connect() as connection:
             connection.sendall(HEAD + picture())
             service.engine.wait_entered()
-            told_to_end(service)
-            told_to_end(service)
+            send_signal(service)
+            send_signal(service)
             eventually(lambda: not service.thread.is_alive(), "it ends, though the engine is still blocked")
 
 
-def test_who_is_not_answered_within_the_drain_timeout_is_given_up() -> None:
+def test_a_request_that_takes_longer_than_the_drain_timeout_is_cancelled() -> None:
     with serving(drain_timeout=1) as service:
         service.engine.block()
         with service.connect() as connection:
             connection.sendall(HEAD + picture())
             service.engine.wait_entered()
             began = time.monotonic()
-            told_to_end(service)
+            send_signal(service)
             connection.settimeout(20)
             connection.recv(65536)
-            assert 0.9 < time.monotonic() - began < 10
+            assert 1.0 <= time.monotonic() - began < 10
