@@ -11,9 +11,9 @@ from model.training.data import LabeledImages, load_cifar10_test
 from model.training.evaluate import Assessment, assess
 
 
-def assessment_of(classifier: model.Classifier, pictures: LabeledImages) -> Assessment:
+def assessment_of(classifier: model.Classifier, images: LabeledImages) -> Assessment:
     card = classifier.card
-    return assess(classifier.engine, card.input, card.calibration, card.out_of_distribution, pictures)
+    return assess(classifier.engine, card.input, card.calibration, card.out_of_distribution, images)
 
 
 def evaluate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -21,7 +21,7 @@ def evaluate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_scores_are_a_table_and_a_last_line_of_json(
+def test_the_output_is_a_table_and_a_line_of_json(
     tiny_bundle: Path, tiny_classifier: model.Classifier, cifar10_root: Path
 ) -> None:
     done = evaluate(tiny_bundle, "--data", cifar10_root, "--limit", "50", "--device", "cpu")
@@ -50,7 +50,7 @@ def test_the_scores_are_a_table_and_a_last_line_of_json(
 
 
 @pytest.mark.parametrize("fault", ["no data", "no bundle"])
-def test_what_is_missing_is_one_sentence(fault: str, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_missing_input_is_reported_in_one_sentence(fault: str, tiny_bundle: Path, tmp_path: Path) -> None:
     done = evaluate(tiny_bundle if fault == "no data" else tmp_path, "--data", tmp_path, "--device", "cpu")
     assert done.returncode == 1
     assert done.stdout == ""
@@ -63,7 +63,7 @@ def test_what_is_missing_is_one_sentence(fault: str, tiny_bundle: Path, tmp_path
 def test_the_shipped_weights_reach_the_accuracy_on_their_card(cifar10_root: Path) -> None:
     folder = Path("weights/resnet18-cifar10")
     if not (folder / "card.json").is_file():
-        pytest.skip(f"{folder} is not here yet: train it, or fetch it")
+        pytest.skip(f"{folder} is missing: train it or fetch it")
     classifier = model.load(folder)
     assessment = assessment_of(classifier, load_cifar10_test(cifar10_root))
     scores, metrics = assessment.scores, classifier.card.metrics

@@ -1,4 +1,4 @@
-"""python -m model.quantize, run as a user runs it."""
+"""python -m model.quantize, as a process, and the function behind it."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def quantize(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.slow
-def test_it_adds_a_model_and_says_what_it_is_worth(bundle: Path) -> None:
+def test_it_adds_a_model_and_reports_its_accuracy(bundle: Path) -> None:
     before = read_card(bundle / "card.json")
     result = quantize(bundle, "--weights", "int8", "--limit", "60")
     assert result.returncode == 0, result.stderr
@@ -47,11 +47,11 @@ def test_it_adds_a_model_and_says_what_it_is_worth(bundle: Path) -> None:
     assert (card.openvino.weights, card.openvino.pictures) == ("int8", 50)
     told = re.findall(r"^picture \d+, of class \w+: (\w+), in float32 (\w+)$", result.stdout, re.MULTILINE)
     assert len(told) == round(60 * (1 - card.openvino.agreement))
-    assert card.model_copy(update={"openvino": None, "files": before.files}) == before, "nothing else changed"
+    assert card.model_copy(update={"openvino": None, "files": before.files}) == before, "only these fields change"
     assert model.load(bundle, device="cpu").engine.precision == "int8"
 
 
-def test_a_card_that_does_not_tell_its_data_is_refused(bundle: Path) -> None:
+def test_a_recipe_without_its_data_is_an_error(bundle: Path) -> None:
     card = json.loads((bundle / "card.json").read_text())
     del card["training"]["recipe"]["holdout"]
     (bundle / "card.json").write_text(json.dumps(card))
@@ -60,13 +60,13 @@ def test_a_card_that_does_not_tell_its_data_is_refused(bundle: Path) -> None:
     assert result.stderr == "error: the card's recipe lacks 'holdout': the held-out images are not known\n"
 
 
-def test_a_folder_without_a_card_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_card_is_an_error(tmp_path: Path) -> None:
     result = quantize(tmp_path)
     assert (result.returncode, result.stdout) == (1, "")
     assert "name a weights folder that holds a card.json" in result.stderr
 
 
-def test_the_pictures_that_are_answered_otherwise_are_told() -> None:
+def test_images_with_another_class_are_listed() -> None:
     expected = np.array([[0, 1], [1, 0], [0, 1]], np.float32)
     found = np.array([[0, 2], [0, 2], [3, 0]], np.float32)
     assert differences(expected, found, np.array([1, 0, 0]), ["cat", "dog"]) == [
@@ -75,9 +75,9 @@ def test_the_pictures_that_are_answered_otherwise_are_told() -> None:
     ]
 
 
-def test_int8_that_is_not_worth_it_gives_way_to_float16_and_the_next_one_replaces_it(bundle: Path) -> None:
+def test_int8_is_used_only_if_it_is_accurate_enough_and_replaces_an_earlier_model(bundle: Path) -> None:
     data = datasets.load("synthetic", Path(), holdout=50, limit=60)
-    about = add_openvino(bundle, data, worth=-1.0)  # nothing answers so much better than float32
+    about = add_openvino(bundle, data, worth=-1.0)  # int8 is never that much better than float32
     assert (about.weights, about.pictures) == ("float16", 0)
     assert read_card(bundle / "card.json").openvino == about
     about = add_openvino(bundle, data, worth=1.0)
@@ -88,7 +88,7 @@ def test_int8_that_is_not_worth_it_gives_way_to_float16_and_the_next_one_replace
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_shipped_int8_answers_as_its_card_says(cifar10_root: Path) -> None:
+def test_the_shipped_int8_model_has_the_accuracy_on_its_card(cifar10_root: Path) -> None:
     classifier = model.load(ROOT / "weights" / "resnet18-cifar10", device="cpu")
     card, about = classifier.card, classifier.card.openvino
     assert about is not None
@@ -96,6 +96,6 @@ def test_the_shipped_int8_answers_as_its_card_says(cifar10_root: Path) -> None:
     test = load_cifar10_test(cifar10_root)
     found = outputs(classifier.engine, card.input, test.pixels.numpy()).logits.argmax(1)
     top1 = float(np.mean(found == test.labels.numpy()))
-    assert top1 == pytest.approx(about.top1, abs=0.001), "but for another CPU's rounding"
+    assert top1 == pytest.approx(about.top1, abs=0.001), "except for the rounding of another CPU"
     assert about.top1 >= card.metrics.top1 - 0.001
     assert about.agreement > 0.99

@@ -17,10 +17,10 @@ from model.training.ood import KINDS, others
 
 
 def logits_of(probabilities: list[list[float]]) -> NDArray[np.float32]:
-    return np.log(np.array(probabilities, np.float32)) + np.float32(7)  # a constant changes nothing
+    return np.log(np.array(probabilities, np.float32)) + np.float32(7)  # a constant has no effect
 
 
-def test_scores_by_hand() -> None:
+def test_known_values_of_the_scores() -> None:
     truth = np.array([0, 1, 1, 0])
     scores = score(logits_of([[0.9, 0.1], [0.9, 0.1], [0.38, 0.62], [0.78, 0.22]]), truth)
     assert scores.images == 4
@@ -28,24 +28,24 @@ def test_scores_by_hand() -> None:
     assert scores.confusion.tolist() == [[2, 0], [1, 1]]
     assert scores.per_class.tolist() == [1.0, 0.5]
     assert scores.nll == pytest.approx(-(math.log(0.9) + math.log(0.1) + math.log(0.62) + math.log(0.78)) / 4, rel=1e-5)
-    # Bins: two at 0.9, half right; one at 0.62, right; one at 0.78, right.
+    # Bins: two at 0.9, one of them right; one at 0.62, right; one at 0.78, right.
     assert scores.ece == pytest.approx((2 * 0.4 + 0.38 + 0.22) / 4, rel=1e-5)
     assert scores.bins[13].tolist() == pytest.approx([2, 0.9, 0.5])
     assert scores.bins[:, 0].sum() == 4
 
 
-def test_a_sure_and_wrong_answer_has_a_finite_price() -> None:
+def test_a_confident_mistake_has_a_finite_loss() -> None:
     scores = score(np.array([[1000, 0]], np.float32), np.array([1]))
     assert (scores.top1, scores.nll, scores.ece) == (0, 1000, 1)
 
 
-def test_a_class_without_pictures_has_no_accuracy() -> None:
+def test_a_class_without_images_has_no_accuracy() -> None:
     scores = score(logits_of([[0.7, 0.2, 0.1]]), np.array([0]))
     assert scores.per_class[0] == 1
     assert np.isnan(scores.per_class[1:]).all()
 
 
-def test_a_temperature_changes_the_probabilities_and_not_the_choice() -> None:
+def test_a_temperature_changes_the_probabilities_but_not_the_class() -> None:
     rng = np.random.default_rng(0)
     logits, truth = rng.normal(0, 4, (200, 10)).astype(np.float32), rng.integers(0, 10, 200)
     plain, cooler = score(logits, truth), score(logits, truth, 2.5)
@@ -56,11 +56,11 @@ def test_a_temperature_changes_the_probabilities_and_not_the_choice() -> None:
     assert plain.nll == pytest.approx(
         -np.log(softmax(logits).astype(np.float64)[np.arange(200), truth]).mean(), rel=1e-5
     )
-    assert cooler.ece < plain.ece - 0.1, "labels by chance: the flatter, the truer"
+    assert cooler.ece < plain.ece - 0.1, "random labels: lower confidence is better calibrated"
 
 
 @pytest.mark.parametrize("values", [3, 20, 10**9], ids=["many ties", "some ties", "no ties"])
-def test_the_area_under_the_curve_equals_a_count_of_all_pairs(values: int) -> None:
+def test_auroc_equals_a_count_of_all_pairs(values: int) -> None:
     rng = np.random.default_rng(0)
     inside = rng.integers(0, values, 60).astype(np.float64)
     outside = (rng.integers(0, values, 41) * 9 // 10).astype(np.float64)
@@ -68,7 +68,7 @@ def test_the_area_under_the_curve_equals_a_count_of_all_pairs(values: int) -> No
     assert auroc(inside, outside) == pytest.approx(wins / (60 * 41), abs=1e-12)
 
 
-def test_the_area_under_the_curve_at_its_ends() -> None:
+def test_auroc_of_separate_and_of_equal_scores() -> None:
     low, high = np.array([1.0, 2.0]), np.array([3.0, 4.0, 5.0])
     assert (auroc(high, low), auroc(low, high), auroc(low, low)) == (1, 0, 0.5)
 
@@ -77,10 +77,10 @@ HEAD = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 1.0]], np.float32)
 SPEC = InputSpec(resize=48, crop=40, interpolation="bicubic", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-class Remembers:
-    """An engine whose features are the mean colours, and which keeps what it saw."""
+class Recorder:
+    """An engine whose features are the mean colours. It keeps its inputs in `seen`."""
 
-    name, device, precision, preferred_batch = "remembers", "cpu", "float32", 32
+    name, device, precision, preferred_batch = "recorder", "cpu", "float32", 32
 
     def __init__(self) -> None:
         self.seen: list[NDArray[np.uint8]] = []
@@ -92,17 +92,17 @@ class Remembers:
         return Outputs(logits, means, logits[:, :, None, None])
 
 
-def pictures(count: int, side: int = 32) -> LabeledImages:
-    """Of random brightness and colour."""
+def random_images(count: int, side: int = 32) -> LabeledImages:
+    """Images of random brightness and colour."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, rng.integers(20, 257, (count, 1, 1, 3)), (count, side, side, 3)).astype(np.uint8)
     return LabeledImages(torch.from_numpy(pixels), torch.from_numpy(rng.integers(0, 3, count)))
 
 
-def test_pictures_go_through_the_serving_transform_in_order() -> None:
-    pixels = pictures(7).pixels.numpy()
-    expected = np.stack([transform(Image.fromarray(picture), SPEC) for picture in pixels])
-    engine, progress = Remembers(), list[int]()
+def test_images_are_preprocessed_as_in_the_service() -> None:
+    pixels = random_images(7).pixels.numpy()
+    expected = np.stack([transform(Image.fromarray(image), SPEC) for image in pixels])
+    engine, progress = Recorder(), list[int]()
     out = outputs(engine, SPEC, pixels, batch_size=3, progress=progress.append)
     assert progress == [3, 3, 1]
     assert np.array_equal(np.concatenate(engine.seen), expected)
@@ -110,7 +110,7 @@ def test_pictures_go_through_the_serving_transform_in_order() -> None:
     np.testing.assert_allclose(out.logits, out.features @ HEAD.T, rtol=1e-5)
 
 
-def test_the_bins_of_the_reliability_are_those_that_hold_pictures() -> None:
+def test_the_card_has_the_bins_that_contain_images() -> None:
     truth = np.array([0, 1, 1, 0])
     scores = score(logits_of([[0.9, 0.1], [0.92, 0.08], [0.38, 0.62], [0.78, 0.22]]), truth)
     low, middle, high = reliability(scores)
@@ -134,14 +134,14 @@ def test_the_mistakes_with_the_highest_confidence_come_first() -> None:
     assert mistakes(scores, ["cat", "dog", "owl"], count=2) == found[:2]
 
 
-def test_an_assessment_is_that_of_the_test_pictures_and_every_other_kind() -> None:
-    test = pictures(50)
+def test_an_assessment_includes_the_test_images_and_each_other_kind() -> None:
+    test = random_images(50)
     calibration = Calibration(temperature=1.8, views=1, pictures=9)
-    out = outputs(Remembers(), SPEC, test.pixels.numpy())
+    out = outputs(Recorder(), SPEC, test.pixels.numpy())
     spec = fit_out_of_distribution(out.features[:25, None], test.labels.numpy()[:25], 10)
     progress = list[tuple[int, int]]()
     assessment = assess(
-        Remembers(), SPEC, calibration, spec, test, progress=lambda done, total: progress.append((done, total))
+        Recorder(), SPEC, calibration, spec, test, progress=lambda done, total: progress.append((done, total))
     )
     truth = test.labels.numpy()
     for found, temperature in ((assessment.scores, 1.8), (assessment.uncalibrated, 1.0)):
@@ -154,7 +154,7 @@ def test_an_assessment_is_that_of_the_test_pictures_and_every_other_kind() -> No
     assert list(assessment.accepted) == ["test", *KINDS]
     assert assessment.accepted["test"] == (in_distribution(inside, spec) >= spec.threshold).mean()
     for kind, made in others(test.pixels.numpy()).items():
-        other = outputs(Remembers(), SPEC, made)
+        other = outputs(Recorder(), SPEC, made)
         scores = class_mean_cosine(other.features, spec)
         wins = (inside[:, None] > scores).mean() + 0.5 * (inside[:, None] == scores).mean()
         assert assessment.auroc[kind] == pytest.approx(wins)
@@ -162,12 +162,12 @@ def test_an_assessment_is_that_of_the_test_pictures_and_every_other_kind() -> No
     assert progress == [(50, 200), (100, 200), (150, 200), (200, 200)]
 
 
-def test_of_a_large_test_set_at_most_2000_have_others_made_of_them() -> None:
-    test = pictures(2010, side=4)
+def test_there_are_at_most_2000_images_of_each_other_kind() -> None:
+    test = random_images(2010, side=4)
     tiny = InputSpec(resize=4, crop=4, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     spec = fit_out_of_distribution(
-        outputs(Remembers(), tiny, test.pixels[:100].numpy()).features[:, None], test.labels.numpy()[:100], 10
+        outputs(Recorder(), tiny, test.pixels[:100].numpy()).features[:, None], test.labels.numpy()[:100], 10
     )
-    engine = Remembers()
+    engine = Recorder()
     assess(engine, tiny, Calibration(temperature=1.0, views=1, pictures=0), spec, test)
     assert sum(map(len, engine.seen)) == 2010 + 3 * 2000
