@@ -22,46 +22,56 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np
     return probabilities.astype(np.float32)
 
 
-def class_mean_cosine(features: NDArray[np.float32], spec: OutOfDistribution) -> NDArray[np.float64]:
-    """The out-of-distribution score: the largest cosine between the features and a class direction.
+class ClassMeanCosine:
+    """The out-of-distribution score, with the lists of the card as arrays.
 
-    Features and class means are centred on the mean of the class means. In a trained network the centred features of
-    each class concentrate along one direction (neural collapse, Papyan et al. 2020, arXiv:2008.08186). The features of
-    other images lie between these directions.
+    The score is the largest cosine between the features and a class direction. Features and class means are centred on
+    the mean of the class means. In a trained network the centred features of each class concentrate along one direction
+    (neural collapse, Papyan et al. 2020, arXiv:2008.08186). The features of other images lie between these directions.
 
     Args:
-        features: pooled, penultimate features, float32[N, D].
-        spec: the mean and the class directions.
-
-    Returns:
-        float64[N], -1..1. High for images that resemble the training images.
+        spec: of the card.
     """
-    return nearest_cosine(features, *class_means(spec))
+
+    def __init__(self, spec: OutOfDistribution) -> None:
+        self._mean = np.asarray(spec.feature_mean)
+        self._directions = np.asarray(spec.class_directions).T
+        self._quantiles = np.asarray(spec.quantiles)
+        self._fractions = np.linspace(0, 1, len(spec.quantiles))
+
+    def scores(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The scores of pooled, penultimate features.
+
+        Args:
+            features: float32[N, D].
+
+        Returns:
+            float64[N], -1..1. High for images that resemble the training images.
+        """
+        centred = features - self._mean
+        lengths = np.sqrt(np.einsum("nd,nd->n", centred, centred))
+        scores: NDArray[np.float64] = (centred @ self._directions).max(axis=1) / np.maximum(lengths, 1e-12)
+        return scores
+
+    def fractions(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The fraction of held-out images that do not score higher, an empirical p-value.
+
+        It is interpolated between the quantiles.
+
+        Args:
+            scores: float64[N].
+
+        Returns:
+            float64[N], 0..1.
+        """
+        return np.interp(scores, self._quantiles, self._fractions)
 
 
-def class_means(spec: OutOfDistribution) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The mean of the class means, float64[D], and the class directions, float64[C, D], as arrays."""
-    return np.asarray(spec.feature_mean), np.asarray(spec.class_directions)
-
-
-def nearest_cosine(
-    features: NDArray[np.float32], mean: NDArray[np.float64], directions: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """`class_mean_cosine` with the constants from `class_means`, so that the card's lists are converted only once."""
-    centred = features - mean
-    lengths = np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    scores: NDArray[np.float64] = (centred / lengths @ directions.T).max(axis=1)
-    return scores
+def class_mean_cosine(features: NDArray[np.float32], spec: OutOfDistribution) -> NDArray[np.float64]:
+    """`ClassMeanCosine.scores` for a single call."""
+    return ClassMeanCosine(spec).scores(features)
 
 
 def in_distribution(scores: NDArray[np.float64], spec: OutOfDistribution) -> NDArray[np.float64]:
-    """The fraction of held-out images that do not score higher, an empirical p-value.
-
-    Args:
-        scores: float64[N].
-        spec: the quantiles, between which the fraction is interpolated.
-
-    Returns:
-        float64[N], 0..1.
-    """
-    return np.interp(scores, spec.quantiles, np.linspace(0, 1, len(spec.quantiles)))
+    """`ClassMeanCosine.fractions` for a single call."""
+    return ClassMeanCosine(spec).fractions(scores)

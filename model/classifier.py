@@ -1,14 +1,15 @@
-"""A card and an engine together: pixels to predictions."""
+"""From pixels to predictions: an engine with the card of its bundle."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.bundle import open_bundle
-from model.calibration import class_means, in_distribution, nearest_cosine, softmax
+from model.calibration import ClassMeanCosine, softmax
 from model.card import ModelCard
 from model.engines.base import DeviceName, Engine, EngineName, Outputs
 from model.engines.choose import choose
@@ -19,7 +20,13 @@ SELF_TEST_IMAGES = 4
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """One class of a ranking: its label, its number, and its probability of 0..1."""
+    """One class of a ranking.
+
+    Attributes:
+        label: name of the class.
+        index: number of the class.
+        probability: 0..1.
+    """
 
     label: str
     index: int
@@ -28,117 +35,126 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer for one picture.
+    """The result for one image.
 
     Attributes:
-        labels: all C class names.
-        probabilities: float32[C], calibrated, summing to 1; the mean over the picture's views.
-        in_distribution: the share, 0..1, of held-out pictures of the classes that look no more like them.
-        threshold: the card's; a picture below it is probably of none of the classes.
-        maps: what each cell of each view adds to each class's logit, float32[V, C, h, w]; see `Outputs`. None if the
-            network has no class-activation maps.
+        labels: names of all C classes.
+        probabilities: calibrated, the mean over the V views of the image, float32[C]. Their sum is 1.
+        in_distribution: fraction of held-out images that do not score higher, 0..1; see `ClassMeanCosine`.
+        threshold: of the card. An image with a lower `in_distribution` is probably of none of the classes.
+        logits: of each view, before calibration, float32[V, C].
+        maps: class-activation maps of each view, float32[V, C, h, w]; see `Outputs`. None if the network has none.
     """
 
     labels: tuple[str, ...]
     probabilities: NDArray[np.float32]
     in_distribution: float
     threshold: float
+    logits: NDArray[np.float32]
     maps: NDArray[np.float32] | None
 
     def accepted(self, min_confidence: float = 0.0) -> bool:
-        """Whether the picture looks like one of the classes and the first one's probability is high enough."""
+        """Whether the image appears to be one of the classes, with at least this probability of the first class."""
         return self.in_distribution >= self.threshold and float(self.probabilities.max()) >= min_confidence
 
     def top_k(self, k: int) -> list[Ranked]:
-        """The k likeliest classes, likeliest first; equal ones in the order of the labels."""
-        values = self.probabilities.tolist()  # for so few, Python's sort is quicker than to call NumPy's
+        """The k most probable classes, in descending order. Equal ones have the order of the labels."""
+        values = self.probabilities.tolist()  # for a few classes, sorting a list is faster than NumPy
         order = sorted(range(len(values)), key=values.__getitem__, reverse=True)[:k]
         return [Ranked(self.labels[index], index, values[index]) for index in order]
 
 
 class Classifier:
-    """The network, loaded and ready.
+    """Runs an engine, and turns its outputs into predictions.
+
+    The constants of the card are applied whatever the number of views of an image is. They are fitted for
+    `card.calibration.views` and `card.out_of_distribution.views`.
 
     Args:
         card: of the bundle.
-        engine: that runs it.
+        engine: with the network of the bundle.
     """
 
     def __init__(self, card: ModelCard, engine: Engine) -> None:
         self.card = card
         self.engine = engine
         self._labels = tuple(card.labels)
-        self._means = class_means(card.out_of_distribution)
+        self._score = ClassMeanCosine(card.out_of_distribution)
 
-    def classify(self, pictures: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
-        """Classify a batch, in one forward pass.
+    def classify(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        """Classify a batch of images in one call of the engine.
 
         Args:
-            pictures: N >= 1 of them, each uint8[V, crop, crop, 3]: one or more views after the test transform.
+            images: N >= 1 images in one or more views after the test transform, each uint8[V, crop, crop, 3].
 
         Returns:
-            N predictions, in order.
+            N predictions, in the order of the images.
 
         Raises:
-            EngineError: the engine gave another number of rows than asked for, or numbers that are not finite.
+            EngineError: the engine returned outputs of another shape, or values that are not finite.
         """
-        views = np.concatenate(pictures)
+        views = np.concatenate(images)
         out = self.engine.run(views)
-        logits, features, maps = out
-        rows = (len(views), len(self._labels))
-        if logits.shape != rows or features.shape[:1] != rows[:1] or (maps is not None and maps.shape[:-2] != rows):
-            raise EngineError(
-                f"the engine gave logits of shape {logits.shape}, features of shape {features.shape} and maps of shape "
-                f"{None if maps is None else maps.shape} for {len(views)} views"
-            )
-        if not all(np.isfinite(part).all() for part in out if part is not None):
-            raise EngineError("the engine gave logits, features or maps that are not finite")
-        by_view, scores = self._interpreted(out)
-        first = np.cumsum([0, *(len(picture) for picture in pictures[:-1])])
-        counts = np.array([len(picture) for picture in pictures])
-        probabilities = (np.add.reduceat(by_view, first) / counts[:, None]).astype(np.float32)
-        shares = in_distribution(np.add.reduceat(scores, first) / counts, self.card.out_of_distribution)
+        self._validate(out, len(views))
+        counts = [len(image) for image in images]
+        starts = [0, *accumulate(counts[:-1])]
+        per_image = np.asarray(counts)
+        by_view = softmax(out.logits, self.card.calibration.temperature)
+        probabilities = (np.add.reduceat(by_view, starts) / per_image[:, None]).astype(np.float32)
+        scores = np.add.reduceat(self._score.scores(out.features), starts) / per_image
+        fractions = self._score.fractions(scores).tolist()
         threshold = self.card.out_of_distribution.threshold
         return [
             Prediction(
-                self._labels, row, float(share), threshold, None if maps is None else maps[start : start + count]
+                labels=self._labels,
+                probabilities=row,
+                in_distribution=fraction,
+                threshold=threshold,
+                logits=out.logits[start : start + count],
+                maps=None if out.maps is None else out.maps[start : start + count],
             )
-            for row, share, start, count in zip(probabilities, shares, first, counts, strict=True)
+            for row, fraction, start, count in zip(probabilities, fractions, starts, counts, strict=True)
         ]
 
-    def _interpreted(self, out: Outputs) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Calibrated probabilities float32[N, C] and out-of-distribution scores float64[N]."""
-        return (
-            softmax(out.logits, self.card.calibration.temperature),
-            nearest_cosine(out.features, *self._means),
-        )
+    def _validate(self, out: Outputs, views: int) -> None:
+        logits, features, maps = out
+        rows = (views, len(self._labels))
+        if logits.shape != rows or features.shape[:1] != rows[:1] or (maps is not None and maps.shape[:-2] != rows):
+            raise EngineError(
+                f"the engine returned logits of shape {logits.shape}, features of shape {features.shape} and maps of "
+                f"shape {None if maps is None else maps.shape} for {views} views"
+            )
+        if not all(np.isfinite(part).all() for part in out if part is not None):
+            raise EngineError("the engine returned logits, features or maps that are not finite")
 
     def self_test(self) -> None:
-        """Run the card's synthetic inputs through the engine and through the card's constants.
+        """Run the synthetic images of the card, and compare the outputs and predictions with the expected ones.
+
+        Class-activation maps are checked if the engine returns them: with a constant of the class, their sum is the
+        logit.
 
         Raises:
-            IntegrityError: what comes out is not what the card says.
+            IntegrityError: an output differs from the card by more than its tolerance.
         """
         test = self.card.self_test_on(self.engine.name)
         out = self.engine.run(self_test_pixels(test.seed, len(test.logits), self.card.input.crop))
-        if out.logits.shape != np.shape(test.logits) or out.features.shape != (
-            len(test.logits),
-            len(self.card.out_of_distribution.feature_mean),
-        ):
+        expected_shapes = (np.shape(test.logits), (len(test.logits), len(self.card.out_of_distribution.feature_mean)))
+        if (out.logits.shape, out.features.shape) != expected_shapes:
             raise self._failed("shapes")
-        if out.maps is not None and out.maps.shape[:-2] != out.logits.shape:
-            raise self._failed("shapes")
-        # The rest of a logit without its map is the classifier's bias, the same for all images.
-        bias = np.zeros_like(out.logits) if out.maps is None else out.logits - out.maps.sum(axis=(2, 3))
-        probabilities, scores = self._interpreted(out)
-        shares = in_distribution(scores, self.card.out_of_distribution)
-        for name, found, expected, scale in (
-            ("logits", out.logits, test.logits, np.abs(test.logits).max()),
-            ("maps", bias, bias[:1], np.abs(test.logits).max()),
+        largest = np.abs(test.logits).max()
+        scores = self._score.scores(out.features)
+        compared = [
+            ("logits", out.logits, test.logits, largest),
             ("scores", scores, test.scores, np.abs(test.scores).max()),
-            ("probabilities", probabilities, test.probabilities, 1.0),
-            ("in_distribution", shares, test.in_distribution, 1.0),
-        ):
+            ("probabilities", softmax(out.logits, self.card.calibration.temperature), test.probabilities, 1.0),
+            ("in_distribution", self._score.fractions(scores), test.in_distribution, 1.0),
+        ]
+        if out.maps is not None:
+            if out.maps.shape[:-2] != out.logits.shape:
+                raise self._failed("shapes")
+            constants = out.logits - out.maps.sum(axis=(2, 3))
+            compared.append(("maps", constants, constants[:1], largest))
+        for name, found, expected, scale in compared:
             if not np.abs(found - np.asarray(expected)).max() <= test.tolerance * scale:
                 raise self._failed(name)
 
@@ -152,12 +168,18 @@ class Classifier:
 def load(
     folder: Path | str, *, engine: EngineName = "auto", device: DeviceName = "auto", threads: int = 0
 ) -> Classifier:
-    """Open a bundle, check its hashes, construct the engine, warm it up and run the self-test.
+    """Open a bundle, construct its engine and run the self-test.
+
+    Args:
+        folder: of the bundle.
+        engine: runtime; "auto" selects the fastest one that is installed and that the bundle has a model for.
+        device: "auto" uses CUDA if available.
+        threads: number of threads on a CPU; 0 is the default of the runtime.
 
     Raises:
-        CardError: the card is missing or malformed.
+        CardError: the card is missing or invalid.
         IntegrityError: a hash or the self-test disagrees with the card.
-        EngineError: the engine is not installed or has no such device.
+        EngineError: the runtime is not installed or has no such device.
     """
     bundle = open_bundle(Path(folder))
     classifier = Classifier(bundle.card, choose(bundle, engine=engine, device=device, threads=threads))
@@ -166,9 +188,12 @@ def load(
 
 
 def self_test_pixels(seed: int, count: int, side: int) -> NDArray[np.uint8]:
-    """Seeded pictures of large coloured tiles, uint8[count, side, side, 3].
+    """Random images of 4 x 4 coloured tiles, the same for each seed.
 
-    The tiles come from NumPy's legacy generator, whose stream is frozen (NEP 19).
+    They are drawn by NumPy's legacy generator, whose stream never changes (NEP 19).
+
+    Returns:
+        uint8[count, side, side, 3].
     """
     tiles = np.random.RandomState(seed).randint(0, 256, (count, 4, 4, 3), dtype=np.uint8)
     nearest = np.arange(side) * 4 // side

@@ -22,7 +22,7 @@ from tests.conftest import maps_of
 
 
 class Fixed:
-    """An engine that always gives the same outputs, and keeps what it saw."""
+    """An engine that always returns the same outputs. It keeps its inputs in `seen`."""
 
     name, device, precision, preferred_batch = "fixed", "cpu", "float32", 32
 
@@ -38,13 +38,13 @@ class Fixed:
 def classifier_with(
     tiny_classifier: Classifier, logits: object, features: object = None, maps: object = None
 ) -> Classifier:
-    """One whose engine gives these; else no features, and maps that share each logit out evenly."""
-    answer = np.asarray(logits, np.float32)
-    zeros = np.zeros((len(answer), 64))
+    """A classifier whose engine returns these outputs. The default is features of zero and equal cells in the maps."""
+    values = np.asarray(logits, np.float32)
+    zeros = np.zeros((len(values), 64))
     outputs = Outputs(
-        answer,
+        values,
         np.asarray(zeros if features is None else features, np.float32),
-        np.asarray(level(answer) if maps is None else maps, np.float32),
+        np.asarray(level(values) if maps is None else maps, np.float32),
     )
     return Classifier(tiny_classifier.card, Fixed(outputs))
 
@@ -54,14 +54,17 @@ def level(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.tile(logits[..., None, None] / 4, (2, 2))
 
 
-NO_MAPS = np.zeros((1, 2, 2, 2), np.float32)
-
-
 ONE = [np.zeros((1, 32, 32, 3), np.uint8)]
 
 
+def prediction_of(probabilities: list[float], in_distribution: float = 0.5) -> Prediction:
+    values = np.array(probabilities, np.float32)
+    labels = tuple("abcd"[: len(values)])
+    return Prediction(labels, values, in_distribution, threshold=0.05, logits=np.log(values)[None], maps=None)
+
+
 def test_the_ranking_is_by_probability_and_ties_keep_the_order_of_the_labels() -> None:
-    prediction = Prediction(("a", "b", "c", "d"), np.array([0.2, 0.3, 0.2, 0.3], np.float32), 0.5, 0.05, NO_MAPS)
+    prediction = prediction_of([0.2, 0.3, 0.2, 0.3])
     assert [(one.label, one.index) for one in prediction.top_k(4)] == [("b", 1), ("d", 3), ("a", 0), ("c", 2)]
     assert [one.label for one in prediction.top_k(2)] == ["b", "d"]
     assert prediction.top_k(1)[0].probability == pytest.approx(0.3)
@@ -75,21 +78,21 @@ def test_the_ranking_is_by_probability_and_ties_keep_the_order_of_the_labels() -
         (0.05, 0.0, True),  # the threshold itself
         (0.049, 0.0, False),
         (0.0, 0.0, False),
-        (0.5, 0.75, True),  # the likeliest class's probability itself
+        (0.5, 0.75, True),  # the probability itself
         (0.5, 0.76, False),
         (0.049, 0.5, False),
         (0.05, 0.76, False),
     ],
 )
-def test_a_picture_is_accepted_that_is_both_like_the_classes_and_sure_enough(
+def test_an_image_is_accepted_by_its_score_and_its_confidence(
     in_distribution: float, min_confidence: float, accepted: bool
 ) -> None:
-    prediction = Prediction(("a", "b"), np.array([0.25, 0.75], np.float32), in_distribution, 0.05, NO_MAPS)
+    prediction = prediction_of([0.25, 0.75], in_distribution)
     assert prediction.accepted(min_confidence) is accepted
     assert prediction.accepted() is (in_distribution >= 0.05)
 
 
-def test_each_picture_gets_its_own_prediction(tiny_classifier: Classifier) -> None:
+def test_each_image_has_its_own_prediction(tiny_classifier: Classifier) -> None:
     logits = np.zeros((2, 10))
     logits[0, 3], logits[1, 8] = 5, 5
     first, second = classifier_with(tiny_classifier, logits).classify(ONE * 2)
@@ -99,7 +102,9 @@ def test_each_picture_gets_its_own_prediction(tiny_classifier: Classifier) -> No
 
 
 @pytest.mark.parametrize("counts", [(1, 3, 2), (1,), (4,), (2, 1, 1, 1, 5), (1, 1, 1)])
-def test_a_pictures_answer_is_the_mean_over_its_own_views(tiny_classifier: Classifier, counts: tuple[int, ...]) -> None:
+def test_a_prediction_is_the_mean_over_the_views_of_the_image(
+    tiny_classifier: Classifier, counts: tuple[int, ...]
+) -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 3, (sum(counts), 10)).astype(np.float32)
     features = rng.normal(0, 1, (sum(counts), 64)).astype(np.float32)
@@ -110,10 +115,10 @@ def test_a_pictures_answer_is_the_mean_over_its_own_views(tiny_classifier: Class
     card = card.model_copy(update={"calibration": calibration, "out_of_distribution": spec})
     maps = rng.normal(0, 1, (sum(counts), 10, 4, 5)).astype(np.float32)
     engine = Fixed(Outputs(logits, features, maps))
-    pictures = [rng.integers(0, 256, (count, 32, 32, 3), np.uint8) for count in counts]
-    predictions = Classifier(card, engine).classify(pictures)
+    images = [rng.integers(0, 256, (count, 32, 32, 3), np.uint8) for count in counts]
+    predictions = Classifier(card, engine).classify(images)
     assert len(predictions) == len(counts)
-    assert [seen.tolist() for seen in engine.seen] == [np.concatenate(pictures).tolist()], "one pass, in order"
+    assert [seen.tolist() for seen in engine.seen] == [np.concatenate(images).tolist()], "one call, in order"
     start = 0
     for prediction, count in zip(predictions, counts, strict=True):
         own = slice(start, start + count)
@@ -124,31 +129,30 @@ def test_a_pictures_answer_is_the_mean_over_its_own_views(tiny_classifier: Class
         score = class_mean_cosine(features[own], spec).mean(keepdims=True)
         assert prediction.in_distribution == pytest.approx(in_distribution(score, spec)[0])
         assert type(prediction.in_distribution) is float  # plain JSON
+        np.testing.assert_array_equal(prediction.logits, logits[own])
         np.testing.assert_array_equal(prediction.maps, maps[own])
 
 
 @pytest.mark.parametrize("shape", [(2, 10), (0, 10), (1, 9), (10,)])
-def test_logits_of_another_shape_are_the_engines_fault(tiny_classifier: Classifier, shape: tuple[int, ...]) -> None:
+def test_logits_of_another_shape_are_an_engine_error(tiny_classifier: Classifier, shape: tuple[int, ...]) -> None:
     with pytest.raises(EngineError, match=r"logits of shape .* for 1 views"):
         classifier_with(tiny_classifier, np.zeros(shape)).classify(ONE)
 
 
-def test_features_of_another_number_are_the_engines_fault(tiny_classifier: Classifier) -> None:
+def test_features_of_another_shape_are_an_engine_error(tiny_classifier: Classifier) -> None:
     with pytest.raises(EngineError, match=r"features of shape \(2, 64\) and maps .* for 1 views"):
         classifier_with(tiny_classifier, np.zeros((1, 10)), np.zeros((2, 64))).classify(ONE)
 
 
 @pytest.mark.parametrize("shape", [(2, 10, 2, 2), (1, 9, 2, 2), (1, 10, 2), (1, 10), (1, 10, 2, 2, 1)])
-def test_maps_of_another_number_are_the_engines_fault(tiny_classifier: Classifier, shape: tuple[int, ...]) -> None:
+def test_maps_of_another_shape_are_an_engine_error(tiny_classifier: Classifier, shape: tuple[int, ...]) -> None:
     with pytest.raises(EngineError, match=r"maps of shape .* for 1 views"):
         classifier_with(tiny_classifier, np.zeros((1, 10)), maps=np.zeros(shape)).classify(ONE)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("which", ["logits", "features", "maps"])
-def test_numbers_that_are_not_finite_are_the_engines_fault(
-    tiny_classifier: Classifier, which: str, value: float
-) -> None:
+def test_values_that_are_not_finite_are_an_engine_error(tiny_classifier: Classifier, which: str, value: float) -> None:
     given = {"logits": np.zeros((1, 10)), "features": np.zeros((1, 64)), "maps": np.zeros((1, 10, 2, 2))}
     given[which][0, 4] = value
     with pytest.raises(EngineError, match="not finite"):
@@ -157,13 +161,13 @@ def test_numbers_that_are_not_finite_are_the_engines_fault(
 
 @pytest.fixture
 def right(tiny_classifier: Classifier) -> Outputs:
-    """What passes the self-test: the card's logits, and the features and maps that belong to them."""
+    """Outputs that pass the self-test: the logits of the card with their features and maps."""
     test = tiny_classifier.card.self_test
     _, features, maps = tiny_classifier.engine.run(self_test_pixels(test.seed, len(test.logits), 32))
     return Outputs(np.asarray(test.logits, np.float32), features, maps)
 
 
-def test_the_self_test_allows_rounding_and_no_more(tiny_classifier: Classifier, right: Outputs) -> None:
+def test_the_self_test_allows_differences_up_to_its_tolerance(tiny_classifier: Classifier, right: Outputs) -> None:
     test = tiny_classifier.card.self_test
     expected, features, _ = right
     allowed = test.tolerance * np.abs(expected).max()
@@ -175,7 +179,7 @@ def test_the_self_test_allows_rounding_and_no_more(tiny_classifier: Classifier, 
             classifier_with(tiny_classifier, answer, features).self_test()
 
 
-def test_the_self_test_looks_at_the_features(tiny_classifier: Classifier, right: Outputs) -> None:
+def test_the_self_test_checks_the_features(tiny_classifier: Classifier, right: Outputs) -> None:
     logits, features, _ = right
     for answer in (features[:, :-1], features[:-1], features[..., None], features.ravel()):
         with pytest.raises(IntegrityError, match="self-test of tiny failed in its shapes on fixed"):
@@ -185,7 +189,7 @@ def test_the_self_test_looks_at_the_features(tiny_classifier: Classifier, right:
             classifier_with(tiny_classifier, logits, answer).self_test()
 
 
-def test_the_self_test_looks_at_the_maps(tiny_classifier: Classifier, right: Outputs) -> None:
+def test_the_self_test_checks_the_maps(tiny_classifier: Classifier, right: Outputs) -> None:
     logits, features, maps = right.logits, right.features, maps_of(right)
     classifier_with(tiny_classifier, logits, features, maps).self_test()
     for answer in (maps[:-1], maps[:, :-1], maps[..., 0]):
@@ -199,24 +203,24 @@ def test_the_self_test_looks_at_the_maps(tiny_classifier: Classifier, right: Out
 
 @pytest.fixture
 def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A bundle to tamper with."""
+    """A copy that a test may change."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
 
 
-def hashed_anew(folder: Path) -> Path:
-    """As somebody would leave it who altered the weights and put the hash on the card right."""
+def with_new_hash(folder: Path) -> Path:
+    """Put the hash of changed weights on the card."""
     card = json.loads((folder / "card.json").read_text())
     card["files"]["model.safetensors"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     (folder / "card.json").write_text(json.dumps(card))
     return folder
 
 
-def test_other_weights_with_a_right_hash_fail_the_self_test(copy: Path) -> None:
+def test_other_weights_with_the_right_hash_fail_the_self_test(copy: Path) -> None:
     state = load_file(copy / "model.safetensors")
     state["layer2.0.conv1.weight"] = -state["layer2.0.conv1.weight"]
     save_file(state, copy / "model.safetensors")
     with pytest.raises(IntegrityError, match="self-test of tiny failed in its logits on torch"):
-        model.load(hashed_anew(copy))
+        model.load(with_new_hash(copy))
 
 
 def test_another_order_of_channels_fails_the_self_test(copy: Path) -> None:
@@ -224,7 +228,7 @@ def test_another_order_of_channels_fails_the_self_test(copy: Path) -> None:
     state["conv1.weight"] = state["conv1.weight"].flip(1).contiguous()
     save_file(state, copy / "model.safetensors")
     with pytest.raises(IntegrityError, match="self-test"):
-        model.load(hashed_anew(copy))
+        model.load(with_new_hash(copy))
 
 
 def altered(folder: Path, part: str, field: str, alter: Callable[[Any], Any]) -> Path:
@@ -234,9 +238,9 @@ def altered(folder: Path, part: str, field: str, alter: Callable[[Any], Any]) ->
     return folder
 
 
-# The random network's answers say next to nothing, so the alterations are large ones.
+# The probabilities of a random network hardly differ, so the changes have to be large.
 @pytest.mark.parametrize(
-    ("part", "field", "alter", "noticed_in"),
+    ("part", "field", "alter", "output"),
     [
         ("calibration", "temperature", lambda value: value / 100, "probabilities"),
         (
@@ -257,16 +261,16 @@ def altered(folder: Path, part: str, field: str, alter: Callable[[Any], Any]) ->
         ("self_test", "in_distribution", lambda values: [abs(value - 0.5) for value in values], "in_distribution"),
     ],
 )
-def test_an_altered_card_fails_the_self_test(
-    copy: Path, part: str, field: str, alter: Callable[[Any], Any], noticed_in: str
+def test_a_changed_card_fails_the_self_test(
+    copy: Path, part: str, field: str, alter: Callable[[Any], Any], output: str
 ) -> None:
     model.load(copy, device="cpu")
-    with pytest.raises(IntegrityError, match=f"self-test of tiny failed in its {noticed_in} on torch"):
+    with pytest.raises(IntegrityError, match=f"self-test of tiny failed in its {output} on torch"):
         model.load(altered(copy, part, field, alter), device="cpu")
 
 
 @pytest.mark.parametrize("fault", ["lacks a tensor", "has another width", "is no safetensors file"])
-def test_weights_of_another_network_are_named(copy: Path, fault: str) -> None:
+def test_weights_of_another_network_are_an_error(copy: Path, fault: str) -> None:
     weights = copy / "model.safetensors"
     state = load_file(weights)
     if fault == "lacks a tensor":
@@ -277,10 +281,10 @@ def test_weights_of_another_network_are_named(copy: Path, fault: str) -> None:
     if fault == "is no safetensors file":
         weights.write_bytes(b"\x80\x05N.")  # a pickle
     with pytest.raises(IntegrityError, match=r"model\.safetensors does not hold the weights of resnet18"):
-        model.load(hashed_anew(copy))
+        model.load(with_new_hash(copy))
 
 
-def test_a_card_that_names_no_network_is_a_card_error(copy: Path) -> None:
+def test_an_unknown_network_is_a_card_error(copy: Path) -> None:
     card = json.loads((copy / "card.json").read_text())
     card["architecture"]["name"] = "resnet19"
     (copy / "card.json").write_text(json.dumps(card))
@@ -296,33 +300,33 @@ def test_a_card_that_names_no_network_is_a_card_error(copy: Path) -> None:
     ],
 )
 def test_the_pixels_of_the_self_test_never_change(side: int, digest: str) -> None:
-    # Else every bundle that was ever written would fail its self-test.
+    # Otherwise all existing bundles would fail their self-test.
     pixels = self_test_pixels(10, 4, side)
     assert pixels.shape == (4, side, side, 3)
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == digest
 
 
-def test_the_documented_way_of_use_works(tiny_bundle: Path, cat_jpeg: bytes) -> None:
+def test_the_example_of_the_docstring_works(tiny_bundle: Path, cat_jpeg: bytes) -> None:
     classifier = model.load(str(tiny_bundle))
-    picture = model.preprocess(cat_jpeg, classifier.card.input, max_pixels=50_000_000)
-    (prediction,) = classifier.classify([picture.pixels])
+    image = model.preprocess(cat_jpeg, classifier.card.input, max_pixels=50_000_000)
+    (prediction,) = classifier.classify([image.pixels])
     assert len(prediction.top_k(3)) == 3
     assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)
     assert 0 <= prediction.in_distribution <= 1
     assert isinstance(prediction.accepted(), bool)
 
 
-def test_a_photograph_in_several_views_is_one_prediction(tiny_classifier: Classifier, cat_jpeg: bytes) -> None:
-    picture = model.preprocess(cat_jpeg, tiny_classifier.card.input, max_pixels=50_000_000, views=model.MAX_VIEWS)
-    together, alone = tiny_classifier.classify([picture.pixels, picture.pixels[:1]])
-    each = tiny_classifier.classify(list(picture.pixels[:, None]))
+def test_an_image_in_several_views_has_one_prediction(tiny_classifier: Classifier, cat_jpeg: bytes) -> None:
+    image = model.preprocess(cat_jpeg, tiny_classifier.card.input, max_pixels=50_000_000, views=model.MAX_VIEWS)
+    together, alone = tiny_classifier.classify([image.pixels, image.pixels[:1]])
+    each = tiny_classifier.classify(list(image.pixels[:, None]))
     assert len(each) == model.MAX_VIEWS
     mean = np.mean([prediction.probabilities for prediction in each], axis=0)
     np.testing.assert_allclose(together.probabilities, mean, atol=0.01)
     np.testing.assert_allclose(alone.probabilities, each[0].probabilities, atol=0.01)
 
 
-def test_the_serving_half_needs_no_torch() -> None:
+def test_the_serving_modules_do_not_import_torch() -> None:
     script = (
         "import sys, model, model.bundle, model.calibration, model.card, model.classifier\n"
         "import model.engines.base, model.image\n"

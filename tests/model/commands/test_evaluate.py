@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +8,11 @@ import numpy as np
 import pytest
 
 import model
+from model import ModelError
+from model.commands.evaluate import main
 from model.training.data import LabeledImages, load_cifar10_test
-from model.training.evaluate import Assessment, assess
+from model.training.evaluate import Assessment, assess, evaluate_bundle
+from tests.model.commands.inprocess import invoke
 
 
 def assessment_of(classifier: model.Classifier, images: LabeledImages) -> Assessment:
@@ -51,12 +55,21 @@ def test_the_output_is_a_table_and_a_line_of_json(
 
 @pytest.mark.parametrize("fault", ["no data", "no bundle"])
 def test_a_missing_input_is_reported_in_one_sentence(fault: str, tiny_bundle: Path, tmp_path: Path) -> None:
-    done = evaluate(tiny_bundle if fault == "no data" else tmp_path, "--data", tmp_path, "--device", "cpu")
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert ("no CIFAR-10 in" if fault == "no data" else "card.json cannot be read") in done.stderr
+    bundle = tiny_bundle if fault == "no data" else tmp_path
+    result = invoke(main, bundle, "--data", tmp_path, "--device", "cpu")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert ("no CIFAR-10 in" if fault == "no data" else "card.json cannot be read") in result.stderr
+
+
+def test_a_bundle_of_other_classes_is_an_error(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_bundle, tmp_path / "letters")
+    card = json.loads((folder / "card.json").read_text())
+    card["labels"], card["metrics"]["mistakes"] = [*"abcdefghij"], []
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ModelError, match=r"the classes of .*letters are not the ten of CIFAR-10"):
+        evaluate_bundle(folder, tmp_path, device="cpu")
 
 
 @pytest.mark.slow

@@ -12,11 +12,13 @@ import pytest
 
 import model
 from model.card import read_card
+from model.commands.quantize import main
 from model.training import data as datasets
 from model.training.data import load_cifar10_test
 from model.training.evaluate import outputs
 from model.training.quantize import add_openvino, differences
 from tests.app.running import ROOT
+from tests.model.commands.inprocess import invoke
 
 
 @pytest.fixture
@@ -55,15 +57,15 @@ def test_a_recipe_without_its_data_is_an_error(bundle: Path) -> None:
     card = json.loads((bundle / "card.json").read_text())
     del card["training"]["recipe"]["holdout"]
     (bundle / "card.json").write_text(json.dumps(card))
-    result = quantize(bundle)
-    assert result.returncode == 1
+    result = invoke(main, bundle)
+    assert result.exit_code == 1
     assert result.stderr == "error: the card's recipe lacks 'holdout': the held-out images are not known\n"
 
 
 def test_a_folder_without_a_card_is_an_error(tmp_path: Path) -> None:
     result = quantize(tmp_path)
     assert (result.returncode, result.stdout) == (1, "")
-    assert "name a weights folder that holds a card.json" in result.stderr
+    assert "name a weights folder that contains a card.json" in result.stderr
 
 
 def test_images_with_another_class_are_listed() -> None:

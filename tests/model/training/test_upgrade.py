@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
-from typer.testing import CliRunner
 
 import model
 from model.card import read_card
@@ -15,6 +13,7 @@ from model.commands.upgrade import main
 from model.errors import CardError, IntegrityError, ModelError
 from model.training.report.readme import readme
 from model.training.upgrade import upgrade
+from tests.model.commands.inprocess import invoke
 
 README_4 = """---
 tags: [resnet18, safetensors]
@@ -156,11 +155,8 @@ def test_a_card_that_is_no_card_is_an_error(text: str, format_4: Path) -> None:
 
 
 def test_the_command_reports_what_it_did(format_4: Path, tmp_path: Path) -> None:
-    app = typer.Typer()
-    app.command()(main)
-    runner = CliRunner()
-    assert runner.invoke(app, [str(format_4)]).stdout == f"converted {format_4} to format 5\n"
-    assert "has format 5 already" in runner.invoke(app, [str(format_4)]).stdout
-    failed = runner.invoke(app, [str(tmp_path)])
+    assert invoke(main, format_4).stdout == f"converted {format_4} to format 5\n"
+    assert "has format 5 already" in invoke(main, format_4).stdout
+    failed = invoke(main, tmp_path)
     assert failed.exit_code == 1
     assert failed.stderr.startswith("error: ")
