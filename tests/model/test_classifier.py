@@ -26,13 +26,13 @@ class Fixed:
 
     name, device, precision, preferred_batch = "fixed", "cpu", "float32", 32
 
-    def __init__(self, answer: Outputs) -> None:
-        self.answer = answer
+    def __init__(self, outputs: Outputs) -> None:
+        self.outputs = outputs
         self.seen: list[NDArray[np.uint8]] = []
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         self.seen.append(pixels)
-        return self.answer
+        return self.outputs
 
 
 def classifier_with(
@@ -174,31 +174,31 @@ def test_the_self_test_allows_differences_up_to_its_tolerance(tiny_classifier: C
     classifier_with(tiny_classifier, expected + 0.9 * allowed, features).self_test()
     wrong = expected.copy()
     wrong[-1, -1] -= 1.1 * allowed
-    for answer, what in ((wrong, "logits"), (np.full_like(expected, np.nan), "logits"), (expected[:-1], "shapes")):
+    for values, what in ((wrong, "logits"), (np.full_like(expected, np.nan), "logits"), (expected[:-1], "shapes")):
         with pytest.raises(IntegrityError, match=f"self-test of tiny failed in its {what} on fixed"):
-            classifier_with(tiny_classifier, answer, features).self_test()
+            classifier_with(tiny_classifier, values, features).self_test()
 
 
 def test_the_self_test_checks_the_features(tiny_classifier: Classifier, right: Outputs) -> None:
     logits, features, _ = right
-    for answer in (features[:, :-1], features[:-1], features[..., None], features.ravel()):
+    for values in (features[:, :-1], features[:-1], features[..., None], features.ravel()):
         with pytest.raises(IntegrityError, match="self-test of tiny failed in its shapes on fixed"):
-            classifier_with(tiny_classifier, logits, answer).self_test()
-    for answer in (features * 2, -features, np.full_like(features, np.nan)):
+            classifier_with(tiny_classifier, logits, values).self_test()
+    for values in (features * 2, -features, np.full_like(features, np.nan)):
         with pytest.raises(IntegrityError, match=r"failed in its (scores|in_distribution) on fixed"):
-            classifier_with(tiny_classifier, logits, answer).self_test()
+            classifier_with(tiny_classifier, logits, values).self_test()
 
 
 def test_the_self_test_checks_the_maps(tiny_classifier: Classifier, right: Outputs) -> None:
     logits, features, maps = right.logits, right.features, maps_of(right)
     classifier_with(tiny_classifier, logits, features, maps).self_test()
-    for answer in (maps[:-1], maps[:, :-1], maps[..., 0]):
+    for values in (maps[:-1], maps[:, :-1], maps[..., 0]):
         with pytest.raises(IntegrityError, match="self-test of tiny failed in its shapes on fixed"):
-            classifier_with(tiny_classifier, logits, features, answer).self_test()
+            classifier_with(tiny_classifier, logits, features, values).self_test()
     foreign = 100 * np.random.default_rng(0).normal(size=maps.shape)
-    for answer in (foreign.astype(np.float32), np.full_like(maps, np.nan)):
+    for values in (foreign.astype(np.float32), np.full_like(maps, np.nan)):
         with pytest.raises(IntegrityError, match="failed in its maps on fixed"):
-            classifier_with(tiny_classifier, logits, features, answer).self_test()
+            classifier_with(tiny_classifier, logits, features, values).self_test()
 
 
 @pytest.fixture
