@@ -18,7 +18,6 @@ from model.training.data import CIFAR10_LABELS, LabeledImages, load_cifar10_test
 from model.training.ood import others
 
 ECE_BINS = 15
-_BATCH = 100
 # Out-of-distribution images of each kind that `assess` runs, at most.
 _OTHERS = 2000
 
@@ -142,7 +141,6 @@ def outputs(
     spec: InputSpec,
     pixels: NDArray[np.uint8],
     *,
-    batch_size: int = _BATCH,
     progress: Callable[[int], None] | None = None,
 ) -> Outputs:
     """Run an engine over images of a data set, one view each, preprocessed as in the service.
@@ -151,19 +149,23 @@ def outputs(
         engine: to run.
         spec: test transform of the card.
         pixels: uint8[N, H, W, 3].
-        batch_size: images in one call of the engine.
         progress: called after each batch with the number of images in it.
 
     Returns:
-        The outputs for all N images.
+        The outputs for all N images. `maps` is None if the engine returns none.
     """
     parts = []
-    for start in range(0, len(pixels), batch_size):
-        part = pixels[start : start + batch_size]
+    for start in range(0, len(pixels), engine.preferred_batch):
+        part = pixels[start : start + engine.preferred_batch]
         parts.append(engine.run(np.stack([test_transform(Image.fromarray(image), spec) for image in part])))
         if progress:
             progress(len(part))
-    return Outputs(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
+    maps = [part.maps for part in parts if part.maps is not None]
+    return Outputs(
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate([part.features for part in parts]),
+        np.concatenate(maps) if maps else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from model.nets.base import Network
 from model.training.data import DataSet
 from model.training.evaluate import outputs, score
 from model.training.export import expected_of
+from model.training.report.readme import README_FILE, readme_of
 
 Choice = Literal["auto", "int8", "float16"]
 
@@ -98,7 +99,8 @@ def add_openvino(
         )
         files = {name: (path.parent / name).read_bytes() for name in OPENVINO_FILES}
     hashes = {name: hashlib.sha256(contents).hexdigest() for name, contents in files.items()}
-    update_bundle(folder, files, card.model_copy(update={"openvino": about, "files": {**card.files, **hashes}}))
+    card = card.model_copy(update={"openvino": about, "files": {**card.files, **hashes}})
+    update_bundle(folder, {**files, README_FILE: readme_of(folder, card)}, card)
     return about
 
 

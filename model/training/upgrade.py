@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from model.bundle import CARD_FILE, open_bundle, update_bundle, verify_files
 from model.card import CONVERTIBLE_FORMATS, FORMAT_VERSION, ModelCard
 from model.errors import CardError
-from model.training.report.readme import NOTES_FILE, README_FILE, readme
+from model.training.report.readme import NOTES_FILE, README_FILE, readme, readme_of
 
 _MISTAKE = re.compile(r"^\| (\d+) \| (.+?) \| (.+?) \| ([\d.]+)% \|$", re.MULTILINE)
 
@@ -35,19 +35,21 @@ def upgrade(folder: Path) -> bool:
         convertible = fields["format_version"] in CONVERTIBLE_FORMATS
     except (OSError, ValueError, LookupError, TypeError):
         convertible = False  # open_bundle reports what is wrong
-    files = {}
-    if convertible:
-        text = _read_text(folder / README_FILE)
-        card = _converted(fields, text, path)
-        notes = text.partition("\n```\n")[2].strip()
-        if notes and not (folder / NOTES_FILE).exists():
-            files[NOTES_FILE] = f"# Notes on {card.name}\n\n{notes}\n".encode()
-        verify_files(folder, card)
-    else:
+    if not convertible:
         card = open_bundle(folder).card
-    has_notes = NOTES_FILE in files or (folder / NOTES_FILE).exists()
-    update_bundle(folder, {**files, README_FILE: readme(card, notes=has_notes).encode()}, card)
-    return convertible
+        update_bundle(folder, {README_FILE: readme_of(folder, card)}, card)
+        return False
+    text = _read_text(folder / README_FILE)
+    card = _converted(fields, text, path)
+    verify_files(folder, card)
+    notes = text.partition("\n```\n")[2].strip()
+    if notes and not (folder / NOTES_FILE).exists():
+        page = f"# Notes on {card.name}\n\n{notes}\n"
+        files = {NOTES_FILE: page.encode(), README_FILE: readme(card, notes=True).encode()}
+    else:
+        files = {README_FILE: readme_of(folder, card)}
+    update_bundle(folder, files, card)
+    return True
 
 
 def _converted(fields: dict[str, Any], text: str, path: Path) -> ModelCard:

@@ -201,6 +201,16 @@ def test_the_self_test_checks_the_maps(tiny_classifier: Classifier, right: Outpu
             classifier_with(tiny_classifier, logits, features, values).self_test()
 
 
+def test_a_network_without_maps_passes_the_self_test_and_has_none_in_its_predictions(
+    tiny_classifier: Classifier, right: Outputs
+) -> None:
+    classifier = Classifier(tiny_classifier.card, Fixed(right._replace(maps=None)))
+    classifier.self_test()
+    predictions = classifier.classify(ONE * len(right.logits))
+    assert [prediction.maps for prediction in predictions] == [None] * len(right.logits)
+    np.testing.assert_array_equal(np.concatenate([prediction.logits for prediction in predictions]), right.logits)
+
+
 @pytest.fixture
 def copy(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy that a test may change."""

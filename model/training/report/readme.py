@@ -2,12 +2,18 @@
 
 import json
 import textwrap
+from pathlib import Path
 
 from model.card import ModelCard
 
 README_FILE = "README.md"
 NOTES_FILE = "NOTES.md"
 """Notes on how the weights were found, written by hand. README.md links to them if the bundle has them."""
+
+
+def readme_of(folder: Path, card: ModelCard) -> bytes:
+    """The contents of README.md in an existing bundle."""
+    return readme(card, notes=(folder / NOTES_FILE).exists()).encode()
 
 
 def readme(card: ModelCard, *, notes: bool = False) -> str:

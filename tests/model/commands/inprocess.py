@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import typer
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 
 def invoke(main: Callable[..., None], *arguments: str | Path) -> Result:

@@ -82,6 +82,7 @@ def test_int8_is_used_only_if_it_is_accurate_enough_and_replaces_an_earlier_mode
     about = add_openvino(bundle, data, worth=-1.0)  # int8 is never that much better than float32
     assert (about.weights, about.pictures) == ("float16", 0)
     assert read_card(bundle / "card.json").openvino == about
+    assert "weights have 16 bits" in " ".join((bundle / "README.md").read_text().split())
     about = add_openvino(bundle, data, worth=1.0)
     assert about.weights == "int8"
     assert read_card(bundle / "card.json").openvino == about

@@ -14,6 +14,7 @@ from model.training.calibrate import fit_out_of_distribution
 from model.training.data import LabeledImages
 from model.training.evaluate import assess, auroc, mistakes, outputs, reliability, score
 from model.training.ood import KINDS, others
+from tests.conftest import maps_of
 
 
 def logits_of(probabilities: list[list[float]]) -> NDArray[np.float32]:
@@ -80,16 +81,18 @@ SPEC = InputSpec(resize=48, crop=40, interpolation="bicubic", mean=(0.0, 0.0, 0.
 class Recorder:
     """An engine whose features are the mean colours. It keeps its inputs in `seen`."""
 
-    name, device, precision, preferred_batch = "recorder", "cpu", "float32", 32
+    name, device, precision = "recorder", "cpu", "float32"
 
-    def __init__(self) -> None:
+    def __init__(self, preferred_batch: int = 50, *, maps: bool = True) -> None:
+        self.preferred_batch = preferred_batch
+        self.maps = maps
         self.seen: list[NDArray[np.uint8]] = []
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         self.seen.append(pixels)
         means: NDArray[np.float32] = pixels.mean((1, 2)).astype(np.float32) / 50
         logits = means @ HEAD.T
-        return Outputs(logits, means, logits[:, :, None, None])
+        return Outputs(logits, means, logits[:, :, None, None] if self.maps else None)
 
 
 def random_images(count: int, side: int = 32) -> LabeledImages:
@@ -102,12 +105,19 @@ def random_images(count: int, side: int = 32) -> LabeledImages:
 def test_images_are_preprocessed_as_in_the_service() -> None:
     pixels = random_images(7).pixels.numpy()
     expected = np.stack([transform(Image.fromarray(image), SPEC) for image in pixels])
-    engine, progress = Recorder(), list[int]()
-    out = outputs(engine, SPEC, pixels, batch_size=3, progress=progress.append)
+    engine, progress = Recorder(3), list[int]()
+    out = outputs(engine, SPEC, pixels, progress=progress.append)
     assert progress == [3, 3, 1]
     assert np.array_equal(np.concatenate(engine.seen), expected)
     np.testing.assert_allclose(out.features, expected.mean((1, 2)) / 50, rtol=1e-5)
     np.testing.assert_allclose(out.logits, out.features @ HEAD.T, rtol=1e-5)
+    np.testing.assert_allclose(maps_of(out)[..., 0, 0], out.logits, rtol=1e-5)
+
+
+def test_a_network_without_maps_can_be_evaluated() -> None:
+    out = outputs(Recorder(3, maps=False), SPEC, random_images(7).pixels.numpy())
+    assert out.maps is None
+    assert len(out.logits) == 7
 
 
 def test_the_card_has_the_bins_that_contain_images() -> None:
