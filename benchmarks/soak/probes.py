@@ -1,24 +1,24 @@
-"""Asking /livez and /readyz all the while, in a thread of its own: the load's clients must not slow it down."""
+"""Regular requests to /livez and /readyz, from a thread of its own so that the load does not delay them."""
 
 import http.client
 import threading
 import time
 from collections import Counter
 
-_EVERY = 0.1
-_PATIENCE = 5.0
+_INTERVAL = 0.1
+_TIMEOUT = 5.0
 
 
 class Probes:
-    """A load balancer's probes.
+    """The probes of a load balancer.
 
     Attributes:
-        seconds: how long each answer took.
-        failed: those that were no 200, as "path: what".
+        latencies: seconds of each probe.
+        failed: probes without status 200, as "path: reason".
     """
 
     def __init__(self, port: int) -> None:
-        self.seconds: list[float] = []
+        self.latencies: list[float] = []
         self.failed: Counter[str] = Counter()
         self._port = port
         self._stop = threading.Event()
@@ -37,22 +37,22 @@ class Probes:
         due = time.monotonic()
         while not self._stop.is_set():
             for path, connection in connections.items():
-                began = time.monotonic()
+                started = time.monotonic()
                 try:
                     connection.request("GET", path)
-                    answer = connection.getresponse()
-                    answer.read()
-                    outcome = "" if answer.status == 200 else str(answer.status)
+                    response = connection.getresponse()
+                    response.read()
+                    failure = "" if response.status == 200 else str(response.status)
                 except (OSError, http.client.HTTPException) as error:
-                    outcome = type(error).__name__
-                    connection.close()  # the next request connects anew
-                self.seconds.append(time.monotonic() - began)
-                if outcome:
-                    self.failed[f"{path}: {outcome}"] += 1
-            due = max(due + _EVERY, time.monotonic())
+                    failure = type(error).__name__
+                    connection.close()  # the next request opens it again
+                self.latencies.append(time.monotonic() - started)
+                if failure:
+                    self.failed[f"{path}: {failure}"] += 1
+            due = max(due + _INTERVAL, time.monotonic())
             self._stop.wait(due - time.monotonic())
         for connection in connections.values():
             connection.close()
 
     def _connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self._port, timeout=_PATIENCE)
+        return http.client.HTTPConnection("127.0.0.1", self._port, timeout=_TIMEOUT)

@@ -1,4 +1,4 @@
-"""What the clients send: whole HTTP requests, made once, each with the answers that are right for it."""
+"""Complete HTTP requests, generated once, each with the statuses that are expected for it."""
 
 import io
 import struct
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-# What an overloaded service may say to anybody.
+# Statuses that an overloaded service may give to any request.
 OVERLOADED = frozenset({503, 504})
 
 _BOUNDARY = "tenfold-soak"
-_TARGET = "/predict?top_k=10"  # all classes, so that answers can be compared whole
-_SENT_OF_TOO_LARGE = 65536
+_TARGET = "/predict?top_k=10"  # all classes, so that predictions can be compared completely
+_BYTES_OF_TOO_LARGE = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,58 +23,58 @@ class Sample:
     Attributes:
         kind: its name in the report.
         request: head and body.
-        statuses: the answers that are right, beside those of an overloaded service.
-        whole: whether all of the body that its head announces is there; else the connection is of no use afterwards.
+        statuses: expected statuses, in addition to those of an overloaded service.
+        complete: whether the body has the length in the head. If not, the connection cannot be reused.
     """
 
     kind: str
     request: bytes
     statuses: frozenset[int]
-    whole: bool = True
+    complete: bool = True
 
     @property
     def good(self) -> bool:
-        """Whether it is to be classified."""
+        """Whether it must be classified."""
         return self.statuses == {200}
 
 
-def good_samples(pictures: int = 48, seed: int = 0) -> list[Sample]:
-    """Requests that are to be answered with classes, by their share: small pictures mostly, photos, several at once."""
+def good_samples(images: int = 48, seed: int = 0) -> list[Sample]:
+    """Requests that must be classified: mostly small images, some photos, and some requests with several images."""
     rng = np.random.default_rng(seed)
-    small = [_png(rng) for _ in range(pictures)]
-    photos = [_photo(rng) for _ in range(max(1, pictures // 8))]
+    small = [_png(rng) for _ in range(images)]
+    photos = [_photo(rng) for _ in range(max(1, images // 8))]
     samples = [_raw("png", data, "image/png") for data in small]
     samples += [_raw("raw bytes", data, "application/octet-stream") for data in small[::4]]
     samples += [_raw("photo", data, "image/jpeg") for data in photos]
-    for start in range(0, pictures, 8):
+    for start in range(0, images, 8):
         several = [*small[start : start + 3], photos[start // 8 % len(photos)]]
         samples.append(_multipart("several", several, 200))
-    # A damaged one among good ones: those are answered all the same.
+    # The other images of the request are classified in spite of the damaged one.
     samples.append(_multipart("several, one damaged", [small[0], small[1][:60], small[2]], 200))
     return samples
 
 
 def bad_samples(max_body_bytes: int, max_pixels: int, seed: int = 1) -> list[Sample]:
-    """Requests that are to be refused: one of each kind.
+    """Requests that must be rejected, one of each kind.
 
     Args:
-        max_body_bytes: the service's limit.
-        max_pixels: the service's limit.
-        seed: of the picture that is cut off.
+        max_body_bytes: the limit of the service.
+        max_pixels: the limit of the service.
+        seed: seed of the truncated image.
     """
-    picture = _png(np.random.default_rng(seed))
+    image = _png(np.random.default_rng(seed))
     side = int(max_pixels**0.5) + 1
     return [
-        _raw("truncated", picture[: len(picture) // 2], "image/png", 422),
-        _raw("text as a picture", b"This is no picture. " * 50, "image/png", 415),
-        _raw("text", b"This is no picture. " * 50, "text/plain", 415),
+        _raw("truncated", image[: len(image) // 2], "image/png", 422),
+        _raw("text as an image", b"This is plain text. " * 50, "image/png", 415),
+        _raw("text", b"This is plain text. " * 50, "text/plain", 415),
         _raw("empty", b"", "image/png", 400),
         _raw("too many pixels", _png_head(side), "image/png", 413),
         Sample(
             "too large",
-            _head("image/png", max_body_bytes + 1) + bytes(_SENT_OF_TOO_LARGE),
+            _head("image/png", max_body_bytes + 1) + bytes(_BYTES_OF_TOO_LARGE),
             frozenset({413}),
-            whole=False,
+            complete=False,
         ),
     ]
 
@@ -104,13 +104,13 @@ def _multipart(kind: str, files: list[bytes], status: int) -> Sample:
 
 
 def _png(rng: np.random.Generator) -> bytes:
-    """A 32 x 32 picture of coarse blots and fine noise, no two alike."""
-    blots = rng.integers(0, 256, (4, 4, 3)).repeat(8, axis=0).repeat(8, axis=1)
-    return _encoded(blots + rng.integers(-20, 21, (32, 32, 3)), "PNG")
+    """A random 32 x 32 image of coarse squares and fine noise."""
+    squares = rng.integers(0, 256, (4, 4, 3)).repeat(8, axis=0).repeat(8, axis=1)
+    return _encoded(squares + rng.integers(-20, 21, (32, 32, 3)), "PNG")
 
 
 def _photo(rng: np.random.Generator) -> bytes:
-    """A JPEG of 640 x 480 whose detail is that of a photo: noise at every scale."""
+    """A JPEG of 640 x 480 with noise at every scale, like a photo."""
     pixels = np.full((480, 640, 3), 128.0)
     for scale in (4, 16, 32, 160):
         noise = rng.normal(0, 24, (480 // scale, 640 // scale, 3))
@@ -125,7 +125,7 @@ def _encoded(pixels: np.ndarray[tuple[int, ...], np.dtype[np.integer | np.floati
 
 
 def _png_head(side: int) -> bytes:
-    """A PNG that says it has side x side pixels, and has none of them."""
+    """A PNG whose header gives side x side pixels and that contains none."""
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)),
         (b"IDAT", zlib.compress(b"")),

@@ -1,4 +1,4 @@
-"""The service as a process of its own."""
+"""The service in a process of its own."""
 
 import os
 import re
@@ -12,34 +12,34 @@ from typing import BinaryIO
 from app.settings import Settings
 from benchmarks.soak.clients import ServiceError
 
-_LISTENS = re.compile(rb"Uvicorn running on http://127\.0\.0\.1:(\d+)")
-_START = 180.0
+_LISTENING = re.compile(rb"Uvicorn running on http://127\.0\.0\.1:(\d+)")
+_START_TIMEOUT = 180.0
 
 
 class ServiceProcess:
-    """`python -m app` on a free port, with the settings of the environment otherwise; killed if it does not end.
+    """`python -m app` on a free port, with the other settings from the environment. It is killed at the latest on exit.
 
     Attributes:
-        port: where it listens.
-        settings: those it has.
+        port: its port.
+        settings: its settings.
 
     Args:
         weights: folder of the bundle.
-        log: file for what it writes.
+        log: file for its output.
 
     Raises:
-        ServiceError: it ends, or does not listen.
+        ServiceError: it exits or does not listen.
     """
 
     def __init__(self, weights: Path, log: Path) -> None:
-        own = {"TENFOLD_HOST": "127.0.0.1", "TENFOLD_PORT": "0", "TENFOLD_WEIGHTS": str(weights)}
+        overrides = {"TENFOLD_HOST": "127.0.0.1", "TENFOLD_PORT": "0", "TENFOLD_WEIGHTS": str(weights)}
         self.settings = Settings(host="127.0.0.1", port=0, weights=weights)
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
-            self._process = self._start(file, own)
+            self._process = self._start(file, overrides)
         try:
-            self.port = self._listening()
+            self.port = self._wait_listening()
         except BaseException:
             self._process.kill()
             raise
@@ -54,11 +54,11 @@ class ServiceProcess:
 
     @property
     def ended(self) -> bool:
-        """Whether it runs no more."""
+        """Whether it has exited."""
         return self._process.poll() is not None
 
     def memory(self) -> tuple[float, float] | None:
-        """MiB that it has now and has had at most; None where the system does not tell, or it has ended."""
+        """Current and peak resident memory in MiB; None without /proc or after it has exited."""
         try:
             status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
         except OSError:
@@ -67,27 +67,27 @@ class ServiceProcess:
         return (int(found["VmRSS"]) / 1024, int(found["VmHWM"]) / 1024) if len(found) == 2 else None
 
     def terminate(self) -> int | None:
-        """Its exit code after SIGTERM; None if it has to be killed."""
+        """Send SIGTERM. Returns the exit code, or None if it does not exit."""
         self._process.send_signal(signal.SIGTERM)
         try:
             return self._process.wait(self.settings.drain_delay + self.settings.drain_timeout + 10)
         except subprocess.TimeoutExpired:
             return None
 
-    def error_messages(self, most: int = 20) -> list[str]:
-        """The last lines of its log that tell of an error."""
+    def error_messages(self, count: int = 20) -> list[str]:
+        """The last lines of its log that contain an error."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return [line for line in lines if re.search(r"error|traceback|exception", line, re.IGNORECASE)][-most:]
+        return [line for line in lines if re.search(r"error|traceback|exception", line, re.IGNORECASE)][-count:]
 
-    def _start(self, file: BinaryIO, own: dict[str, str]) -> "subprocess.Popen[bytes]":
+    def _start(self, file: BinaryIO, overrides: dict[str, str]) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
-            [sys.executable, "-m", "app"], env={**os.environ, **own}, stdout=file, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "app"], env={**os.environ, **overrides}, stdout=file, stderr=subprocess.STDOUT
         )
 
-    def _listening(self) -> int:
-        ends = time.monotonic() + _START
+    def _wait_listening(self) -> int:
+        ends = time.monotonic() + _START_TIMEOUT
         while time.monotonic() < ends and self._process.poll() is None:
-            if found := _LISTENS.search(self.log.read_bytes()):
+            if found := _LISTENING.search(self.log.read_bytes()):
                 return int(found[1])
             time.sleep(0.05)
-        raise ServiceError(f"it does not listen: see {self.log}")
+        raise ServiceError(f"the service does not listen: see {self.log}")

@@ -1,4 +1,4 @@
-"""Counting what became of the requests, and what must hold of it."""
+"""Counts of responses, latencies and errors."""
 
 import json
 import math
@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.soak.samples import OVERLOADED, Sample
-from benchmarks.soak.wire import Reply
+from benchmarks.soak.wire import Response
 
 TOLERANCE = 0.02
-"""Of a probability: bfloat16 sums differ in their last bits with the size of the batch."""
+"""Largest difference of a probability. The rounding of bfloat16 sums depends on the batch size."""
 
 
-def answer_of(reply: Reply) -> list[Any]:
-    """What an answer says of each picture: label -> probability, likeliest first, or the type of its problem."""
-    results = json.loads(reply.body)["results"]
+def predictions_of(response: Response) -> list[Any]:
+    """For each image label -> probability, most probable first, or the type of its problem."""
+    results = json.loads(response.body)["results"]
     return [
         result["problem"]["type"]
         if "problem" in result
@@ -25,25 +25,26 @@ def answer_of(reply: Reply) -> list[Any]:
     ]
 
 
-def same(alone: Sequence[Any], now: Sequence[Any]) -> bool:
-    """Whether two answers agree: the same first label and every probability within `TOLERANCE`.
+def equivalent(reference: Sequence[Any], predictions: Sequence[Any]) -> bool:
+    """Whether all predictions have the same first label and probabilities within `TOLERANCE`.
 
-    The first label may be another where the two were as good as equal.
+    The first labels may differ if their probabilities are equal within the tolerance.
     """
-    return len(alone) == len(now) and all(map(_agree, alone, now))
+    return len(reference) == len(predictions) and all(map(_agree, reference, predictions))
 
 
-def _agree(alone: Any, now: Any) -> bool:
-    if not (isinstance(alone, dict) and isinstance(now, dict)):
-        return bool(alone == now)
-    if alone.keys() != now.keys() or any(abs(alone[label] - now[label]) > TOLERANCE for label in alone):
+def _agree(reference: Any, prediction: Any) -> bool:
+    if not (isinstance(reference, dict) and isinstance(prediction, dict)):
+        return bool(reference == prediction)
+    if reference.keys() != prediction.keys():
         return False
-    first, first_now = next(iter(alone)), next(iter(now))
-    return bool(alone[first] - alone[first_now] <= 2 * TOLERANCE)
+    if any(abs(reference[label] - prediction[label]) > TOLERANCE for label in reference):
+        return False
+    return bool(reference[next(iter(reference))] - reference[next(iter(prediction))] <= 2 * TOLERANCE)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The least of `values` that so many percent do not exceed; NaN of none."""
+    """The nearest-rank percentile; NaN if there are no values."""
     if not values:
         return math.nan
     return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
@@ -51,18 +52,18 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the requests under load.
+    """Counts of requests and their outcomes.
 
     Attributes:
-        sent: by kind.
-        statuses: of well-behaved clients' answers.
-        lost: of well-behaved clients, by how it ended.
-        wrong: answers that are not the one given before the load, by kind.
-        unexpected: statuses that are not right for what was sent, as "kind: status".
-        hasty: 503 without Retry-After.
-        ill: what became of the slow and the vanishing, as "kind: outcome".
-        seconds: latencies of the accepted.
-        lags: seconds that a request was sent later than planned, because the client could not keep up.
+        sent: requests by kind.
+        statuses: responses to well-behaved clients by status.
+        lost: requests of well-behaved clients without a response, by kind and reason.
+        wrong: predictions that differ from the reference, by kind.
+        unexpected: statuses that do not fit the request, as "kind: status".
+        without_retry_after: 503 responses without Retry-After.
+        misbehaving: outcomes of slow and disconnecting clients, as "kind: outcome".
+        latencies: seconds of successful requests.
+        lags: seconds between the planned and the actual time of sending, because the client was too slow.
     """
 
     sent: Counter[str] = field(default_factory=Counter)
@@ -70,33 +71,33 @@ class Tally:
     lost: Counter[str] = field(default_factory=Counter)
     wrong: Counter[str] = field(default_factory=Counter)
     unexpected: Counter[str] = field(default_factory=Counter)
-    hasty: int = 0
-    ill: Counter[str] = field(default_factory=Counter)
-    seconds: list[float] = field(default_factory=list)
+    without_retry_after: int = 0
+    misbehaving: Counter[str] = field(default_factory=Counter)
+    latencies: list[float] = field(default_factory=list)
     lags: list[float] = field(default_factory=list)
 
-    def record(self, sample: Sample, reply: Reply, seconds: float, alone: Sequence[Any] | None) -> None:
-        """Count an answer.
+    def record(self, sample: Sample, response: Response, latency: float, reference: Sequence[Any] | None) -> None:
+        """Count a response.
 
         Args:
-            sample: what was sent.
-            reply: what came back.
-            seconds: after how long.
-            alone: what `answer_of` said of the same request before the load; None if it is to be refused.
+            sample: the request.
+            response: its response.
+            latency: in seconds.
+            reference: `predictions_of` the same request before the load; None if it must be rejected.
         """
-        self.statuses[reply.status] += 1
-        self.judge(sample.kind, reply, sample.statuses)
-        if reply.status == 200 and alone is not None:
-            self.seconds.append(seconds)
+        self.statuses[response.status] += 1
+        self.check_status(sample.kind, response, sample.statuses)
+        if response.status == 200 and reference is not None:
+            self.latencies.append(latency)
             try:
-                if not same(alone, answer_of(reply)):
+                if not equivalent(reference, predictions_of(response)):
                     self.wrong[sample.kind] += 1
             except (ValueError, KeyError, TypeError):
                 self.wrong[sample.kind] += 1
 
-    def judge(self, kind: str, reply: Reply, right: frozenset[int]) -> None:
-        """Note an answer that is not one of `right`, nor an overloaded service's."""
-        if reply.status not in right | OVERLOADED:
-            self.unexpected[f"{kind}: {reply.status}"] += 1
-        if reply.status == 503 and not reply.headers.get("retry-after", "").isdecimal():
-            self.hasty += 1
+    def check_status(self, kind: str, response: Response, expected: frozenset[int]) -> None:
+        """Count the response if its status is neither one of `expected` nor that of an overloaded service."""
+        if response.status not in expected | OVERLOADED:
+            self.unexpected[f"{kind}: {response.status}"] += 1
+        if response.status == 503 and not response.headers.get("retry-after", "").isdecimal():
+            self.without_retry_after += 1

@@ -1,21 +1,21 @@
-"""HTTP/1.1 as the clients need it, on asyncio's streams: a fraction of what httpx costs, for it shares the cores."""
+"""A minimal HTTP/1.1 client on asyncio streams. It shares the cores with the service, and httpx needs far more CPU."""
 
 import asyncio
 import contextlib
 import time
 from dataclasses import dataclass
 
-# Well under the seconds after which the service hangs up on an idle connection, which would be nobody's fault.
-_KEEP_IDLE = 1.0
+# Much less than the service's keep-alive timeout, so that it does not close a connection that is about to be reused.
+_MAX_IDLE = 1.0
 
 
-class Lost(Exception):
-    """There was no answer, or none that is one; the message says how it ended."""
+class NoResponse(Exception):
+    """There was no complete response. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer; the names of its headers are in small letters."""
+class Response:
+    """A response. Header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -30,42 +30,42 @@ class Connection:
     writer: asyncio.StreamWriter
     idle_since: float = 0.0
 
-    async def reply(self) -> Reply:
-        """Read one answer.
+    async def read_response(self) -> Response:
+        """Read one response.
 
         Raises:
-            Lost: it is reset, ends early or makes no sense.
+            NoResponse: the connection is closed or reset first, or the data is not HTTP.
         """
         try:
             head = await self.reader.readuntil(b"\r\n\r\n")
             first, *lines = head[:-4].decode("latin-1").split("\r\n")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
             body = await self.reader.readexactly(int(headers["content-length"]))
-            return Reply(int(first.split(" ", 2)[1]), headers, body)
+            return Response(int(first.split(" ", 2)[1]), headers, body)
         except asyncio.IncompleteReadError as error:
-            raise Lost("half an answer" if error.partial else "no answer") from error
+            raise NoResponse("incomplete response" if error.partial else "no response") from error
         except (KeyError, ValueError, IndexError, asyncio.LimitOverrunError) as error:
-            raise Lost("not HTTP") from error
+            raise NoResponse("not HTTP") from error
         except OSError as error:
-            raise Lost(type(error).__name__) from error
+            raise NoResponse(type(error).__name__) from error
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         with contextlib.suppress(OSError, RuntimeError):
             self.writer.close()
 
     def abort(self) -> None:
-        """Hang up with a reset, as a phone that has lost its network looks to a proxy."""
+        """Reset the connection, like a proxy whose mobile client has lost its network."""
         with contextlib.suppress(OSError, RuntimeError):
             self.writer.transport.abort()
 
 
 class Pool:
-    """Kept-alive connections to a service on this machine.
+    """Persistent connections to a service on this machine.
 
     Args:
-        port: where it listens.
-        timeout: seconds that a well-behaved client waits for an answer.
+        port: port of the service.
+        timeout: seconds to wait for a response.
     """
 
     def __init__(self, port: int, timeout: float) -> None:
@@ -74,57 +74,57 @@ class Pool:
         self._idle: list[Connection] = []
 
     async def connect(self) -> Connection:
-        """A fresh connection.
+        """Open a connection.
 
         Raises:
-            Lost: nobody accepts it.
+            NoResponse: it is not accepted.
         """
         try:
             return Connection(*await asyncio.open_connection("127.0.0.1", self.port))
         except OSError as error:
-            raise Lost(f"cannot connect: {type(error).__name__}") from error
+            raise NoResponse(f"cannot connect: {type(error).__name__}") from error
 
-    async def exchange(self, request: bytes, *, keep: bool = True) -> Reply:
-        """Send a request and read its answer.
+    async def send(self, request: bytes, *, keep: bool = True) -> Response:
+        """Send a request and read the response.
 
         Args:
             request: head and body.
-            keep: whether the connection may serve another request.
+            keep: whether the connection can be reused.
 
         Raises:
-            Lost: there is no answer, or not in time.
+            NoResponse: there is no response within the timeout.
         """
         connection: Connection | None = None
         done = False
         try:
             async with asyncio.timeout(self.timeout):
-                connection = self._taken() or await self.connect()
+                connection = self._reuse() or await self.connect()
                 connection.writer.write(request)
-                reply = await connection.reply()
+                response = await connection.read_response()
                 done = True
         except TimeoutError as error:
-            raise Lost("no answer in time") from error
+            raise NoResponse("timeout") from error
         finally:
             if connection and not done:
                 connection.close()
-        if keep and reply.headers.get("connection", "").lower() != "close":
+        if keep and response.headers.get("connection", "").lower() != "close":
             connection.idle_since = time.monotonic()
             self._idle.append(connection)
         else:
             connection.close()
-        return reply
+        return response
 
     def close(self) -> None:
-        """Hang up on all."""
+        """Close all idle connections."""
         for connection in self._idle:
             connection.close()
         self._idle.clear()
 
-    def _taken(self) -> Connection | None:
-        """The connection that was used last: the others grow old and are closed."""
+    def _reuse(self) -> Connection | None:
+        """The connection that was used last, so that the others become idle for too long and are closed."""
         while self._idle:
             connection = self._idle.pop()
-            if time.monotonic() - connection.idle_since < _KEEP_IDLE and not connection.reader.at_eof():
+            if time.monotonic() - connection.idle_since < _MAX_IDLE and not connection.reader.at_eof():
                 return connection
             connection.close()
         return None
