@@ -1,6 +1,6 @@
-"""The CUDA benchmark: python -m benchmarks.cuda weights/NAME, forward passes on a GPU with CUDA graphs and without.
+"""python -m benchmarks.cuda weights/NAME: forward passes on a GPU with and without CUDA graphs.
 
-It needs torch, numpy, pydantic, safetensors and Pillow only, so it runs where the service is not installed.
+It requires only torch, numpy, pydantic, safetensors and Pillow, so it runs without the dependencies of the service.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from model.engines.torch import TorchEngine, load_network
 from model.nets.base import Network
 
 BATCHES = (1, 8, 32, 128)
-EXACT = "eager float32"
+REFERENCE = "eager float32"
 ENGINES: Mapping[str, Callable[[Network, InputSpec], Engine]] = {
-    EXACT: partial(TorchEngine, device="cuda", precision="float32"),
+    REFERENCE: partial(TorchEngine, device="cuda", precision="float32"),
     "eager bfloat16": partial(TorchEngine, device="cuda", precision="bfloat16"),
     "CUDA graphs": CudaEngine,
 }
@@ -36,32 +36,32 @@ ENGINES: Mapping[str, Callable[[Network, InputSpec], Engine]] = {
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Of one batch size, from pixels in the CPU's memory to logits and features there.
+    """Speed with one batch size, from pixels in CPU memory to logits and features in CPU memory.
 
     Attributes:
-        batch: pictures in a call.
-        pictures_per_second: of calls one after the other.
-        median_ms: milliseconds of a call.
-        p99_ms: what 99 of 100 calls stay within.
+        batch: images per call.
+        images_per_second: throughput of sequential calls.
+        median_ms: median duration of a call in milliseconds.
+        p99_ms: 99th percentile of the duration in milliseconds.
     """
 
     batch: int
-    pictures_per_second: float
+    images_per_second: float
     median_ms: float
     p99_ms: float
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Of one engine.
+    """Results of one engine.
 
     Attributes:
         engine: its name in `ENGINES`.
-        precision: of its arithmetic.
-        start_seconds: until it was ready, warmed up.
-        reserved_mib: of the GPU's memory that PyTorch held after all batch sizes.
-        difference: largest of a logit from float32's on the same GPU, as a share of the largest logit.
-        speeds: by batch size.
+        precision: precision of its arithmetic.
+        start_seconds: duration of its construction, warm-up included.
+        reserved_mib: GPU memory that PyTorch has reserved after all batch sizes.
+        difference: largest difference of a logit from float32 on the same GPU, relative to the largest logit.
+        speeds: one per batch size.
     """
 
     engine: str
@@ -73,20 +73,18 @@ class Result:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the engines on this machine's GPU: a table, then a line of JSON.
+    """Measure the engines on the GPU of this machine. Print a table and a line of JSON.
 
     Returns:
-        The exit code: 1 if there is no GPU or no such bundle.
+        The exit code: 1 if there is no GPU or the bundle cannot be read.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description=__doc__)
     parser.add_argument("weights", type=Path, help="folder of the bundle")
-    parser.add_argument("--seconds", type=float, default=2.0, help="that each batch size is measured for (2)")
-    parser.add_argument(
-        "--autotune", action="store_true", help="let cuDNN time its algorithms at start, instead of guessing the best"
-    )
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration for each batch size (2)")
+    parser.add_argument("--autotune", action="store_true", help="let cuDNN select its algorithms by timing them")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        print("There is no CUDA device here: run this on a machine with an NVIDIA GPU.", file=sys.stderr)
+        print("error: no CUDA device was found: run this on a machine with an NVIDIA GPU", file=sys.stderr)
         return 1
     torch.backends.cudnn.benchmark = options.autotune
     try:
@@ -114,46 +112,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(bundle: Bundle, seconds: float) -> Iterator[Result]:
-    """One result for each of `ENGINES`, every batch size timed for so many seconds."""
+    """A result for each of `ENGINES`. Each batch size is measured for so many seconds."""
     pixels = self_test_pixels(0, max(BATCHES), bundle.card.input.crop)
-    exact: NDArray[np.float32] | None = None
+    reference: NDArray[np.float32] | None = None
     for name, construct in ENGINES.items():
         torch.cuda.empty_cache()
-        began = time.perf_counter()
+        started = time.perf_counter()
         engine = construct(load_network(bundle), bundle.card.input)
-        start_seconds = time.perf_counter() - began
+        start_seconds = time.perf_counter() - started
         logits = engine.run(pixels).logits
-        if exact is None:
-            exact = logits
+        if reference is None:
+            reference = logits
         yield Result(
             engine=name,
             precision=engine.precision,
             start_seconds=start_seconds,
-            difference=float(np.abs(logits - exact).max() / np.abs(exact).max()),
-            speeds=[timed(engine, pixels[:batch], seconds) for batch in BATCHES],
+            difference=float(np.abs(logits - reference).max() / np.abs(reference).max()),
+            speeds=[measure_speed(engine, pixels[:batch], seconds) for batch in BATCHES],
             reserved_mib=torch.cuda.memory_reserved() / 2**20,
         )
         del engine
 
 
-def timed(engine: Engine, pixels: NDArray[np.uint8], seconds: float) -> Speed:
-    """Run one batch again and again, for a tenth of the seconds unmeasured, then measured."""
+def measure_speed(engine: Engine, pixels: NDArray[np.uint8], seconds: float) -> Speed:
+    """Run one batch repeatedly: for a tenth of the seconds to warm up, then measured."""
     for length in (seconds / 10, seconds):
-        moments = [time.perf_counter()]
-        while moments[-1] - moments[0] < length:
+        times = [time.perf_counter()]
+        while times[-1] - times[0] < length:
             engine.run(pixels)
-            moments.append(time.perf_counter())
-    calls = np.diff(moments)
+            times.append(time.perf_counter())
+    calls = np.diff(times)
     median, p99 = np.percentile(calls, [50, 99]) * 1000
     return Speed(len(pixels), len(pixels) / float(calls.mean()), float(median), float(p99))
 
 
 def table(results: Sequence[Result]) -> str:
-    """For people: a line for each engine and batch size."""
-    lines = [f"{'engine':<16}{'batch':>6}{'pictures/s':>12}{'median ms':>11}{'p99 ms':>9}"]
+    """A table with a line for each engine and batch size."""
+    lines = [f"{'engine':<16}{'batch':>6}{'images/s':>12}{'median ms':>11}{'p99 ms':>9}"]
     for result in results:
         lines += [
-            f"{result.engine:<16}{speed.batch:>6}{speed.pictures_per_second:>12,.0f}"
+            f"{result.engine:<16}{speed.batch:>6}{speed.images_per_second:>12,.0f}"
             f"{speed.median_ms:>11.3f}{speed.p99_ms:>9.3f}"
             for speed in result.speeds
         ]

@@ -1,4 +1,4 @@
-"""The photo benchmark: python -m benchmarks.photos weights/NAME, real photographs as people upload them."""
+"""python -m benchmarks.photos weights/NAME: accuracy on real photographs."""
 
 import json
 import time
@@ -20,38 +20,44 @@ _MAX_PIXELS = 200_000_000
 
 
 def main(
-    weights: Annotated[list[Path], typer.Argument(help="Folders of bundles, to compare.")],
-    cache: Annotated[Path, typer.Option(help="Folder that the packages are fetched into.")] = Path("data/photos"),
+    weights: Annotated[list[Path], typer.Argument(help="Folders of the bundles to compare.")],
+    cache: Annotated[Path, typer.Option(help="Folder for the downloaded photos.")] = Path("data/photos"),
     engine: Annotated[EngineName, typer.Option(help="Runtime.")] = "auto",
-    device: Annotated[DeviceName, typer.Option(help="auto takes CUDA where there is one.")] = "auto",
+    device: Annotated[DeviceName, typer.Option(help="auto uses CUDA if it is available.")] = "auto",
 ) -> None:
-    """Score bundles on real photographs, by number of views: a table each, then a line of JSON each."""
+    """Evaluate bundles on real photographs by number of views. Print a table and a line of JSON for each."""
     console = Console()
-    photos, left_out = collect(cache)
-    for reason in left_out:
-        typer.echo(f"left out: {reason}", err=True)
+    photos, skipped = collect(cache)
+    for reason in skipped:
+        typer.echo(f"skipped: {reason}", err=True)
     for folder in weights:
         try:
             classifier = load(folder, engine=engine, device=device)
         except ModelError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from error
-        rows = score(classifier, photos)
+        rows = evaluate(classifier, photos)
         console.print(table(rows, classifier, photos))
         summary = {"model": classifier.card.name, "version": classifier.card.version, "views": rows}
         typer.echo(json.dumps(summary))
 
 
-def score(classifier: Classifier, photos: list[Photo]) -> list[dict[str, float]]:
-    """One record for each number of views, 1 to `MAX_VIEWS`.
+def evaluate(classifier: Classifier, photos: list[Photo]) -> list[dict[str, float]]:
+    """Metrics for each number of views from 1 to `MAX_VIEWS`.
 
-    Each has: views; right, the share of the classes' photos that are answered right; right_by_class, the mean of each
-    class's share (most are birds and cats); right_of_accepted, the share right of those accepted; auroc, of
-    in_distribution, the classes' photos against all others; accepted and others_accepted, the shares accepted;
-    milliseconds, of inference a picture.
+    Returns:
+        Records with these keys.
+        views: number of views.
+        top1: accuracy on the photos of the classes.
+        top1_by_class: mean over the classes of the accuracy, since most photos are birds and cats.
+        top1_of_accepted: accuracy on the accepted photos of the classes.
+        auroc: of in_distribution, photos of the classes against all others.
+        accepted: share of the photos of the classes that are accepted.
+        others_accepted: share of the other images that are accepted.
+        milliseconds: inference time per image.
     """
     labels = classifier.card.labels
-    pictures = [
+    images = [
         preprocess(photo.path.read_bytes(), classifier.card.input, max_pixels=_MAX_PIXELS, views=MAX_VIEWS).pixels
         for photo in photos
     ]
@@ -59,57 +65,57 @@ def score(classifier: Classifier, photos: list[Photo]) -> list[dict[str, float]]
     truth = np.array([labels.index(photo.label) if photo.label else -1 for photo in photos])
     rows = []
     for views in range(1, MAX_VIEWS + 1):
-        began = time.perf_counter()
+        started = time.perf_counter()
         predictions = [
             prediction
-            for start in range(0, len(pictures), 16)
-            for prediction in classifier.classify([picture[:views] for picture in pictures[start : start + 16]])
+            for start in range(0, len(images), 16)
+            for prediction in classifier.classify([image[:views] for image in images[start : start + 16]])
         ]
-        seconds = time.perf_counter() - began
-        right = np.array([int(prediction.probabilities.argmax()) for prediction in predictions]) == truth
-        inside: NDArray[np.float64] = np.array([prediction.in_distribution for prediction in predictions])
+        seconds = time.perf_counter() - started
+        correct = np.array([int(prediction.probabilities.argmax()) for prediction in predictions]) == truth
+        scores: NDArray[np.float64] = np.array([prediction.in_distribution for prediction in predictions])
         accepted = np.array([prediction.accepted() for prediction in predictions])
         rows.append(
             {
                 "views": float(views),
-                "right": float(right[known].mean()),
-                "right_by_class": float(np.mean([right[truth == label].mean() for label in np.unique(truth[known])])),
-                "right_of_accepted": float(right[known & accepted].mean()),
-                "auroc": auroc(inside[known], inside[~known]),
+                "top1": float(correct[known].mean()),
+                "top1_by_class": float(np.mean([correct[truth == label].mean() for label in np.unique(truth[known])])),
+                "top1_of_accepted": float(correct[known & accepted].mean()),
+                "auroc": auroc(scores[known], scores[~known]),
                 "accepted": float(accepted[known].mean()),
                 "others_accepted": float(accepted[~known].mean()),
-                "milliseconds": seconds / len(pictures) * 1000,
+                "milliseconds": seconds / len(images) * 1000,
             }
         )
     return rows
 
 
 def table(rows: list[dict[str, float]], classifier: Classifier, photos: list[Photo]) -> Table:
-    """The scores for people."""
+    """The metrics as a table."""
     known = sum(photo.label is not None for photo in photos)
     runtime = classifier.engine
     out = Table(
         title=f"{classifier.card.name} {classifier.card.version} on {runtime.name}, {runtime.device}, "
-        f"{runtime.precision}: {known} photos of the classes, {len(photos) - known} pictures of other things",
+        f"{runtime.precision}: {known} photos of the classes, {len(photos) - known} other images",
         title_justify="left",
     )
     for heading in (
         "views",
-        "right",
-        "by class",
-        "right of accepted",
+        "top-1",
+        "top-1 by class",
+        "top-1 of accepted",
         "AUROC",
         "accepted",
         "others accepted",
-        "ms a picture",
+        "ms per image",
     ):
         out.add_column(heading, justify="right")
     for row in rows:
         out.add_row(
             f"{row['views']:.0f}",
-            f"{row['right']:.1%}",
-            f"{row['right_by_class']:.1%}",
-            f"{row['right_of_accepted']:.1%}",
+            f"{row['top1']:.1%}",
+            f"{row['top1_by_class']:.1%}",
+            f"{row['top1_of_accepted']:.1%}",
             f"{row['auroc']:.3f}",
             f"{row['accepted']:.1%}",
             f"{row['others_accepted']:.1%}",

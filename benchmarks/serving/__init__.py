@@ -1,1 +1,1 @@
-"""Tenfold beside other servers of the same network, on one machine: see benchmarks/README.md."""
+"""Comparison of Tenfold with other servers of the same network on one machine. See benchmarks/README.md."""

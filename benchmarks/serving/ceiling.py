@@ -1,4 +1,4 @@
-"""The network alone, in a process of its own: python -m benchmarks.serving.ceiling WEIGHTS SECONDS."""
+"""The engine alone, in a process of its own: python -m benchmarks.serving.ceiling WEIGHTS SECONDS."""
 
 import json
 import subprocess
@@ -14,17 +14,17 @@ import model
 from benchmarks.serving.servers import ServerError
 
 BATCH = 32
-_PATIENCE = 300.0
+_EXTRA_TIMEOUT = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """What the engine does when nobody disturbs it.
+    """Speed of the engine without a service.
 
     Attributes:
-        rate: pictures a second in batches of `BATCH`.
-        latency: median milliseconds of one picture alone.
-        engine: that did it, on what and in which precision.
+        rate: images per second in batches of `BATCH`.
+        latency: median milliseconds of a single image.
+        engine: its name, device and precision.
     """
 
     rate: float
@@ -32,26 +32,26 @@ class Ceiling:
     engine: str
 
 
-def measure_apart(weights: Path, seconds: float) -> Ceiling:
-    """Measure it in a fresh process, so that its threads are gone afterwards.
+def measure_in_subprocess(weights: Path, seconds: float) -> Ceiling:
+    """Measure in a subprocess, which leaves no threads behind.
 
     Raises:
-        ServerError: it fails.
+        ServerError: the subprocess fails.
     """
     command = [sys.executable, "-m", "benchmarks.serving.ceiling", str(weights), str(seconds)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + _PATIENCE)
-    if ran.returncode:
-        raise ServerError(f"the network alone fails: {ran.stderr.strip()}")
-    return Ceiling(**json.loads(ran.stdout))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + _EXTRA_TIMEOUT)
+    if done.returncode:
+        raise ServerError(f"the engine alone fails: {done.stderr.strip()}")
+    return Ceiling(**json.loads(done.stdout))
 
 
 def measure(weights: Path, seconds: float) -> Ceiling:
-    """Run batches for half of the time, and single pictures for the other."""
+    """Run batches for one half of the time and single images for the other."""
     classifier = model.load(weights)
     engine, side = classifier.engine, classifier.card.input.crop
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH, side, side, 3), np.uint8)
-    batches = _timed(engine, pixels, seconds / 2)
-    singles = _timed(engine, pixels[:1], seconds / 2)
+    batches = _call_times(engine, pixels, seconds / 2)
+    singles = _call_times(engine, pixels[:1], seconds / 2)
     return Ceiling(
         BATCH * len(batches) / sum(batches),
         float(np.median(singles)) * 1000,
@@ -59,16 +59,16 @@ def measure(weights: Path, seconds: float) -> Ceiling:
     )
 
 
-def _timed(engine: model.Engine, pixels: NDArray[np.uint8], seconds: float) -> list[float]:
-    """Seconds of each call; the first does not count."""
+def _call_times(engine: model.Engine, pixels: NDArray[np.uint8], seconds: float) -> list[float]:
+    """Seconds of each call after the first."""
     engine.run(pixels)
     ends = time.perf_counter() + seconds
-    taken: list[float] = []
-    while not taken or time.perf_counter() < ends:
-        began = time.perf_counter()
+    times: list[float] = []
+    while not times or time.perf_counter() < ends:
+        started = time.perf_counter()
         engine.run(pixels)
-        taken.append(time.perf_counter() - began)
-    return taken
+        times.append(time.perf_counter() - started)
+    return times
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the figures were measured on, and with which versions."""
+"""The hardware and the versions of a measurement."""
 
 import os
 import platform
@@ -26,7 +26,7 @@ _PACKAGES = (
 
 
 def hardware() -> dict[str, str | int | float | None]:
-    """Processor, cores, memory, GPU if any, and the system."""
+    """Processor, cores, memory, GPU if there is one, and operating system."""
     return {
         "processor": cpu_name(),
         "cores": os.cpu_count(),
@@ -37,7 +37,7 @@ def hardware() -> dict[str, str | int | float | None]:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python, of this repository and of the packages that serve; None for what is not installed."""
+    """Versions of Python, of this repository and of the packages of the servers; None if not installed."""
     return {
         "python": platform.python_version(),
         "tenfold": git_commit(),

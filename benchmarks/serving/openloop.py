@@ -1,4 +1,4 @@
-"""Open loop: requests come when they come, as strangers' do, whether or not those before have been answered."""
+"""Open loop: requests arrive at a rate that does not depend on the responses."""
 
 import asyncio
 import random
@@ -9,27 +9,27 @@ from typing import Any
 import uvloop
 
 from benchmarks.serving.payloads import Body
-from benchmarks.serving.servers import Running
+from benchmarks.serving.servers import RunningServer
 from benchmarks.soak.tally import percentile
-from benchmarks.soak.wire import Lost, Pool
+from benchmarks.soak.wire import NoResponse, Pool
 
 FACTORS = (0.5, 1.0, 1.5, 2.0)
-# Beyond the deadline that the service is told: what takes longer is lost.
-_PATIENCE = 10.0
+# Added to the deadline. A request without a response by then is lost.
+_EXTRA_TIMEOUT = 10.0
 
 
 @dataclass(slots=True)
 class OpenLoop:
-    """What became of requests at one rate.
+    """Outcomes of the requests at one rate.
 
     Attributes:
-        offered: requests a second, planned.
-        seconds: that they were sent for.
-        deadline: seconds that an answer is worth something for.
-        statuses: of the answers.
-        lost: requests without an answer.
-        latencies: seconds, of the answers with 200.
-        lags: seconds that a request was sent later than planned, because the client could not keep up.
+        offered: planned requests per second.
+        seconds: duration.
+        deadline: seconds within which a response counts.
+        statuses: number of responses by status.
+        lost: requests without a response.
+        latencies: seconds of the responses with status 200.
+        lags: seconds between the planned and the actual time of sending, because the client was too slow.
     """
 
     offered: float
@@ -42,21 +42,21 @@ class OpenLoop:
 
     @property
     def goodput(self) -> float:
-        """Answers with 200 within the deadline, a second."""
+        """Responses with status 200 within the deadline, per second."""
         return sum(latency <= self.deadline for latency in self.latencies) / self.seconds
 
     @property
     def p50(self) -> float | None:
-        """Milliseconds, of the answers with 200; None if there are none."""
+        """Median latency in milliseconds of the responses with status 200; None without any."""
         return percentile(self.latencies, 50) * 1000 if self.latencies else None
 
     @property
     def p99(self) -> float | None:
-        """Likewise."""
+        """99th percentile of the same."""
         return percentile(self.latencies, 99) * 1000 if self.latencies else None
 
     def summary(self) -> dict[str, Any]:
-        """As JSON has it; latencies in milliseconds."""
+        """All values for JSON; latencies in milliseconds."""
         return {
             "offered": self.offered,
             "seconds": self.seconds,
@@ -71,21 +71,21 @@ class OpenLoop:
 
 
 def open_loop(
-    running: Running, bodies: Sequence[Body], *, capacity: float, seconds: float, deadline: float
+    running: RunningServer, bodies: Sequence[Body], *, capacity: float, seconds: float, deadline: float
 ) -> list[OpenLoop]:
-    """Poisson arrivals at each of `FACTORS` times the capacity, one after the other.
+    """Send requests with Poisson arrivals at each of `FACTORS` times the capacity.
 
     Args:
         running: the service.
-        bodies: posted in random order.
-        capacity: requests a second.
-        seconds: of each.
-        deadline: the service is told of it (X-Request-Timeout), so that it need not work for nobody.
+        bodies: sent in random order.
+        capacity: requests per second.
+        seconds: duration at each rate.
+        deadline: in seconds. It is sent as X-Request-Timeout, so that the service drops requests that are too late.
     """
     requests = [_request(running.server.target, body, deadline) for body in bodies]
     outcomes = []
     for factor in FACTORS:
-        running.settle(bodies[0])
+        running.wait_idle(bodies[0])
         outcome = OpenLoop(factor * capacity, seconds, deadline)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_arrivals(running.port, requests, outcome))
@@ -96,18 +96,18 @@ def open_loop(
 async def _arrivals(port: int, requests: Sequence[bytes], outcome: OpenLoop) -> None:
     loop = asyncio.get_running_loop()
     rng = random.Random(0)  # noqa: S311
-    pool = Pool(port, outcome.deadline + _PATIENCE)
+    pool = Pool(port, outcome.deadline + _EXTRA_TIMEOUT)
 
-    async def ask(request: bytes) -> None:
-        began = loop.time()
+    async def send(request: bytes) -> None:
+        started = loop.time()
         try:
-            status = (await pool.exchange(request)).status
-        except Lost:
+            status = (await pool.send(request)).status
+        except NoResponse:
             outcome.lost += 1
             return
         outcome.statuses[status] = outcome.statuses.get(status, 0) + 1
         if status == 200:
-            outcome.latencies.append(loop.time() - began)
+            outcome.latencies.append(loop.time() - started)
 
     due = loop.time()
     ends = due + outcome.seconds
@@ -115,7 +115,7 @@ async def _arrivals(port: int, requests: Sequence[bytes], outcome: OpenLoop) -> 
         while (due := due + rng.expovariate(outcome.offered)) < ends:
             await asyncio.sleep(max(0.0, due - loop.time()))
             outcome.lags.append(loop.time() - due)
-            group.create_task(ask(rng.choice(requests)))
+            group.create_task(send(rng.choice(requests)))
     pool.close()
 
 

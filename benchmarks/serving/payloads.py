@@ -1,4 +1,4 @@
-"""What is posted: small and large pictures, drawn from a seed, as multipart and as raw bodies."""
+"""Request bodies: small and large generated images, as multipart and as raw bodies."""
 
 import io
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Encoding = Literal["multipart", "raw"]
 
 PHOTO_SIZE = (4000, 3000)
 _SMALL = 32
-_SMALL_PICTURES = 16
+_SMALL_IMAGES = 16
 _BOUNDARY = "tenfold-serving"
 
 
@@ -27,12 +27,12 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """Image files of one kind, posted in rotation.
+    """Image files of one kind, sent in rotation.
 
     Attributes:
-        name: in the table.
-        mime: of the files.
-        files: one or more.
+        name: name in the table.
+        mime: media type of the files.
+        files: one or more files.
     """
 
     name: str
@@ -40,16 +40,16 @@ class Payload:
     files: Sequence[bytes]
 
     def bodies(self, encoding: Encoding) -> list[Body]:
-        """The requests' bodies, one a file."""
+        """One request body per file."""
         return [body_of(file, self.mime, encoding) for file in self.files]
 
 
 def body_of(file: bytes, mime: str, encoding: Encoding) -> Body:
-    """One picture file as a body: the only part, named `file`, or the whole."""
+    """A body with one image file: as the only part, named `file`, or as the whole body."""
     if encoding == "raw":
         return Body(mime, file)
     head = (
-        f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="picture"\r\n'
+        f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="image"\r\n'
         f"Content-Type: {mime}\r\n\r\n"
     )
     return Body(
@@ -57,14 +57,14 @@ def body_of(file: bytes, mime: str, encoding: Encoding) -> Body:
     )
 
 
-def small_pngs(count: int = _SMALL_PICTURES, seed: int = 0) -> Payload:
-    """Images of CIFAR-10's size, 32 x 32, smooth with a little grain: a PNG of one takes about as many bytes."""
+def small_pngs(count: int = _SMALL_IMAGES, seed: int = 0) -> Payload:
+    """Smooth images of 32 x 32 with a little noise, so that their PNGs have the size of those of CIFAR-10 images."""
     rng = np.random.default_rng(seed)
     return Payload("png", "image/png", [png_of(_smooth(rng)) for _ in range(count)])
 
 
 def large_jpeg(seed: int = 0) -> Payload:
-    """One picture of 12 megapixels that takes a few megabytes, as a phone's does: blurs, shapes, texture and grain."""
+    """A JPEG of 12 megapixels and a few megabytes, like a phone's, with blurs, shapes, texture and noise."""
     rng = np.random.default_rng(seed)
     image = _noise(rng, (8, 6)).resize(PHOTO_SIZE, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)

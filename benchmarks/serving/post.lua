@@ -1,4 +1,4 @@
--- Posts prepared bodies in rotation; prints one line of JSON at the end.
+-- Sends prepared bodies in rotation and prints one line of JSON at the end.
 -- Arguments after the URL: content type, then the files of the bodies.
 
 function init(args)
@@ -10,17 +10,17 @@ function init(args)
       requests[#requests + 1] = wrk.format(nil, nil, nil, file:read("*a"))
       file:close()
    end
-   local turn = 0
+   local index = 0
    function request()
-      turn = turn % #requests + 1
-      return requests[turn]
+      index = index % #requests + 1
+      return requests[index]
    end
 end
 
 function done(summary, latency)
    local errors = summary.errors
    io.write(string.format(
-      '{"requests": %d, "microseconds": %d, "p50": %d, "p90": %d, "p99": %d, "refused": %d, "lost": %d}\n',
+      '{"requests": %d, "microseconds": %d, "p50": %d, "p90": %d, "p99": %d, "rejected": %d, "lost": %d}\n',
       summary.requests, summary.duration,
       latency:percentile(50), latency:percentile(90), latency:percentile(99),
       errors.status, errors.connect + errors.read + errors.write + errors.timeout))

@@ -1,4 +1,4 @@
-"""What is told of the results: rows, a table for people, JSON for the rest."""
+"""The results as rows, as a table and as JSON."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -18,19 +18,18 @@ from benchmarks.serving.wrk import Load
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A server under one load, medians over the rounds.
+    """Medians over the rounds for a server under one load.
 
     Attributes:
         case: the load.
-        server: the server's name.
-        rate: good answers a second.
-        p50: milliseconds; None where nothing was answered.
-        p99: likewise.
-        errors: over all rounds.
-        to_best_peer: its rate to that of the best peer under the same load; None where there is none, and for the
-            front, which does not do their work.
-        to_naive: likewise to the naive server's.
-        share: of Tenfold's rate in what is possible if engine and service take turns: 1 / (1 / ceiling + 1 / front).
+        server: name of the server.
+        rate: successful requests per second.
+        p50: median latency in milliseconds; None without responses.
+        p99: 99th percentile of the latency in milliseconds; None without responses.
+        errors: sum over all rounds.
+        to_best_peer: rate divided by that of the best peer under the same load; None without one, and for `front`.
+        to_naive: rate divided by that of the naive server; None without it, and for `front`.
+        share: rate of Tenfold divided by 1 / (1 / ceiling + 1 / front), the rate if engine and service take turns.
     """
 
     case: Case
@@ -45,7 +44,7 @@ class Row:
 
 
 def rows_of(results: Results) -> list[Row]:
-    """One for each server and load that was measured, in the order of the servers."""
+    """A row for each load and server, in the order of the servers."""
     return [
         _row(results, case, server.name)
         for case in results.loads
@@ -75,7 +74,7 @@ def _row(results: Results, case: Case, name: str) -> Row:
 
 
 def ceiling_rate(results: Results, connections: int) -> float | None:
-    """Median pictures a second of the network alone: one by one for a single connection, else in batches."""
+    """Median images per second of the engine alone: single images for one connection, else batches."""
     if not results.ceilings:
         return None
     return statistics.median(1000 / each.latency if connections == 1 else each.rate for each in results.ceilings)
@@ -91,7 +90,7 @@ def _ratio(value: float, base: float | None) -> float | None:
 
 
 def table(results: Results) -> Group:
-    """The results for people."""
+    """The results as tables."""
     out = Table(title="medians over the rounds", title_justify="left")
     for heading in ("server", "payload", "body"):
         out.add_column(heading)
@@ -99,19 +98,19 @@ def table(results: Results) -> Group:
         "connections", "requests/s", "p50 ms", "p99 ms", "errors", "to best peer", "to naive", "of possible",
     ):  # fmt: skip
         out.add_column(heading, justify="right")
-    before = None
+    previous = None
     for row in rows_of(results):
-        if before not in (None, row.case):
+        if previous not in (None, row.case):
             out.add_section()
-        before = row.case
+        previous = row.case
         out.add_row(
             row.server, row.case.payload, row.case.encoding, str(row.case.connections),
             _number(row.rate), _number(row.p50), _number(row.p99), str(row.errors),
             _times(row.to_best_peer), _times(row.to_naive), "-" if row.share is None else f"{row.share:.0%}",
         )  # fmt: skip
     out.add_section()
-    for name, why in results.missing.items():
-        out.add_row(name, why)
+    for name, reason in results.missing.items():
+        out.add_row(name, reason)
     if results.ceilings:
         latency = statistics.median(each.latency for each in results.ceilings)
         out.add_row("ceiling", "pixels", "batches", "-", _number(ceiling_rate(results, 32)))
@@ -124,7 +123,7 @@ def table(results: Results) -> Group:
 
 def _open_loop_table(results: Results) -> Table:
     deadline = results.open_loop[0].deadline
-    out = Table(title=f"tenfold, open loop: answers with 200 within {deadline:g} s", title_justify="left")
+    out = Table(title=f"tenfold, open loop: responses with status 200 within {deadline:g} s", title_justify="left")
     for heading in ("offered/s", "goodput/s", "p50 ms", "p99 ms", "200", "503", "504", "lost"):
         out.add_column(heading, justify="right")
     for outcome in results.open_loop:
@@ -136,7 +135,7 @@ def _open_loop_table(results: Results) -> Table:
 
 
 def summary(results: Results, *, weights: Path, rounds: int, seconds: int, failures: Sequence[str]) -> dict[str, Any]:
-    """Everything, as JSON has it: rates a second, latencies in milliseconds."""
+    """All results for JSON: rates per second, latencies in milliseconds."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
@@ -158,7 +157,7 @@ def summary(results: Results, *, weights: Path, rounds: int, seconds: int, failu
 
 
 def _number(value: float | None) -> str:
-    """Three digits that count, or all before the point."""
+    """At least three significant digits."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

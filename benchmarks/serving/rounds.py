@@ -1,4 +1,4 @@
-"""The rounds: every server under every load, again and again, one at a time."""
+"""The rounds: one server after the other under every load, several times."""
 
 import contextlib
 import statistics
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from benchmarks.serving.agreement import Expected, compare
-from benchmarks.serving.ceiling import Ceiling, measure_apart
+from benchmarks.serving.agreement import Reference, compare
+from benchmarks.serving.ceiling import Ceiling, measure_in_subprocess
 from benchmarks.serving.openloop import OpenLoop, open_loop
 from benchmarks.serving.payloads import Body, Encoding, Payload
-from benchmarks.serving.servers import Running, Server, ServerError
+from benchmarks.serving.servers import RunningServer, Server, ServerError
 from benchmarks.serving.wrk import Load, drive
 
-MOST_WITH_LARGE = 32
-"""Connections at most with large pictures: with more, the queue alone outlasts a measurement."""
+MAX_CONNECTIONS_WITH_LARGE = 32
+"""Most connections with the large image. With more, the queueing time exceeds the duration of a measurement."""
 
 _WARM_UP = 1
 _WARM_UP_CONNECTIONS = 32
@@ -24,7 +24,7 @@ _ENCODINGS: tuple[Encoding, ...] = ("multipart", "raw")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One load: what is posted, how, and by how many at a time."""
+    """A load: the kind of file, the encoding of the body, and the number of connections."""
 
     payload: str
     encoding: Encoding
@@ -33,13 +33,13 @@ class Case:
 
 @dataclass(slots=True)
 class Results:
-    """All that was measured.
+    """All measurements.
 
     Attributes:
-        loads: by case, and then by the server's name, one a round.
-        ceilings: the network alone, one a round.
+        loads: by case and server name, one per round.
+        ceilings: the engine alone, one per round.
         open_loop: Tenfold at several rates.
-        missing: why a server has no figures, or not all, by its name.
+        missing: by server name, the reason why it has no or not all measurements.
     """
 
     loads: dict[Case, dict[str, list[Load]]] = field(default_factory=dict)
@@ -48,56 +48,56 @@ class Results:
     missing: dict[str, str] = field(default_factory=dict)
 
     def rate(self, case: Case, name: str) -> float | None:
-        """Median over the rounds of the good answers a second; None if that was not measured."""
+        """Median over the rounds of the successful requests per second; None without measurements."""
         loads = self.loads.get(case, {}).get(name)
         return statistics.median(load.rate for load in loads) if loads else None
 
 
 def cases_of(payloads: Sequence[Payload], connections: Sequence[int]) -> list[Case]:
-    """All loads, in the order of the table."""
+    """All loads in the order of the table."""
     return [
         Case(payload.name, encoding, count)
         for payload in payloads
         for encoding in _ENCODINGS
         for count in connections
-        if payload.name != "jpeg" or count <= MOST_WITH_LARGE
+        if payload.name != "jpeg" or count <= MAX_CONNECTIONS_WITH_LARGE
     ]
 
 
-class Contest:
-    """The servers that take part. One that fails drops out, and the others go on.
+class Comparison:
+    """The servers and their measurements. A server that fails is excluded from then on.
 
     Attributes:
-        results: so far.
-        failures: what went wrong, for people.
+        results: measurements so far.
+        failures: error messages.
 
     Args:
         weights: folder of the bundle.
-        right: what the servers must answer.
-        payloads: what is posted; the first one to warm up.
+        reference: predictions that the servers must agree with.
+        payloads: files to send. The first is used for the warm-up.
         bodies: folder for the prepared bodies.
-        logs: folder for what the servers write.
-        say: is told what goes on.
+        logs: folder for the output of the servers.
+        notify: called with progress messages.
     """
 
     def __init__(
         self,
         weights: Path,
-        right: Expected,
+        reference: Reference,
         payloads: Sequence[Payload],
         *,
         bodies: Path,
         logs: Path,
-        say: Callable[[str], None],
+        notify: Callable[[str], None],
     ) -> None:
         self.results = Results()
         self.failures: list[str] = []
-        self._running: list[Running] = []
+        self._running: list[RunningServer] = []
         self._weights = weights
-        self._right = right
+        self._reference = reference
         self._payloads = payloads
         self._logs = logs
-        self._say = say
+        self._notify = notify
         self._files = {
             (payload.name, encoding): _write(payload, encoding, bodies)
             for payload in payloads
@@ -111,38 +111,38 @@ class Contest:
         for running in self._running:
             running.stop()
 
-    def enter(self, server: Server) -> None:
-        """Start a server, compare its answers, warm it up and pause it."""
+    def add(self, server: Server) -> None:
+        """Start a server, check its predictions, warm it up and pause it."""
         if not server.installed:
             self.results.missing[server.name] = "not installed"
-            self._say(f"{server.package} is not installed: run make bench")
+            self._notify(f"{server.package} is not installed: run make bench")
             return
-        self._say(f"starting {server.name}")
-        running = Running(server, self._weights, self._logs / f"{server.name}.log")
+        self._notify(f"starting {server.name}")
+        running = RunningServer(server, self._weights, self._logs / f"{server.name}.log")
         self._running.append(running)
-        with self._dropping_out(running):
+        with self._excluding_on_error(running):
             running.wait_ready(self._probe(server))
             if server.classifies:
-                agreement = compare(running, self._right)
+                agreement = compare(running, self._reference)
                 if not agreement.holds:
-                    raise ServerError(agreement.complaint(server.name))
+                    raise ServerError(agreement.message(server.name))
             warm_up = Case(self._payloads[0].name, server.encodings[0], _WARM_UP_CONNECTIONS)
             self._drive(running, warm_up, _WARM_UP)
 
     def run(self, cases: Sequence[Case], *, rounds: int, seconds: int, ceiling: bool) -> None:
-        """Measure everything `rounds` times; in each case the servers come right after each other."""
+        """Measure everything `rounds` times. For each load the servers are measured directly after each other."""
         for number in range(1, rounds + 1):
-            self._say(f"round {number} of {rounds}")
+            self._notify(f"round {number} of {rounds}")
             if ceiling:
                 self._measure_ceiling(seconds)
             for case in cases:
                 for running in [each for each in self._running if case.encoding in each.server.encodings]:
-                    with self._dropping_out(running):
+                    with self._excluding_on_error(running):
                         load = self._drive(running, case, seconds)
                         self.results.loads.setdefault(case, {}).setdefault(running.server.name, []).append(load)
 
     def run_open_loop(self, server: Server, payload: Payload, *, seconds: float, deadline: float) -> None:
-        """Send it multiples of the most that it answered of that payload, in multipart bodies."""
+        """Send multiples of the highest rate that it reached with this payload in multipart bodies."""
         rates = [
             self.results.rate(case, server.name) or 0.0
             for case in self.results.loads
@@ -151,10 +151,10 @@ class Contest:
         capacity = max(rates, default=0.0)
         for running in [each for each in self._running if each.server is server]:
             if not capacity:
-                self.failures.append(f"{server.name} has no capacity to take multiples of: no open loop")
+                self.failures.append(f"{server.name} has no measured capacity, so there is no open loop")
                 return
-            self._say(f"open loop: multiples of {capacity:.0f} requests/s")
-            with self._dropping_out(running):
+            self._notify(f"open loop: multiples of {capacity:.0f} requests/s")
+            with self._excluding_on_error(running):
                 running.resume()
                 self.results.open_loop = open_loop(
                     running, payload.bodies("multipart"), capacity=capacity, seconds=seconds, deadline=deadline
@@ -162,16 +162,16 @@ class Contest:
 
     def _measure_ceiling(self, seconds: int) -> None:
         try:
-            self.results.ceilings.append(measure_apart(self._weights, seconds))
+            self.results.ceilings.append(measure_in_subprocess(self._weights, seconds))
         except ServerError as error:
             self.failures.append(str(error))
 
-    def _drive(self, running: Running, case: Case, seconds: int) -> Load:
+    def _drive(self, running: RunningServer, case: Case, seconds: int) -> Load:
         content_type, files = self._files[case.payload, case.encoding]
         running.resume()
         load = drive(running.url, content_type, files, connections=case.connections, seconds=seconds)
-        # Not before: to a service that is stopped in a forward pass it seems, later, to have hung.
-        running.settle(self._probe(running.server))
+        # Pause it only when it is idle: a service that is stopped in a forward pass would report a stalled engine.
+        running.wait_idle(self._probe(running.server))
         running.pause()
         return load
 
@@ -179,19 +179,19 @@ class Contest:
         return self._payloads[0].bodies(server.encodings[0])[0]
 
     @contextlib.contextmanager
-    def _dropping_out(self, running: Running) -> Iterator[None]:
+    def _excluding_on_error(self, running: RunningServer) -> Iterator[None]:
         try:
             yield
         except ServerError as error:
             self.results.missing[running.server.name] = "failed"
             self.failures.append(str(error))
-            self._say(str(error).splitlines()[0])
+            self._notify(str(error).splitlines()[0])
             self._running.remove(running)
             running.stop()
 
 
 def _write(payload: Payload, encoding: Encoding, folder: Path) -> tuple[str, list[Path]]:
-    """The content type, and the files of the bodies, which wrk reads."""
+    """Write the bodies for wrk. Returns the content type and the files."""
     paths = []
     bodies = payload.bodies(encoding)
     for number, body in enumerate(bodies):

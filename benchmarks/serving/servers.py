@@ -1,4 +1,4 @@
-"""The servers: how each is started, on a free port and as a process of its own, and how its answers are read."""
+"""The servers: how each is started in a process of its own, and how its responses are read."""
 
 import http.client
 import importlib.util
@@ -18,35 +18,35 @@ from typing import Any
 from benchmarks.serving.payloads import Body, Encoding
 
 _PEERS = "benchmarks.serving.peers"
-_START = 180.0
-_STOP = 15.0
-# An answer within so many seconds comes from a server that has nothing else to do. All of them answer in order, so
-# after so many there is nothing left in any case; on a slow machine none may be that quick.
-_CALM = 0.3
+_START_TIMEOUT = 180.0
+_STOP_TIMEOUT = 15.0
+# A response within so many seconds means that the server is idle. A slow machine may never reach that, but since all
+# servers process requests in order, they are idle after so many probes in any case.
+_IDLE_LATENCY = 0.3
 _PROBES = 30
-_PATIENCE = 60.0
-_TAIL = 15
+_TIMEOUT = 60.0
+_LOG_LINES = 15
 
 
 class ServerError(Exception):
-    """A server, or what drives it, does not do its work; the message says what to look at."""
+    """A server or a tool failed. The message says what to look at."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a server says of a picture: its likeliest class and the probability of it."""
+class Prediction:
+    """The most probable class of an image."""
 
     label: str
     probability: float
 
 
-def _plain(answer: Any) -> Answer:
-    return Answer(answer["label"], answer["probability"])
+def _parse_plain(content: Any) -> Prediction:
+    return Prediction(content["label"], content["probability"])
 
 
-def _first_result(answer: Any) -> Answer:
-    (result,) = answer["results"]
-    return _plain(result["top_k"][0])
+def _parse_tenfold(content: Any) -> Prediction:
+    (result,) = content["results"]
+    return _parse_plain(result["top_k"][0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,13 @@ class Server:
     """A server to be measured.
 
     Attributes:
-        name: in the table.
-        module: that `python -m` runs.
-        package: that it needs beside our own requirements, if any.
-        target: of its requests.
-        encodings: of bodies that it takes.
-        read: its JSON to an answer.
-        classifies: whether its answers mean anything.
+        name: name in the table.
+        module: module for `python -m`.
+        package: package that it requires in addition to those of the service.
+        target: path and query of its requests.
+        encodings: encodings of bodies that it accepts.
+        parse: the JSON of a response -> prediction.
+        classifies: whether its predictions are real.
     """
 
     name: str
@@ -68,46 +68,46 @@ class Server:
     package: str | None = None
     target: str = "/predict"
     encodings: tuple[Encoding, ...] = ("multipart",)
-    read: Callable[[Any], Answer] = _plain
+    parse: Callable[[Any], Prediction] = _parse_plain
     classifies: bool = True
 
     @property
     def installed(self) -> bool:
-        """Whether what it needs is there."""
+        """Whether the package is installed."""
         return self.package is None or importlib.util.find_spec(self.package) is not None
 
 
 _BOTH: tuple[Encoding, ...] = ("multipart", "raw")
-# One view, as all others have it, and one class.
-_OURS = "/predict?top_k=1&views=1"
+# One view and one class, like the others.
+_TENFOLD = "/predict?top_k=1&views=1"
 
 SERVERS: Sequence[Server] = (
     Server("naive", f"{_PEERS}.naive"),
     Server("tuned", f"{_PEERS}.tuned"),
     Server("litserve", f"{_PEERS}.litserve", package="litserve"),
     Server("mosec", f"{_PEERS}.mosec", package="mosec", encodings=_BOTH),
-    Server("tenfold", "app", target=_OURS, encodings=_BOTH, read=_first_result),
-    Server("front", f"{_PEERS}.front", target=_OURS, encodings=_BOTH, read=_first_result, classifies=False),
+    Server("tenfold", "app", target=_TENFOLD, encodings=_BOTH, parse=_parse_tenfold),
+    Server("front", f"{_PEERS}.front", target=_TENFOLD, encodings=_BOTH, parse=_parse_tenfold, classifies=False),
 )
 
 PEERS = frozenset({"tuned", "litserve", "mosec"})
-"""Those that Tenfold is to be held against."""
+"""The servers that Tenfold is compared with."""
 
 
-class Running:
-    """A server that runs, and answers only between `resume` and `pause`.
+class RunningServer:
+    """A server process, which responds only between `resume` and `pause`.
 
-    A paused one is stopped by the kernel with all its processes, so that it cannot take time from the one that is
-    driven: some look for work a thousand times a second.
+    While paused, all its processes are stopped by the kernel, so that they use no CPU time during the measurement of
+    another server. Some poll for work a thousand times per second.
 
     Attributes:
-        server: which.
-        port: where it listens.
+        server: its description.
+        port: its port.
 
     Args:
-        server: to be started.
+        server: the server to start.
         weights: folder of the bundle.
-        log: file for what it writes.
+        log: file for its output.
     """
 
     def __init__(self, server: Server, weights: Path, log: Path) -> None:
@@ -125,77 +125,77 @@ class Running:
 
     @property
     def url(self) -> str:
-        """Of its requests."""
+        """URL of its requests."""
         return f"http://127.0.0.1:{self.port}{self.server.target}"
 
     def wait_ready(self, body: Body) -> None:
-        """Wait until a picture is answered.
+        """Wait until a request succeeds.
 
         Raises:
-            ServerError: it ends, or does not answer in time.
+            ServerError: it exits, or does not respond in time.
         """
-        ends = time.monotonic() + _START
+        ends = time.monotonic() + _START_TIMEOUT
         while time.monotonic() < ends:
             if self._process.poll() is not None:
-                raise self._broken(f"ends with code {self._process.returncode} before it answers")
+                raise self._error(f"exits with code {self._process.returncode} before it responds")
             with suppress(OSError, http.client.HTTPException):
                 if self._post(body)[0] == 200:
                     return
             time.sleep(0.1)
-        raise self._broken(f"does not answer within {_START:g} s")
+        raise self._error(f"does not respond within {_START_TIMEOUT:g} s")
 
     def pause(self) -> None:
-        """Stop it where it is."""
+        """Stop all its processes with SIGSTOP."""
         self._signal_all(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Continue all its processes."""
         self._signal_all(signal.SIGCONT)
 
-    def settle(self, body: Body) -> None:
-        """Let it finish what a run has left with it: it is asked about a picture until it answers at once.
+    def wait_idle(self, body: Body) -> None:
+        """Wait until it has finished earlier requests, by sending one until the response is immediate.
 
         Raises:
-            ServerError: it does not answer.
+            ServerError: it does not respond.
         """
         for _ in range(_PROBES):
-            began = time.monotonic()
-            self.ask(body)
-            if time.monotonic() - began < _CALM:
+            started = time.monotonic()
+            self.predict(body)
+            if time.monotonic() - started < _IDLE_LATENCY:
                 return
 
-    def ask(self, body: Body) -> Answer:
-        """Its answer to a picture.
+    def predict(self, body: Body) -> Prediction:
+        """Send a request and parse the response.
 
         Raises:
-            ServerError: there is none.
+            ServerError: there is no prediction.
         """
         try:
             status, data = self._post(body)
             if status == 200:
-                return self.server.read(json.loads(data))
+                return self.server.parse(json.loads(data))
         except (OSError, http.client.HTTPException) as error:
-            raise self._broken(f"does not answer: {type(error).__name__}") from error
+            raise self._error(f"does not respond: {type(error).__name__}") from error
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise self._broken(f"answers nonsense: {data[:200]!r}") from error
-        raise self._broken(f"answers {status}: {data[:200]!r}")
+            raise self._error(f"responds with something else: {data[:200]!r}") from error
+        raise self._error(f"responds with status {status}: {data[:200]!r}")
 
     def stop(self) -> None:
-        """End it: politely, then not."""
+        """Terminate it, and kill it if it does not exit."""
         self.resume()
         with suppress(ProcessLookupError):
             self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_STOP)
+            self._process.wait(_STOP_TIMEOUT)
         self._signal_all(signal.SIGKILL)
         self._process.wait()
 
     def _post(self, body: Body) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_TIMEOUT)
         try:
             connection.request("POST", self.server.target, body.data, {"Content-Type": body.content_type})
-            reply = connection.getresponse()
-            return reply.status, reply.read()
+            response = connection.getresponse()
+            return response.status, response.read()
         finally:
             connection.close()
 
@@ -203,8 +203,8 @@ class Running:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, sig)
 
-    def _broken(self, what: str) -> ServerError:
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
+    def _error(self, what: str) -> ServerError:
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
         return ServerError("\n".join([f"{self.server.name} {what}; the end of its log ({self._log}):", *lines]))
 
 
@@ -216,7 +216,7 @@ def _free_port() -> int:
 
 
 def _environment(port: int, weights: Path) -> Mapping[str, str]:
-    """What tells any of them where to listen and which weights to load."""
+    """Port and weights as every server reads them."""
     return {
         "BENCH_PORT": str(port),
         "BENCH_WEIGHTS": str(weights),

@@ -1,4 +1,4 @@
-"""wrk, which makes the load: one thread, so many connections, each posting again as soon as it is answered."""
+"""Load generation with wrk: one thread, and connections that each send again as soon as they have a response."""
 
 import json
 import shutil
@@ -10,22 +10,22 @@ from pathlib import Path
 from benchmarks.serving.servers import ServerError
 
 _SCRIPT = Path(__file__).with_name("post.lua")
-# Slower answers would count as lost. wrk keeps a counter for each microsecond of it, so it is no longer than needed.
-_PATIENCE = 60
+# wrk has a counter for each microsecond of the timeout, so it is no longer than necessary.
+_TIMEOUT = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What came of one run.
+    """The results of one run.
 
     Attributes:
-        requests: answered, whatever the status.
-        seconds: that it took.
-        p50: of the latencies in milliseconds, as wrk tells it; None if nothing was answered.
-        p90: likewise.
-        p99: likewise.
-        refused: answers with a status of 400 and above.
-        lost: connections that failed and answers that did not come.
+        requests: number of responses with any status.
+        seconds: duration.
+        p50: median latency in milliseconds; None without responses.
+        p90: 90th percentile in milliseconds; None without responses.
+        p99: 99th percentile in milliseconds; None without responses.
+        rejected: responses with a status of 400 or above.
+        lost: failed connections and missing responses.
     """
 
     requests: int
@@ -33,25 +33,25 @@ class Load:
     p50: float | None
     p90: float | None
     p99: float | None
-    refused: int
+    rejected: int
     lost: int
 
     @property
     def rate(self) -> float:
-        """Good answers a second."""
-        return (self.requests - self.refused) / self.seconds
+        """Successful requests per second."""
+        return (self.requests - self.rejected) / self.seconds
 
     @property
     def errors(self) -> int:
-        """Requests that were not answered well."""
-        return self.refused + self.lost
+        """Requests that were rejected or lost."""
+        return self.rejected + self.lost
 
 
 def find_wrk() -> str:
-    """Where wrk is.
+    """The path of wrk.
 
     Raises:
-        ServerError: nowhere.
+        ServerError: it is not installed.
     """
     path = shutil.which("wrk")
     if path is None:
@@ -60,21 +60,21 @@ def find_wrk() -> str:
 
 
 def drive(url: str, content_type: str, bodies: Sequence[Path], *, connections: int, seconds: int) -> Load:
-    """Post the bodies in rotation.
+    """Send the bodies in rotation.
 
     Raises:
         ServerError: wrk is not installed, or fails.
     """
     command = [find_wrk(), "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s"]
-    command += ["--timeout", f"{_PATIENCE}s", "--script", str(_SCRIPT), url, "--", content_type, *map(str, bodies)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 2 * _PATIENCE)
-    if ran.returncode:
-        raise ServerError(f"wrk fails: {(ran.stderr or ran.stdout).strip()}")
-    return parsed(ran.stdout)
+    command += ["--timeout", f"{_TIMEOUT}s", "--script", str(_SCRIPT), url, "--", content_type, *map(str, bodies)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 2 * _TIMEOUT)
+    if done.returncode:
+        raise ServerError(f"wrk fails: {(done.stderr or done.stdout).strip()}")
+    return parse_output(done.stdout)
 
 
-def parsed(output: str) -> Load:
-    """What wrk has printed: its own report, and our line of JSON at the end.
+def parse_output(output: str) -> Load:
+    """Parse the output of wrk, whose last line is the JSON of post.lua.
 
     Raises:
         ServerError: there is no such line.
@@ -83,7 +83,7 @@ def parsed(output: str) -> Load:
     try:
         found = json.loads(line)
     except ValueError as error:
-        raise ServerError(f"wrk says nothing of use: {line or 'nothing at all'}") from error
+        raise ServerError(f"wrk prints no result: {line or 'no output'}") from error
     p50, p90, p99 = (found[name] / 1000 if found["requests"] else None for name in ("p50", "p90", "p99"))
     return Load(
         found["requests"],
@@ -91,6 +91,6 @@ def parsed(output: str) -> Load:
         p50=p50,
         p90=p90,
         p99=p99,
-        refused=found["refused"],
+        rejected=found["rejected"],
         lost=found["lost"],
     )

@@ -1,3 +1,5 @@
+"""The collection of photographs."""
+
 import hashlib
 import shutil
 import struct
@@ -8,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.photos import collection
 from benchmarks.photos.collection import (
     MANIFEST,
     OTHER,
@@ -21,7 +22,7 @@ from benchmarks.photos.collection import (
 from model.training.data import CIFAR10_LABELS
 
 HEADER = "package,path,sha256,label,kind"
-CAT, TOOL = b"a cat, let us say", b"a hammer"
+CAT, TOOL = b"content of cat", b"content of hammer"
 OTHER_KINDS = {
     "animal",
     "building",
@@ -36,7 +37,8 @@ OTHER_KINDS = {
     "texture",
 }
 
-Arrive = Callable[[Path], None]
+Build = Callable[[Path], None]
+"""Writes the archive of a package into a folder."""
 
 
 def sha256(blob: bytes) -> str:
@@ -49,32 +51,32 @@ def manifest(folder: Path, *rows: str) -> Path:
     return path
 
 
-def a_wheel(files: Mapping[str, bytes]) -> Arrive:
-    def arrive(folder: Path) -> None:
-        with zipfile.ZipFile(folder / "zoo-1.0-py3-none-any.whl", "w") as wheel:
+def wheel(files: Mapping[str, bytes]) -> Build:
+    def build(folder: Path) -> None:
+        with zipfile.ZipFile(folder / "zoo-1.0-py3-none-any.whl", "w") as archive:
             for name, blob in files.items():
-                wheel.writestr(name, blob)
+                archive.writestr(name, blob)
 
-    return arrive
+    return build
 
 
-def a_deb(files: Mapping[str, bytes]) -> Arrive:
-    def arrive(folder: Path) -> None:
+def deb(files: Mapping[str, bytes]) -> Build:
+    def build(folder: Path) -> None:
         root = folder / "root"
         (root / "DEBIAN").mkdir(parents=True)
         (root / "DEBIAN/control").write_text(
-            "Package: zoo\nVersion: 1.0\nArchitecture: all\nMaintainer: a keeper\nDescription: animals\n"
+            "Package: zoo\nVersion: 1.0\nArchitecture: all\nMaintainer: nobody\nDescription: test\n"
         )
         for name, blob in files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(blob)
         subprocess.run(["dpkg-deb", "--build", root, folder / "zoo_1.0_all.deb"], check=True, capture_output=True)
 
-    return arrive
+    return build
 
 
-def a_qt_resource_file(folder: str, name: str, blob: bytes) -> bytes:
-    """One folder with one file in it, in the format's first version."""
+def qt_resource_file(folder: str, name: str, blob: bytes) -> bytes:
+    """A Qt resource file of version 1 with one folder that contains one file."""
     names = b"".join(struct.pack(">HI", len(text), 0) + text.encode("utf-16-be") for text in (folder, name))
     tree = struct.pack(">IHII", 0, 2, 1, 1)  # the root
     tree += struct.pack(">IHII", 0, 2, 1, 2)
@@ -84,22 +86,22 @@ def a_qt_resource_file(folder: str, name: str, blob: bytes) -> bytes:
     return header + tree + data + names
 
 
-@pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Arrive]:
-    """Packages that can be had; no other can."""
-    packages: dict[str, Arrive] = {}
+class Registry(dict[str, Build]):
+    """Packages by name, downloaded as by a registry's client."""
 
-    def download(package: str, folder: Path) -> Path:
-        if package not in packages:
+    def download(self, package: str, folder: Path) -> Path:
+        if package not in self:
             raise PackageError("there is no such package")
-        packages[package](folder)
+        self[package](folder)
         return next(path for path in folder.iterdir() if path.is_file())
 
-    monkeypatch.setattr(collection, "_download", download)
-    return packages
+
+@pytest.fixture
+def registry() -> Registry:
+    return Registry()
 
 
-def test_the_manifest_is_sorted_and_names_each_picture_once() -> None:
+def test_the_manifest_is_sorted_and_without_duplicates() -> None:
     entries = read_manifest()
     rows = MANIFEST.read_text(encoding="utf-8").splitlines()[1:]
     assert [(e.package, e.path) for e in entries] == sorted((e.package, e.path) for e in entries)
@@ -114,105 +116,101 @@ def test_labels_and_kinds_of_the_manifest() -> None:
     assert {entry.kind for entry in entries if entry.label == OTHER} == OTHER_KINDS
 
 
-def test_no_package_dominates_the_other_things() -> None:
+def test_no_package_dominates_the_other_images() -> None:
     packages = [entry.package for entry in read_manifest() if entry.label == OTHER]
     assert max(packages.count(package) for package in set(packages)) <= 60
 
 
-def test_pictures_of_a_wheel_are_fetched_once(tmp_path: Path, registry: dict[str, Arrive]) -> None:
-    registry["pypi:zoo==1.0"] = a_wheel({"zoo/cat.JPG": CAT, "zoo/hammer.png": TOOL, "zoo/__init__.py": b""})
+def test_images_of_a_wheel_are_downloaded_once(tmp_path: Path, registry: Registry) -> None:
+    registry["pypi:zoo==1.0"] = wheel({"zoo/cat.JPG": CAT, "zoo/hammer.png": TOOL, "zoo/__init__.py": b""})
     rows = manifest(
         tmp_path,
         f"pypi:zoo==1.0,zoo/cat.JPG,{sha256(CAT)},cat,photo",
         f"pypi:zoo==1.0,zoo/hammer.png,{sha256(TOOL)},other,object",
     )
     folder = tmp_path / "photos"
-    first = collect(folder, rows)
-    photos, left_out = first
+    first = collect(folder, rows, download=registry.download)
+    photos, skipped = first
     assert photos == [
         Photo(folder / f"{sha256(CAT)}.jpg", "cat", "photo", "pypi:zoo==1.0"),
         Photo(folder / f"{sha256(TOOL)}.png", None, "object", "pypi:zoo==1.0"),
     ]
-    assert left_out == []
+    assert skipped == []
     assert [photo.path.read_bytes() for photo in photos] == [CAT, TOOL]
     assert len(list(folder.iterdir())) == 2
     registry.clear()
-    assert collect(folder, rows) == first
+    assert collect(folder, rows, download=registry.download) == first
 
 
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
-def test_pictures_of_a_deb_and_of_a_qt_resource_file_in_it(tmp_path: Path, registry: dict[str, Arrive]) -> None:
-    registry["deb:zoo=1.0"] = a_deb(
-        {"usr/share/hammer.png": TOOL, "usr/share/zoo.rcc": a_qt_resource_file("cats", "cat.webp", CAT)}
+def test_images_of_a_deb_and_of_a_qt_resource_file_in_it(tmp_path: Path, registry: Registry) -> None:
+    registry["deb:zoo=1.0"] = deb(
+        {"usr/share/hammer.png": TOOL, "usr/share/zoo.rcc": qt_resource_file("cats", "cat.webp", CAT)}
     )
     rows = manifest(
         tmp_path,
         f"deb:zoo=1.0,usr/share/hammer.png,{sha256(TOOL)},other,object",
         f"deb:zoo=1.0,usr/share/zoo.rcc!cats/cat.webp,{sha256(CAT)},cat,photo",
     )
-    photos, left_out = collect(tmp_path / "photos", rows)
+    photos, skipped = collect(tmp_path / "photos", rows, download=registry.download)
     assert [photo.path.read_bytes() for photo in photos] == [TOOL, CAT]
-    assert left_out == []
+    assert skipped == []
 
 
-def test_a_picture_that_is_not_the_one_of_the_manifest_is_left_out(tmp_path: Path, registry: dict[str, Arrive]) -> None:
-    registry["pypi:zoo==1.0"] = a_wheel({"zoo/cat.jpg": b"a dog"})
+def test_an_image_with_another_hash_is_skipped(tmp_path: Path, registry: Registry) -> None:
+    registry["pypi:zoo==1.0"] = wheel({"zoo/cat.jpg": b"content of dog"})
     rows = manifest(
         tmp_path,
         f"pypi:zoo==1.0,zoo/cat.jpg,{sha256(CAT)},cat,photo",
         f"pypi:zoo==1.0,zoo/hammer.png,{sha256(TOOL)},other,object",
     )
-    photos, left_out = collect(tmp_path / "photos", rows)
+    photos, skipped = collect(tmp_path / "photos", rows, download=registry.download)
     assert photos == []
-    assert left_out == [
-        "zoo/cat.jpg of pypi:zoo==1.0 is left out: it is not the picture of the manifest",
-        "zoo/hammer.png of pypi:zoo==1.0 is left out: it is not in the archive",
+    assert skipped == [
+        "zoo/cat.jpg of pypi:zoo==1.0 is skipped: its hash differs from the manifest",
+        "zoo/hammer.png of pypi:zoo==1.0 is skipped: it is not in the archive",
     ]
     assert not list((tmp_path / "photos").iterdir())
 
 
-def test_a_picture_that_was_damaged_is_fetched_again(tmp_path: Path, registry: dict[str, Arrive]) -> None:
-    registry["pypi:zoo==1.0"] = a_wheel({"zoo/cat.jpg": CAT})
+def test_a_damaged_image_is_downloaded_again(tmp_path: Path, registry: Registry) -> None:
+    registry["pypi:zoo==1.0"] = wheel({"zoo/cat.jpg": CAT})
     rows = manifest(tmp_path, f"pypi:zoo==1.0,zoo/cat.jpg,{sha256(CAT)},cat,photo")
-    (photo,), _ = collect(tmp_path, rows)
+    (photo,), _ = collect(tmp_path, rows, download=registry.download)
     photo.path.write_bytes(b"half")
-    assert collect(tmp_path, rows) == ([photo], [])
+    assert collect(tmp_path, rows, download=registry.download) == ([photo], [])
     assert photo.path.read_bytes() == CAT
 
 
-def test_a_package_that_cannot_be_had_is_left_out_and_the_others_are_not(
-    tmp_path: Path, registry: dict[str, Arrive]
-) -> None:
-    registry["pypi:zoo==1.0"] = a_wheel({"zoo/cat.jpg": CAT})
+def test_a_missing_package_is_skipped(tmp_path: Path, registry: Registry) -> None:
+    registry["pypi:zoo==1.0"] = wheel({"zoo/cat.jpg": CAT})
     rows = manifest(
         tmp_path,
         f"deb:none=1.0,usr/share/hammer.png,{sha256(TOOL)},other,object",
         f"pypi:zoo==1.0,zoo/cat.jpg,{sha256(CAT)},cat,photo",
     )
-    photos, left_out = collect(tmp_path / "photos", rows)
+    photos, skipped = collect(tmp_path / "photos", rows, download=registry.download)
     assert [photo.label for photo in photos] == ["cat"]
-    assert left_out == ["deb:none=1.0 is left out with 1 of the pictures: there is no such package"]
+    assert skipped == ["deb:none=1.0 is skipped with 1 of the images: there is no such package"]
 
 
-@pytest.mark.parametrize("archive", [b"no archive", b""])
-def test_an_archive_that_cannot_be_read_is_left_out(
-    tmp_path: Path, registry: dict[str, Arrive], archive: bytes
-) -> None:
-    def arrive(folder: Path) -> None:
+@pytest.mark.parametrize("archive", [b"plain text", b""])
+def test_an_archive_that_cannot_be_read_is_skipped(tmp_path: Path, registry: Registry, archive: bytes) -> None:
+    def build(folder: Path) -> None:
         (folder / "zoo-1.0-py3-none-any.whl").write_bytes(archive)
 
-    registry["pypi:zoo==1.0"] = arrive
+    registry["pypi:zoo==1.0"] = build
     rows = manifest(tmp_path, f"pypi:zoo==1.0,zoo/cat.jpg,{sha256(CAT)},cat,photo")
-    photos, left_out = collect(tmp_path / "photos", rows)
+    photos, skipped = collect(tmp_path / "photos", rows, download=registry.download)
     assert photos == []
-    assert "its archive cannot be read" in left_out[0]
+    assert "its archive cannot be read" in skipped[0]
 
 
-def test_without_apt_get_the_package_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_apt_get_the_package_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     rows = manifest(tmp_path, f"deb:zoo=1.0,usr/share/cat.jpg,{sha256(CAT)},cat,photo")
-    _, left_out = collect(tmp_path / "photos", rows)
-    assert left_out == ["deb:zoo=1.0 is left out with 1 of the pictures: there is no apt-get here"]
+    _, skipped = collect(tmp_path / "photos", rows)
+    assert skipped == ["deb:zoo=1.0 is skipped with 1 of the images: apt-get is not installed"]
 
 
 @pytest.mark.parametrize(
@@ -230,12 +228,12 @@ def test_without_apt_get_the_package_is_left_out(tmp_path: Path, monkeypatch: py
         f"pypi:zoo==1.0,zoo/cat.jpg,{sha256(CAT)},cat",
     ],
 )
-def test_a_row_that_could_lead_elsewhere_is_refused(tmp_path: Path, row: str) -> None:
+def test_a_malicious_or_malformed_row_is_rejected(tmp_path: Path, row: str) -> None:
     with pytest.raises(ManifestError, match="row 2"):
         read_manifest(manifest(tmp_path, row))
 
 
-def test_a_manifest_without_its_columns_is_refused(tmp_path: Path) -> None:
+def test_a_manifest_without_the_columns_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("package,path\n")
     with pytest.raises(ManifestError, match="columns"):
         read_manifest(tmp_path / "manifest.csv")

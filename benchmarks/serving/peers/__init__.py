@@ -1,1 +1,1 @@
-"""The servers that Tenfold is compared with: one file each, as its own documentation would have it written."""
+"""The servers that Tenfold is compared with, each written as its documentation recommends."""

@@ -1,4 +1,4 @@
-"""Tenfold around an engine that answers at once: what the service itself costs."""
+"""Tenfold with an engine that does nothing, to measure the cost of the service itself."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ from model.engines.base import Outputs
 
 
 class InstantEngine:
-    """Gives every picture the same logits, features and maps, of the right shapes, at once."""
+    """Returns the same logits, features and maps for every image."""
 
     name = "instant"
     device = "none"
@@ -35,7 +35,7 @@ class InstantEngine:
 
 
 def instant_classifier(weights: Path) -> Classifier:
-    """The bundle's card with that engine."""
+    """A classifier with the card of the bundle and that engine."""
     card = read_card(weights / CARD_FILE)
     return Classifier(card, InstantEngine(card))
 
@@ -45,4 +45,4 @@ if __name__ == "__main__":
     settings = Settings()
     with logging_to_stderr(settings.log_level, settings.log_format):
         code = serve(settings, load=lambda: instant_classifier(settings.weights))
-    os._exit(code)  # as python -m app ends
+    os._exit(code)  # like python -m app

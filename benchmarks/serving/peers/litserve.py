@@ -1,4 +1,4 @@
-"""LitServe: its batching, with decoding in a pool of threads in `batch`, as its guide to faster serving has it."""
+"""LitServe with batching, and decoding in a thread pool in `batch` as its guide to faster serving recommends."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from benchmarks.serving.peers import network
 
 
 class ResNetAPI(litserve.LitAPI):
-    """The network behind LitServe's hooks."""
+    """The network with LitServe's hooks."""
 
     def setup(self, device: str) -> None:
         """Load the network in the inference worker."""
@@ -26,12 +26,12 @@ class ResNetAPI(litserve.LitAPI):
         self._decoders = ThreadPoolExecutor(os.cpu_count())
 
     def decode_request(self, request: Request) -> bytes:
-        """The file in the part `file`: from its type LitServe knows to read a form, which it then gives instead."""
+        """The file in the part `file`. The annotation makes LitServe parse the form, which is what `request` is."""
         data: bytes = request["file"].file.read()
         return data
 
     def batch(self, inputs: Sequence[bytes]) -> Tensor:
-        """Decode the files beside each other: float[N, 3, H, W]."""
+        """Decode the files in parallel: float[N, 3, H, W]."""
         return torch.stack(list(self._decoders.map(self._pixels, inputs)))
 
     def predict(self, batch: Tensor) -> Tensor:
@@ -41,16 +41,16 @@ class ResNetAPI(litserve.LitAPI):
             return logits
 
     def unbatch(self, logits: Tensor) -> list[tuple[int, float]]:
-        """Index and probability of each picture."""
-        return network.likeliest(logits, self._card.calibration.temperature)
+        """Class index and probability of each image."""
+        return network.top1(logits, self._card.calibration.temperature)
 
-    def encode_response(self, answer: tuple[int, float]) -> dict[str, str | float]:
-        """An answer as JSON."""
-        index, probability = answer
+    def encode_response(self, output: tuple[int, float]) -> dict[str, str | float]:
+        """A prediction as JSON."""
+        index, probability = output
         return {"label": self._card.labels[index], "probability": probability}
 
     def _pixels(self, data: bytes) -> Tensor:
-        pixels: Tensor = self._transform(network.read_drafted(data, self._card.input))
+        pixels: Tensor = self._transform(network.decode_reduced(data, self._card.input))
         return pixels
 
 

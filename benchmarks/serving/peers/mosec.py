@@ -1,6 +1,6 @@
-"""Mosec: a process a core that decodes, and one that runs batches, behind its HTTP server in Rust.
+"""Mosec: a decoding process per core and a process that runs batches, behind its HTTP server in Rust.
 
-Mosec hands its workers the body alone, so the boundary of a multipart body is read off its first line.
+Mosec passes only the body to its workers, so the boundary of a multipart body is taken from its first line.
 """
 
 import os
@@ -20,22 +20,22 @@ class Preprocess(Worker):
 
     def __init__(self) -> None:
         super().__init__()
-        torch.set_num_threads(1)  # there is one such process a core
+        torch.set_num_threads(1)  # there is one such process per core
         self._spec = network.bundle().card.input
         self._transform = network.transform_of(self._spec)
 
     def deserialize(self, data: bytes) -> bytes:
-        """The picture file: the body, or its only part."""
+        """The image file: the body, or its only part."""
         return _only_part(data) if data.startswith(b"--") else data
 
     def forward(self, data: bytes) -> NDArray[np.float32]:
-        """Decode, and apply the test transform."""
-        pixels: NDArray[np.float32] = self._transform(network.read_drafted(data, self._spec)).numpy()
+        """Decode and apply the test transform."""
+        pixels: NDArray[np.float32] = self._transform(network.decode_reduced(data, self._spec)).numpy()
         return pixels
 
 
 class Inference(Worker):
-    """N times float32[3, H, W] -> N answers."""
+    """N times float32[3, H, W] -> N predictions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Inference(Worker):
             logits = self._net(batch.to(self._device, self._dtype, memory_format=torch.channels_last))
         return [
             {"label": self._card.labels[index], "probability": probability}
-            for index, probability in network.likeliest(logits, self._card.calibration.temperature)
+            for index, probability in network.top1(logits, self._card.calibration.temperature)
         ]
 
 
@@ -69,7 +69,7 @@ def _only_part(body: bytes) -> bytes:
 
 if __name__ == "__main__":
     os.environ |= {"MOSEC_ADDRESS": "127.0.0.1", "MOSEC_PORT": str(network.port()), "MOSEC_LOG_LEVEL": "warning"}
-    os.environ["MOSEC_TIMEOUT"] = "30000"  # LitServe's default; its own of 3 s would refuse large pictures
+    os.environ["MOSEC_TIMEOUT"] = "30000"  # LitServe's default; its own of 3 s would reject large images
     server = Server()
     server.append_worker(Preprocess, num=os.cpu_count() or 1, route="/predict")
     server.append_worker(Inference, max_batch_size=32, max_wait_time=5, route="/predict")

@@ -1,4 +1,4 @@
-"""The FastAPI code that everybody writes first: everything in an async handler, float32, one picture at a time."""
+"""The simplest FastAPI server: everything in an async handler, float32, one image at a time."""
 
 import io
 
@@ -18,11 +18,11 @@ app = FastAPI()
 
 @app.post("/predict")
 async def predict(file: UploadFile) -> dict[str, str | float]:
-    """Classify the picture in the part `file`."""
+    """Classify the image in the part `file`."""
     image = Image.open(io.BytesIO(await file.read())).convert("RGB")
     with torch.no_grad():
         logits = net(transform(image).unsqueeze(0).to(device))
-    ((index, probability),) = network.likeliest(logits, bundle.card.calibration.temperature)
+    ((index, probability),) = network.top1(logits, bundle.card.calibration.temperature)
     return {"label": bundle.card.labels[index], "probability": probability}
 
 
