@@ -1,42 +1,45 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test check soak bench install lock
+.PHONY: serve test test-all check soak bench install lock
 
-# What the machine's engine needs, and no more: OpenVINO, or PyTorch with its 5 GB of CUDA where there is an NVIDIA GPU.
+# Only the machine's engine is installed: PyTorch with 5 GB of CUDA libraries with an NVIDIA GPU, else OpenVINO.
 SERVE := $(if $(shell command -v nvidia-smi),serve-torch,serve)
 
 serve: $(if $(wildcard .venv/installed),install,.venv/$(SERVE)-installed)  ## serve on http://127.0.0.1:8000
 	@exec $(BIN)/python -m app
 
-test: install  ## run the tests
+test: install  ## run the tests, except the slow ones
+	$(BIN)/pytest -m "not slow"
+
+test-all: install  ## run all tests
 	$(BIN)/pytest
 
-check: install  ## style, types and the direction of imports
+check: install  ## check style, types and imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-soak: install  ## ten minutes of overload; SOAK_FLAGS="--minutes 1" for less
+soak: install  ## overload the service for ten minutes; SOAK_FLAGS="--minutes 1" shortens it
 	$(BIN)/python -m benchmarks.soak $(SOAK_FLAGS)
 
-bench: .venv/bench-installed  ## other servers of the same network beside ours; BENCH_FLAGS="--rounds 2 --seconds 2" for less
+bench: .venv/bench-installed  ## compare with other servers; BENCH_FLAGS="--rounds 2 --seconds 2" shortens it
 	$(BIN)/python -m benchmarks.serving $(BENCH_FLAGS)
 
-install: .venv/installed  ## make .venv and install the pinned requirements
+install: .venv/installed  ## create .venv and install the pinned requirements
 
-# The project itself, for .venv/bin/tenfold: from this folder, with the setuptools that uv.txt has pinned.
-ITSELF := $(BIN)/uv pip install --quiet --offline --python $(BIN)/python --no-deps --no-build-isolation --editable .
+# The project itself, for .venv/bin/tenfold. uv.txt pins the setuptools that builds it.
+INSTALL_PROJECT := $(BIN)/uv pip install --quiet --offline --python $(BIN)/python --no-deps --no-build-isolation --editable .
 
 .venv/installed: .venv/uv-installed requirements/dev.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
-	$(ITSELF)
+	$(INSTALL_PROJECT)
 	@touch $@
 
 .venv/serve-installed .venv/serve-torch-installed: .venv/%-installed: .venv/uv-installed requirements/%.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/$*.txt
-	$(ITSELF)
+	$(INSTALL_PROJECT)
 	@touch $@
 
 .venv/uv-installed: requirements/uv.txt
@@ -51,7 +54,7 @@ ITSELF := $(BIN)/uv pip install --quiet --offline --python $(BIN)/python --no-de
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
-lock: install  ## pin the requirements anew from pyproject.toml; add LOCK_FLAGS=--upgrade for newer versions
+lock: install  ## pin the requirements of pyproject.toml; LOCK_FLAGS=--upgrade takes newer versions
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra dev -o requirements/dev.txt
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra openvino -c requirements/dev.txt -o requirements/serve.txt
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra torch -c requirements/dev.txt -o requirements/serve-torch.txt
