@@ -12,7 +12,7 @@ The public API is `__all__`. `app` uses nothing else.
 
 from model.card import InputSpec, ModelCard
 from model.classifier import Classifier, Prediction, Ranked, load
-from model.decode import FORMATS
+from model.decode import FORMATS, decode_memory
 from model.engines.base import DeviceName, Engine, EngineName
 from model.errors import (
     BundleError,
@@ -57,6 +57,7 @@ __all__ = [
     "TrainingError",
     "UnreadableImage",
     "UnsupportedImage",
+    "decode_memory",
     "load",
     "overlay",
     "png",

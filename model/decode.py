@@ -1,28 +1,27 @@
-"""From a picture file's bytes to an upright picture in RGB, within limits."""
+"""From an image file's bytes to an upright image in RGB, within limits of pixels, memory and time."""
 
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, features
 
-from model.errors import UnreadableImage, UnsupportedImage
-from model.guard import BoundedFile, check_avif, check_scans, check_size, jpeg_scans, tiff_tile
+from model.errors import ImageError, ImageTooLarge, UnreadableImage, UnsupportedImage
+from model.guard import BoundedFile, Needs, held_bytes, needs, orientation_is_plain
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, pixels."""
 
 Image.init()
-# The limit is max_pixels, for every format; Pillow's own would warn or raise at another number.
-Image.MAX_IMAGE_PIXELS = None
-# Pillow warns of oddities in a file that it reads all the same. Set once: catch_warnings is not for threads.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
-FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF") if name in Image.OPEN)
+FORMATS: tuple[str, ...] = tuple(
+    name
+    for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+    if name in Image.OPEN and (name.lower() not in features.modules or features.check(name.lower()))
+)
 """The Pillow formats that are accepted, MPO as JPEG; AVIF and HEIF where this Pillow reads them."""
 
-# The value of EXIF tag 0x0112 -> what turns the stored picture upright.
+# The value of EXIF tag 0x0112 -> what turns the stored image upright.
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,21 +35,115 @@ _UPRIGHT = {
 # Of these, the ones after which what was stored last, to the right or at the bottom, comes first.
 _FROM_RIGHT, _FROM_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)
 
+# Pixels that are converted at once. Conversions take up to `_BAND_BYTES` for each.
+_BAND, _BAND_BYTES = 1 << 18, 40
+# Grey of 16 bits in 8.
+_SIXTEEN_BITS = np.rint(np.arange(1 << 16, dtype=np.float32) * np.float32(1 / 257)).astype(np.uint8)
+# Longer than this many times its width, an image is a strip, of which little is seen.
+STRIP = 16
+
+
+class LargeImage:
+    """A decoded image that is converted to upright RGB a part at a time, since a copy of all of it takes much memory.
+
+    It has the methods of Pillow's Image that the transforms use, with the same results.
+    """
+
+    def __init__(self, stored: Image.Image, orientation: int, gain: float | None, box: tuple[int, int, int, int]):
+        """
+        Args:
+            stored: as decoded.
+            orientation: how it lies, 1 to 8, as EXIF counts.
+            gain: of `_gain`.
+            box: the part that counts, in the upright image.
+        """
+        self._stored, self._orientation, self._gain, self._box = stored, orientation, gain, box
+        self.width, self.height = self.size = box[2] - box[0], box[3] - box[1]
+
+    def crop(self, box: tuple[int, int, int, int]) -> "LargeImage":
+        """A part, not yet converted."""
+        left, top, _, _ = self._box
+        part = box[0] + left, box[1] + top, box[2] + left, box[3] + top
+        return LargeImage(self._stored, self._orientation, self._gain, part)
+
+    def rgb(self) -> Image.Image:
+        """All of it, converted."""
+        left, top, right, bottom = self._box
+        width, height = self._stored.im.size
+        if self._orientation >= 5:
+            width, height = height, width
+        if self._orientation in _FROM_RIGHT:
+            left, right = width - right, width - left
+        if self._orientation in _FROM_BOTTOM:
+            top, bottom = height - bottom, height - top
+        if self._orientation >= 5:
+            left, top, right, bottom = top, left, bottom, right
+        part = _to_rgb(self._stored.crop((left, top, right, bottom)), self._gain)
+        turn = _UPRIGHT.get(self._orientation)
+        return part if turn is None else part.transpose(turn)
+
+    def reduce(self, factors: tuple[int, int]) -> Image.Image:
+        """Averages of blocks of so many columns and rows."""
+        across, down = factors
+        columns = min(self.width, max(1, _BAND // (across * down)) * across)
+        rows = max(1, _BAND // (columns * down)) * down
+        out = Image.new("RGB", (-(-self.width // across), -(-self.height // down)))
+        for top in range(0, self.height, rows):
+            for left in range(0, self.width, columns):
+                part = self.crop((left, top, min(left + columns, self.width), min(top + rows, self.height)))
+                out.paste(part.rgb().reduce(factors), (left // across, top // down))
+        return out
+
+    def resize(
+        self,
+        size: tuple[int, int],
+        resample: Image.Resampling,
+        box: Box | None = None,
+        reducing_gap: float | None = None,
+    ) -> Image.Image:
+        """As Pillow's. With a gap or a box, the image or what the gap leaves of it must not be large."""
+        if box is None and reducing_gap is None:
+            return self._resize(size, resample)
+        left, top, right, bottom = box or (0, 0, *self.size)
+        gap = reducing_gap or self.width + self.height
+        across = int((right - left) / size[0] / gap) or 1
+        down = int((bottom - top) / size[1] / gap) or 1
+        reduced = (left / across, top / down, right / across, bottom / down)
+        return self.reduce((across, down)).resize(size, resample, reduced)
+
+    def _resize(self, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+        """Resize along one side in bands, and the result of it along the other, in Pillow's order."""
+        # Pillow 13 begins with the columns where the height shrinks by more than twice what the width does.
+        shrunk = self.height - size[1]
+        if shrunk > max(0, 2 * (self.width - size[0])):
+            columns = max(1, _BAND // self.height)
+            once = Image.new("RGB", (self.width, size[1]))
+            for left in range(0, self.width, columns):
+                band = self.crop((left, 0, min(left + columns, self.width), self.height)).rgb()
+                once.paste(band.resize((band.width, size[1]), resample), (left, 0))
+        else:
+            rows = max(1, _BAND // self.width)
+            once = Image.new("RGB", (size[0], self.height))
+            for top in range(0, self.height, rows):
+                band = self.crop((0, top, self.width, min(top + rows, self.height))).rgb()
+                once.paste(band.resize((size[0], band.height), resample), (0, top))
+        return once.resize(size, resample)
+
 
 class Decoded(NamedTuple):
-    """A picture file's first frame, upright.
+    """An image file's first frame, upright.
 
     Attributes:
         image: RGB, smaller than the upload where a JPEG could be decoded so.
         width: of the upload as seen (after EXIF orientation), pixels.
         height: likewise.
-        notes: what the caller should know.
+        notes: warnings for the client.
         scale: pixels of the upload to one of `image`, across and down.
         left: where in `image` the upload begins: a JPEG decoded smaller has what fills up its last block before that.
         top: likewise.
     """
 
-    image: Image.Image
+    image: Image.Image | LargeImage
     width: int
     height: int
     notes: list[str]
@@ -69,76 +162,183 @@ class Decoded(NamedTuple):
         )
 
 
+def decode_memory(data: bytes, *, side: int, max_pixels: int) -> int:
+    """Estimate the most memory that decoding an image file and the test transform take, from its header only.
+
+    Args:
+        data: the whole file.
+        side: as for `decode`.
+        max_pixels: as for `decode`.
+
+    Returns:
+        Bytes, at most `guard.MEMORY_PER_PIXEL` for each pixel of the limit and some fixed ones.
+
+    Raises:
+        ImageError: as `decode`, as far as the header shows it.
+    """
+    return _inspect(data, side, max_pixels)[1].memory
+
+
 def decode(data: bytes, *, side: int, max_pixels: int) -> Decoded:
-    """Decode a picture file.
+    """Decode an image file.
 
     Args:
         data: the whole file, in one of `FORMATS`; of an animation the first frame counts.
         side: pixels that each side keeps at least where a JPEG is decoded at 1/8, 1/4 or 1/2 of its size.
-        max_pixels: the largest width x height, checked from the header before any pixel is decoded.
+        max_pixels: the largest width x height, checked from the header before any pixel is decoded. Memory is limited
+            in proportion. For GIF, TIFF and MPO twice Pillow's own limit, Image.MAX_IMAGE_PIXELS, holds too.
 
     Raises:
         UnsupportedImage: not one of the formats.
         UnreadableImage: truncated or damaged.
-        ImageTooLarge: more pixels than the limit.
+        ImageTooLarge: more pixels than the limit, or more memory or time than they may take.
     """
-    scans = jpeg_scans(data)
-    image = _open(data, max_pixels)
-    width, height = image.size
-    check_size(width, height, max_pixels)
-    if width == 0 or height == 0:
-        raise UnreadableImage("the picture has no pixels: send another one")
-    check_scans(scans, width, height, max_pixels)
-    if image.format == "TIFF":
-        check_size(*tiff_tile(data), max_pixels)
-    notes = []
-    scale, left, top = 1.0, 0.0, 0.0
+    kinds, expected = _inspect(data, side, max_pixels)
+    if expected.width == 0 or expected.height == 0:
+        raise UnreadableImage("the image has no pixels: upload another one")
     try:
-        if image.format != "MPO" and getattr(image, "is_animated", False):
-            notes.append("only the first frame counts")
-            image.seek(0)
-        orientation = _orientation(image)
-        if image.format in ("JPEG", "MPO") and (drafted := image.draft(image.mode, (side, side))):
-            scale = width / drafted[1][2]
-        image.load()
-        rgb = _to_rgb(image)
-        if orientation in _UPRIGHT:
-            rgb = rgb.transpose(_UPRIGHT[orientation])
-            if orientation >= 5:
-                width, height = height, width
-            left = rgb.width - width / scale if orientation in _FROM_RIGHT else 0.0
-            top = rgb.height - height / scale if orientation in _FROM_BOTTOM else 0.0
-        return Decoded(rgb, width, height, notes, scale, left, top)
+        loader = _LOADERS.get(kinds[0])
+        image, animated, orientation, scale = loader(data) if loader else _load(data, kinds, expected, side)
+        return _upright(image, animated, orientation, scale)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageTooLarge("the image has more pixels than Pillow accepts: upload a smaller one") from error
     except Exception as error:  # Pillow's plugins let out whatever a damaged file makes them run into
-        raise UnreadableImage("the picture is truncated or damaged: save it anew and send it again") from error
+        raise UnreadableImage("the image is truncated or damaged: save it again and upload it again") from error
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
-    try:
-        return Image.open(BoundedFile(data), formats=FORMATS)
-    except Exception as error:
-        check_avif(data, max_pixels)
-        if any(accept and accept(data[:16]) for accept in (Image.OPEN[name][1] for name in FORMATS)):
-            raise UnreadableImage("the picture's header is damaged: save it anew and send it again") from error
-        if not isinstance(error, UnidentifiedImageError):
-            raise UnreadableImage("the picture cannot be read: save it anew and send it again") from error
-        raise UnsupportedImage(f"this is not a picture in an accepted format: send {', '.join(FORMATS)}") from error
+def _inspect(data: bytes, side: int, max_pixels: int) -> tuple[list[str], Needs]:
+    """The formats that the file may be in, and what decoding it takes."""
+    kinds = [name for name in FORMATS if (accept := Image.OPEN[name][1]) and accept(data[:16]) is True]
+    if not kinds:
+        raise UnsupportedImage(f"this is not an image in an accepted format: upload {', '.join(FORMATS)}")
+    found = needs(kinds[-1], data, side=side, max_pixels=max_pixels)
+    pixels, (short, long) = found.width * found.height, sorted((found.width, found.height))
+    # What is converted at once, the rows while they are resized, and the reduced image that the views are cut from.
+    bands = _BAND_BYTES * min(pixels, _BAND)
+    rows = side * min(long, STRIP * short)
+    reduced = min(4 * pixels, 64 * side**2 * min(STRIP, -(-long // max(1, short))))
+    return kinds, found._replace(memory=found.memory + bands + rows + reduced)
+
+
+class _Loaded(NamedTuple):
+    """An image as stored.
+
+    Attributes:
+        image: decoded.
+        animated: whether more frames follow.
+        orientation: how it lies, 1 to 8, as EXIF counts.
+        scale: pixels of the upload to one of `image`, and the width and height of the upload as stored.
+    """
+
+    image: Image.Image
+    animated: bool
+    orientation: int
+    scale: tuple[float, int, int]
+
+
+def _load(data: bytes, kinds: list[str], expected: Needs, side: int) -> _Loaded:
+    """Decode by Pillow's plugin for the format."""
+    image = _open(data, kinds)
+    width, height = image.size
+    if sorted(image.size) != sorted((expected.width, expected.height)) and image.format != "HEIF":
+        raise UnreadableImage("the image's header contradicts itself: save it again and upload it again")
+    animated = image.format != "MPO" and getattr(image, "is_animated", False)
+    if animated:
+        image.seek(0)
+    orientation = _orientation(image)
+    scale = 1.0
+    if image.format == "TIFF":
+        # Pillow would turn a copy of all of it.
+        image.getexif()[_ORIENTATION_TAG] = 1
+        if orientation >= 5:
+            width, height = height, width
+    elif image.format in ("JPEG", "MPO") and (drafted := image.draft(image.mode, (side, side))):
+        scale = width / drafted[1][2]
+    if min(held_bytes(image.mode, *image.size), held_bytes(image.mode, *image.size[::-1])) > expected.held:
+        raise UnreadableImage("the image's header contradicts itself: save it again and upload it again")
+    image.load()
+    return _Loaded(image, animated, orientation, (scale, width, height))
+
+
+def _load_webp(data: bytes) -> _Loaded:
+    """Decode a WebP. Pillow's plugin keeps libwebp's two canvases while it makes a third copy and then a fourth."""
+    from PIL import _webp
+
+    decoder = _webp.WebPAnimDecoder(data)
+    size, _, _, frames, stored = decoder.get_info()
+    info = {"exif": decoder.get_chunk("EXIF"), "xmp": decoder.get_chunk("XMP ")}
+    pixels, _ = decoder.get_next()
+    del decoder
+    image = Image.frombytes("RGBA" if stored == "RGBA" else "RGB", size, pixels, "raw", stored)
+    image.info.update((name, value) for name, value in info.items() if value)
+    return _Loaded(image, frames > 1, _orientation(image), (1.0, *size))
+
+
+def _load_avif(data: bytes) -> _Loaded:
+    """Decode an AVIF. Pillow's plugin keeps dav1d's frames while it copies the pixels, and starts a thread per core."""
+    from PIL import _avif
+
+    decoder = _avif.AvifDecoder(data, "auto", 1)
+    size, frames, mode, _, _, orientation, _ = decoder.get_info()
+    pixels, *_ = decoder.get_frame(0)
+    del decoder
+    return _Loaded(Image.frombytes(mode, size, pixels), frames > 1, orientation, (1.0, *size))
+
+
+_LOADERS = {"WEBP": _load_webp, "AVIF": _load_avif}
+
+
+def _open(data: bytes, kinds: list[str]) -> ImageFile.ImageFile:
+    """Read the header by the plugin's class; Image.open would check Pillow's own limit of pixels."""
+    failed: Exception | None = None
+    for name in kinds:
+        try:
+            return Image.OPEN[name][0](BoundedFile(data), "")
+        except Image.DecompressionBombError:
+            raise
+        except Exception as error:
+            failed = error
+    raise UnreadableImage("the image's header is damaged: save it again and upload it again") from failed
 
 
 def _orientation(image: Image.Image) -> int:
-    """How the stored picture lies, 1..8, by its EXIF; upright where that is damaged."""
-    if image.format == "TIFF":
-        return 1  # Pillow turns it itself
+    """How the stored image lies, 1 to 8, by its EXIF; upright where that is damaged."""
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        if not orientation_is_plain(image.info.get("exif", b"")):
+            return 1
+        orientation = int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:
         return 1
+    return orientation if orientation in _UPRIGHT else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to 8-bit RGB: transparency over white, 16 bits scaled to 8."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _to_grey(image)
+def _upright(image: Image.Image, animated: bool, orientation: int, scale: tuple[float, int, int]) -> Decoded:
+    factor, width, height = scale
+    notes = ["only the first frame counts"] if animated else []
+    across, down = image.im.size
+    if orientation >= 5:
+        width, height, across, down = height, width, down, across
+    left = across - width / factor if orientation in _FROM_RIGHT else 0.0
+    top = down - height / factor if orientation in _FROM_BOTTOM else 0.0
+    rgb: Image.Image | LargeImage = image
+    plain = image.mode == "RGB" and orientation == 1 and not image.has_transparency_data
+    if not plain or max(across, down) > STRIP * min(across, down):
+        large = LargeImage(image, orientation, _gain(image), (0, 0, across, down))
+        rgb = large.rgb() if across * down <= _BAND else large
+    return Decoded(rgb, width, height, notes, factor, left, top)
+
+
+def _to_rgb(image: Image.Image, gain: float | None) -> Image.Image:
+    """Any mode to 8-bit RGB: transparency over white, wide grey times the gain."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(_SIXTEEN_BITS[np.asarray(image)])
+    elif gain is not None:
+        values = _wide(image)
+        values *= np.float32(gain)
+        np.minimum(values, 255, out=values)
+        image = Image.fromarray(np.rint(values, out=values).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
@@ -147,12 +347,26 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_grey(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and floating-point grey to 8 bits, by the range that the values are in."""
-    values: NDArray[np.float32] = np.nan_to_num(np.asarray(image, dtype=np.float32)).clip(0)
-    top = float(values.max())
-    if image.mode.startswith("I;16") or top > 255:
-        values *= np.float32(1 / 257 if top <= 65535 else 255 / top)
-    elif image.mode == "F" and top <= 1:
-        values *= 255
-    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+def _gain(image: Image.Image) -> float | None:
+    """What brings integers of 32 bits and floating-point grey to 0 to 255, by the range that the values are in."""
+    if image.mode not in ("I", "F"):
+        return None
+    width, height = image.im.size
+    columns = min(width, _BAND)
+    rows = max(1, _BAND // columns)
+    top = max(
+        float(_wide(image.crop((x, y, min(x + columns, width), min(y + rows, height)))).max())
+        for y in range(0, height, rows)
+        for x in range(0, width, columns)
+    )
+    if top > 255:
+        return 1 / 257 if top <= 65535 else 255 / top
+    return 255.0 if image.mode == "F" and top <= 1 else 1.0
+
+
+def _wide(image: Image.Image) -> NDArray[np.float32]:
+    """The values of integers of 32 bits or floating-point grey; NaN and those below are 0."""
+    values = np.array(image, dtype=np.float32)
+    if not np.isfinite(values).all():
+        np.nan_to_num(values, copy=False)
+    return np.maximum(values, 0, out=values)

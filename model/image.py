@@ -11,17 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.card import InputSpec
-from model.decode import Box, decode
+from model.decode import STRIP, Box, LargeImage, decode
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 # A JPEG is decoded at the smallest of 1/8, 1/4, 1/2 that leaves this many times the side asked for.
 _DRAFT_MARGIN = 4
-
-# Longer than this many times its width, a picture is cut to its middle before it is resized: enlarging a strip of
-# 1 x 50,000,000 pixels whole would take 51 GB.
-_STRIP = 16
-
 
 # Further views: side as a share of the shorter side (0: the whole picture, squeezed square), and where it lies in what
 # is left, from left to right and top to bottom. Closer ones made answers worse on the photo benchmark.
@@ -77,7 +72,7 @@ def preprocess(data: bytes, spec: InputSpec, *, max_pixels: int, views: int = 1)
     return PreprocessedImage(pixels, tuple(map(found.in_upload, boxes)), width, height, tuple(notes))
 
 
-def test_transform(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
+def test_transform(image: Image.Image | LargeImage, spec: InputSpec) -> NDArray[np.uint8]:
     """Resize the shorter side to spec.resize, antialiased, and cut out the central square.
 
     Equals torchvision's Compose([Resize(spec.resize), CenterCrop(spec.crop)]) on the same RGB picture, save that a
@@ -95,6 +90,8 @@ def test_transform(image: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
         image = image.crop(cut)
     if image.size != size:
         image = image.resize(size, _FILTERS[spec.interpolation])
+    elif isinstance(image, LargeImage):
+        image = image.rgb()
     if crop != (0, 0, *size):
         image = image.crop(crop)
     return np.array(image)  # a copy, because Pillow lends its pixels read-only
@@ -104,7 +101,7 @@ def _test_transform(
     width: int, height: int, spec: InputSpec
 ) -> tuple[tuple[int, int, int, int], tuple[int, int], tuple[int, int, int, int]]:
     """The part of a picture that is resized, the width and height that it gets, and the part of this that is seen."""
-    side = _STRIP * min(width, height)
+    side = STRIP * min(width, height)
     left, top = max(0, (width - side) // 2), max(0, (height - side) // 2)
     cut = left, top, min(width, left + side), min(height, top + side)
     width, height = cut[2] - left, cut[3] - top
@@ -121,7 +118,7 @@ def _central_box(width: int, height: int, spec: InputSpec) -> Box:
     return left + crop[0] * across, top + crop[1] * down, left + crop[2] * across, top + crop[3] * down
 
 
-def views_of(image: Image.Image, spec: InputSpec, count: int) -> tuple[NDArray[np.uint8], list[Box]]:
+def views_of(image: Image.Image | LargeImage, spec: InputSpec, count: int) -> tuple[NDArray[np.uint8], list[Box]]:
     """The picture under the test transform, and then other squares of it, in the order of `_VIEWS`.
 
     Args:
@@ -137,6 +134,9 @@ def views_of(image: Image.Image, spec: InputSpec, count: int) -> tuple[NDArray[n
     short, long = sorted(image.size)
     if count == 1 or short < 2 * spec.resize or long < _OBLONG * short:
         return first[None], boxes
+    if long > STRIP * short:
+        boxes += [_box(*image.size, *view) for view in _VIEWS[: count - 1]]
+        return np.stack([first, *(_view_of_strip(image, box, spec) for box in boxes[1:])]), boxes
     across = down = 1.0
     # Once, so that each view costs little however large the picture is.
     if short > _VIEW_SOURCE * spec.resize:
@@ -150,6 +150,14 @@ def views_of(image: Image.Image, spec: InputSpec, count: int) -> tuple[NDArray[n
         views.append(np.array(image.resize((spec.crop, spec.crop), _FILTERS[spec.interpolation], box=box)))
         boxes.append((left * across, top * down, right * across, bottom * down))
     return np.stack(views), boxes
+
+
+def _view_of_strip(image: Image.Image | LargeImage, box: Box, spec: InputSpec) -> NDArray[np.uint8]:
+    """A view cut from the image itself, because reducing a strip by its shorter side leaves it large."""
+    left, top, right, bottom = box
+    part = image.crop((round(left), round(top), round(right), round(bottom)))
+    size = spec.crop, spec.crop
+    return np.array(part.resize(size, _FILTERS[spec.interpolation], reducing_gap=_VIEW_SOURCE))
 
 
 def _box(width: int, height: int, share: float, x: float, y: float) -> Box:
