@@ -7,11 +7,12 @@ from functools import partial
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from app.http import problems
+from app import __version__
 from app.http.auth import require_key
-from app.http.middleware import BodyLimit, RequestContext
+from app.http.dispatch import ImageRoutes
+from app.http.middleware import BodyLimit, InternalErrors, RequestContext
+from app.http.problems import Errors
 from app.http.routes import explain, health, metrics, model, page, predict
-from app.http.shortcut import Shortcut
 from app.serving.service import Service
 from app.settings import Settings
 from model import Classifier
@@ -28,8 +29,8 @@ def create_app(
 
     Args:
         settings: read from the environment if not given.
-        load: gives the classifier; called in the engine's thread. Loads `settings.weights` if not given.
-        on_failure: called when loading fails or the engine stops working; /readyz and /livez tell of it in any case.
+        load: returns the classifier. Called in the engine's thread. Loads `settings.weights` if not given.
+        on_failure: called when loading fails or the engine stops working. /readyz and /livez report it in any case.
     """
     settings = settings or Settings()
     load = load or partial(
@@ -47,16 +48,18 @@ def create_app(
 
     app = FastAPI(
         title="Tenfold",
-        description="Upload a picture, get its ranked CIFAR-10 classes.",
-        version="0.1.0",
+        description="Upload an image, get its ranked CIFAR-10 classes.",
+        version=__version__,
         lifespan=lifespan,
     )
     app.state.service = service
-    problems.install(app)
-    # The last one added is the outermost.
-    if not settings.api_keys:
-        app.add_middleware(Shortcut, route=predict.route, answer=predict.predict_directly)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_held_bytes=settings.max_held_bytes)
+    errors = Errors()
+    errors.install(app)
+    # The middleware added last is the outermost.
+    image_routers = (predict.router, explain.router)
+    app.add_middleware(ImageRoutes, routers=image_routers, errors=errors)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, admission=service.admission)
+    app.add_middleware(InternalErrors, errors=errors)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -65,14 +68,12 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
         )
-    app.add_middleware(
-        RequestContext, telemetry=service.telemetry, closing=lambda: service.state in ("draining", "failed")
-    )
+    app.add_middleware(RequestContext, telemetry=service.telemetry, closing=lambda: service.closing)
+    keys = [Depends(require_key)] if settings.api_keys else []
+    for router in (*image_routers, model.router, metrics.router):
+        app.include_router(router, dependencies=keys)
     app.include_router(health.router)
     app.include_router(page.router)
-    keys = [Depends(require_key)] if settings.api_keys else []
-    for router in (predict.router, explain.router, model.router, metrics.router):
-        app.include_router(router, dependencies=keys)
     return app
 
 

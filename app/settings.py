@@ -11,11 +11,11 @@ from app.telemetry.logs import LogFormat
 from model import MAX_VIEWS, DeviceName, EngineName
 
 
-def _words(text: object) -> object:
+def _list(text: object) -> object:
     return [word for word in map(str.strip, text.split(",")) if word] if isinstance(text, str) else text
 
 
-def _sendable(key: SecretStr) -> SecretStr:
+def _ascii_key(key: SecretStr) -> SecretStr:
     if not all("!" <= character <= "~" for character in key.get_secret_value()):
         raise ValueError("a key is made of ASCII letters, digits and signs, for it travels in a header")
     return key
@@ -43,7 +43,9 @@ class Settings(BaseSettings):
         int, Field(ge=0, description="Number of inference threads on a CPU. 0 selects the default of the runtime.")
     ] = 0
     decode_threads: Annotated[int, Field(ge=1, description="Number of threads that decode images.")] = 2
-    max_batch: Annotated[int, Field(ge=1, description="Maximum number of views in one forward pass.")] = 32
+    max_batch: Annotated[
+        int, Field(ge=0, description="Maximum number of views in one forward pass. 0 selects that of the engine.")
+    ] = 0
     views: Annotated[
         int,
         Field(ge=1, le=MAX_VIEWS, description="Default of the parameter `views`: maximum number of views per image."),
@@ -57,15 +59,15 @@ class Settings(BaseSettings):
         ),
     ] = 0.0
     api_keys: Annotated[
-        tuple[Annotated[SecretStr, Field(min_length=1), AfterValidator(_sendable)], ...],
+        tuple[Annotated[SecretStr, Field(min_length=1), AfterValidator(_ascii_key)], ...],
         NoDecode,
-        BeforeValidator(_words),
+        BeforeValidator(_list),
         Field(description="Comma-separated API keys. If set, requests other than probes need one."),
     ] = ()
     cors_origins: Annotated[
         tuple[str, ...],
         NoDecode,
-        BeforeValidator(_words),
+        BeforeValidator(_list),
         Field(description="Comma-separated origins that browsers may send requests from (CORS)."),
     ] = ()
     queue_size: Annotated[
@@ -81,6 +83,9 @@ class Settings(BaseSettings):
     max_pixels: Annotated[int, Field(ge=1, description="Maximum number of pixels (width x height) of an image.")] = (
         50_000_000
     )
+    max_decode_bytes: Annotated[
+        int, Field(ge=1, description="Maximum memory for images that are decoded at once, in bytes, over all requests.")
+    ] = 400_000_000
     max_files: Annotated[int, Field(ge=1, description="Maximum number of images in one request.")] = 32
     timeout: Annotated[
         FiniteFloat, Field(gt=0, description="Seconds from the first byte of a request to its response.")
@@ -104,7 +109,7 @@ class Settings(BaseSettings):
     ] = "auto"
 
     @model_validator(mode="after")
-    def _a_body_fits(self) -> Self:
+    def _check_body_limits(self) -> Self:
         if self.max_body_bytes > self.max_held_bytes:
             raise ValueError(
                 f"TENFOLD_MAX_HELD_BYTES ({self.max_held_bytes}) is below TENFOLD_MAX_BODY_BYTES "
@@ -113,7 +118,7 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _a_full_request_fits(self) -> Self:
+    def _check_image_limits(self) -> Self:
         if self.max_files > self.queue_size:
             raise ValueError(
                 f"TENFOLD_QUEUE_SIZE ({self.queue_size}) is below TENFOLD_MAX_FILES ({self.max_files}): "

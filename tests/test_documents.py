@@ -19,9 +19,8 @@ from prometheus_client import Counter
 import model
 from app.cli.classify.command import main as classify
 from app.cli.main import app as tenfold
+from app.http.parameters import ExplainParams, PredictParams
 from app.http.problems import TABLE
-from app.http.routes.explain import ExplainParams
-from app.http.routes.predict import PredictParams
 from app.http.schemas import ExplainedView, Explanation, ImageResult, Problem
 from app.main import create_app
 from app.settings import Settings

@@ -1,110 +1,83 @@
-"""A request's pictures and the work for them: within its deadline, and while its caller is there."""
+"""The deadline of a request, and the end of its work when its client disconnects."""
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Self
 
 from starlette.requests import Request
 
-from app.http.middleware import ClientGone
-from app.http.problems import DeadlinePassed, UploadTooSlow
-from app.http.upload import Upload, read_uploads
-from app.serving.service import Service
+from app.http.problems import ClientDisconnected, DeadlinePassed, UploadTooSlow
 
-T = TypeVar("T")
-
-# Seconds after which it is looked whether the caller is still there; that takes a task, and most are answered by then.
-_PATIENCE = 0.25
+# Seconds before the first check whether the client is still connected. The check takes a task, and most requests are
+# answered by then.
+_WATCH_AFTER = 0.25
 
 
-async def in_time(
-    request: Request,
-    service: Service,
-    patience: float | None,
-    max_files: int,
-    work: Callable[[list[Upload], float], Coroutine[Any, Any, T]],
-) -> tuple[list[Upload], T]:
-    """Read a request's pictures and do the work for them, within its deadline and while its caller is there.
+class Deadline:
+    """An async context manager that ends what runs inside at the deadline, or when the client disconnects.
 
     Args:
-        request: the body of which has not been read.
-        service: whose settings hold.
-        patience: seconds to the answer, if fewer than the setting's.
-        max_files: most pictures in it.
-        work: is given the pictures and the deadline (time.monotonic).
+        request: its body has not been read.
+        limit: seconds from the first byte of the request to its response.
+        requested: the client's own limit in seconds, if it is shorter.
 
-    Returns:
-        The pictures, and what the work gave.
+    Attributes:
+        at: the deadline as time.monotonic().
 
     Raises:
-        UploadTooSlow: the body was not here in time.
-        DeadlinePassed: the work was not done in time.
-        ClientGone: nobody waits for it any more.
-        Exception: what reading or working raised.
+        UploadTooSlow: the deadline passed before the body was read.
+        DeadlinePassed: the deadline passed later.
+        ClientDisconnected: the client closed the connection.
     """
-    limit = min(service.settings.timeout, patience or service.settings.timeout)
-    ends = request.state.arrived + limit
-    uploads = None
-    deadline = asyncio.timeout_at(asyncio.get_running_loop().time() + ends - time.monotonic())
-    try:
-        async with deadline:
-            with service.uploading(deadline=ends):
-                uploads = await read_uploads(request, max_files=max_files)
-            return uploads, await _while_connected(request, work(uploads, ends))
-    except TimeoutError as error:
-        if not deadline.expired():
-            raise  # the engine's own
-        if uploads is None:
-            raise UploadTooSlow(f"the body was not here within {limit:g} s: send smaller pictures") from error
-        raise DeadlinePassed(f"no answer within {limit:g} s: send fewer or smaller pictures, or try later") from error
 
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, given up soon after the caller hangs up.
-
-    Raises:
-        ClientGone: it did.
-    """
-    watch = _Watch(request)
-    looking = asyncio.get_running_loop().call_later(_PATIENCE, watch.begin)
-    try:
-        result = await work
-    except asyncio.CancelledError:
-        if watch.gone and watch.forgive():
-            raise ClientGone from None
-        raise
-    finally:
-        looking.cancel()
-        watch.end()
-    if watch.gone:  # just now: who goes on would be cancelled where he waits next
-        raise ClientGone
-    return result
-
-
-class _Watch:
-    """Cancels the task that it is made in when the caller hangs up."""
-
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, limit: float, requested: float | None = None) -> None:
         self._request = request
-        self._watched = asyncio.current_task()
-        self._task: asyncio.Task[None] | None = None
-        self.gone = False
+        self._limit = limit if requested is None else min(limit, requested)
+        self.at = request.state.arrived + self._limit
 
-    def begin(self) -> None:
-        self._task = asyncio.create_task(self._run())
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+        self._disconnected = False
+        self._timeout = asyncio.timeout_at(loop.time() + self.at - time.monotonic())
+        await self._timeout.__aenter__()
+        self._timer = loop.call_later(_WATCH_AFTER, self._watch)
+        return self
 
-    def end(self) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._watcher:
+            self._watcher.cancel()
+        if self._disconnected and self._task and kind in (None, asyncio.CancelledError) and not self._task.uncancel():
+            await self._timeout.__aexit__(None, None, None)
+            raise ClientDisconnected
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError as timeout:
+            raise self._passed() from timeout
+
+    def _passed(self) -> UploadTooSlow | DeadlinePassed:
+        if not self._body_read:
+            return UploadTooSlow(f"the body did not arrive within {self._limit:g} s: send smaller images")
+        return DeadlinePassed(f"no response within {self._limit:g} s: send fewer or smaller images, or try again later")
+
+    @property
+    def _body_read(self) -> bool:
+        return getattr(self._request.state, "body_read", False)
+
+    def _watch(self) -> None:
+        if self._body_read:  # before, receive() belongs to whoever reads the body
+            self._watcher = asyncio.create_task(self._wait_for_disconnect())
+        else:
+            self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER, self._watch)
+
+    async def _wait_for_disconnect(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass  # the body has been read, so nothing else comes
+        self._disconnected = True
         if self._task:
             self._task.cancel()
-
-    def forgive(self) -> bool:
-        """Take the cancellation back; whether that was the only one."""
-        return self._watched is not None and self._watched.uncancel() == 0
-
-    async def _run(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass  # the body has been read, so nothing else can come
-        self.gone = True
-        if self._watched:
-            self._watched.cancel()

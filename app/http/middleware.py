@@ -1,4 +1,4 @@
-"""Around every request: an id, the body limit, timings, the access log, and an answer when all else fails."""
+"""Around every request: request ID, timings, metrics, access log, body limit, and a response when all else fails."""
 
 import logging
 import re
@@ -11,30 +11,30 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.http.problems import BodyTooLarge, problem_response, slug_of
-from app.serving.errors import TooManyUploads
+from app.http.problems import BodyTooLarge, ClientDisconnected, Errors
+from app.serving.admission import Admission
 from app.telemetry.metrics import Telemetry
 
 access = logging.getLogger("tenfold.access")
 logger = logging.getLogger("tenfold")
 
-_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-
-class ClientGone(Exception):
-    """The caller hung up before its answer: nobody is there to be told."""
+# nginx's status for a client that closed the connection. It is never sent.
+_CLIENT_CLOSED = 499
 
 
 class RequestContext:
-    """Give each request an id and a start time, each response X-Request-ID and Server-Timing; count it and log a line.
+    """The outermost middleware: gives each request an ID and a start time, counts it and logs a line.
 
-    Routes find `request_id`, `arrived` (time.monotonic) and `timings` (name -> milliseconds, theirs to fill) in
-    `request.state`, and tell there, as `rejected`, why they refuse a request.
+    Each response gets X-Request-ID, X-Content-Type-Options and Server-Timing. Routes find in `request.state`:
+    `request_id`, `arrived` (time.monotonic() at the first byte) and `timings` (name -> milliseconds, for them to
+    fill). They write there, as `rejected`, the reason for which they refuse a request.
 
     Args:
-        app: what is wrapped.
-        telemetry: is told of each request.
-        closing: whether connections should be given up after their answer, because the service is draining.
+        app: the application inside.
+        telemetry: counts each request.
+        closing: whether connections are closed after their response, because the service is draining.
     """
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry, closing: Callable[[], bool]) -> None:
@@ -47,9 +47,9 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
-        arrived = state.setdefault("arrived", time.monotonic())  # uvicorn's protocol, if it is ours, knows better
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
+        arrived = state.setdefault("arrived", time.monotonic())  # set earlier by our protocol for uvicorn
+        given = _header(scope, b"x-request-id").decode("latin-1")
+        request_id = given if _VALID_ID.fullmatch(given) else secrets.token_hex(16)
         timings: dict[str, float] = {}
         state.update(request_id=request_id, timings=timings)
         status = 0
@@ -72,58 +72,91 @@ class RequestContext:
 
         try:
             await self.app(scope, receive, send_with_context)
-        except (ClientGone, ClientDisconnect):
-            status, state["rejected"] = 499, "client-gone"  # nginx's number for it; never sent
-        except Exception as error:
-            logger.exception("request %s failed", request_id)
-            state["rejected"] = slug_of(error)
-            if status:
-                raise  # half an answer is out: the server must cut the connection
-            await problem_response(error, request_id)(scope, receive, send_with_context)
+        except (ClientDisconnected, ClientDisconnect):
+            status, state["rejected"] = _CLIENT_CLOSED, "client-gone"
         finally:
             seconds = time.monotonic() - arrived
             rejected = state.get("rejected")
             route = getattr(scope.get("route"), "path", "other")
             self.telemetry.request(route=route, status=status, seconds=seconds, rejected=rejected)
             if access.isEnabledFor(logging.INFO):
-                path = quote(scope["path"])  # a line break in it would forge a line
-                fields = {
-                    "request_id": request_id,
-                    "method": scope["method"],
-                    "path": path,
-                    "status": status,
-                    "milliseconds": round(seconds * 1000, 1),
-                    "stages": {name: round(value, 1) for name, value in timings.items() if name != "total"},
-                }
-                if rejected:
-                    fields["rejected"] = rejected
-                access.info(
-                    "%s %s %d %.1fms id=%s",
-                    *(scope["method"], path, status, seconds * 1000, request_id),
-                    extra={"fields": fields},
-                )
+                _log(scope, status, seconds, timings, rejected)
 
 
-class BodyLimit:
-    """Refuse a body over the limit as soon as it is known to be one, by its Content-Length or by counting.
+def _log(scope: Scope, status: int, seconds: float, timings: dict[str, float], rejected: str | None) -> None:
+    request_id = scope["state"]["request_id"]
+    path = quote(scope["path"])  # a line break in it would forge a line
+    fields = {
+        "request_id": request_id,
+        "method": scope["method"],
+        "path": path,
+        "status": status,
+        "milliseconds": round(seconds * 1000, 1),
+        "stages": {name: round(value, 1) for name, value in timings.items() if name != "total"},
+    }
+    if rejected:
+        fields["rejected"] = rejected
+    access.info(
+        "%s %s %d %.1fms id=%s",
+        *(scope["method"], path, status, seconds * 1000, request_id),
+        extra={"fields": fields},
+    )
+
+
+class InternalErrors:
+    """Answers an exception that no route handles with a 500. It is inside CORS, so pages of other origins can read it.
 
     Args:
-        app: what is wrapped.
-        max_bytes: the limit.
-        max_held_bytes: the limit for all bodies together whose requests are under way.
+        app: the application inside.
+        errors: renders the response.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, max_held_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, errors: Errors) -> None:
         self.app = app
-        self.max_bytes = max_bytes
-        self.max_held_bytes = max_held_bytes
-        self.held_bytes = 0
+        self.errors = errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        announced = dict(scope["headers"]).get(b"content-length", b"")
+        started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note)
+        except (ClientDisconnected, ClientDisconnect):
+            raise
+        except Exception as error:
+            logger.exception("request %s failed", scope["state"]["request_id"])
+            response = self.errors.response(scope, error)
+            if started:
+                raise  # half a response has been sent: the server must close the connection
+            await response(scope, receive, send)
+
+
+class BodyLimit:
+    """Refuses a body over the limit as soon as it is known to be over it, by its Content-Length or by counting.
+
+    Args:
+        app: the application inside.
+        max_bytes: the limit for one body.
+        admission: counts the bytes of all bodies in memory.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, admission: Admission) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+        self.admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        announced = _header(scope, b"content-length")
         received = int(announced) if announced.isdigit() and int(announced) > self.max_bytes else 0
         held = 0
 
@@ -134,16 +167,21 @@ class BodyLimit:
                 size = len(message.get("body", b""))
                 received += size
                 held += size
-                self.held_bytes += size
-            if self.held_bytes > self.max_held_bytes:
-                raise TooManyUploads("the uploads under way fill the memory set aside for them: send this one again")
+                self.admission.hold_bytes(size)
             if received > self.max_bytes:
-                raise BodyTooLarge(
-                    f"the request has more than {self.max_bytes:,} bytes: send fewer or smaller pictures"
-                )
+                raise BodyTooLarge(f"the request has more than {self.max_bytes:,} bytes: send fewer or smaller images")
             return message
 
         try:
             await self.app(scope, receive_within_limit, send)
         finally:
-            self.held_bytes -= held
+            self.admission.hold_bytes(-held)
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    """The value of a header, the last one if there are several; empty if there is none."""
+    value = b""
+    for key, given in scope["headers"]:
+        if key == name:
+            value = given
+    return value

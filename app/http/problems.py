@@ -1,72 +1,82 @@
-"""Exception -> RFC 9457 problem+json: one table."""
+"""Exception -> RFC 9457 problem+json, by one table."""
 
 import http
-import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from app.http.schemas import Problem
 from app.serving.errors import NotAlive, NotReady, QueueFull, ServingError, TooManyUploads
 from model import ImageTooLarge, UnreadableImage, UnsupportedImage
 
-logger = logging.getLogger("tenfold")
 
-
-class ServiceError(Exception):
-    """Base of what the service itself refuses; the message says what to do."""
+class RequestError(Exception):
+    """Base class of what the HTTP layer refuses. The message says what the client should do."""
 
     headers: ClassVar[Mapping[str, str]] = {}
-    """Of the answer."""
+    """Headers of the response."""
 
 
-class BadUpload(ServiceError):
-    """Malformed multipart, no file, or an empty one."""
+class BadUpload(RequestError):
+    """The multipart body is malformed, or there is no file, or an empty one."""
 
 
-class Unauthorized(ServiceError):
-    """No API key, or a wrong one."""
+class Unauthorized(RequestError):
+    """The API key is missing or wrong."""
 
     headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
-class UploadTooSlow(ServiceError):
-    """The body did not come in within the time allowed."""
+class UploadTooSlow(RequestError):
+    """The body did not arrive before the deadline."""
 
     headers: ClassVar[Mapping[str, str]] = {"Connection": "close"}
 
 
-class UnsupportedBody(ServiceError):
-    """The body's content type is neither multipart/form-data nor a picture's."""
+class UnsupportedBody(RequestError):
+    """The content type is neither multipart/form-data nor that of an image."""
 
 
-class BodyTooLarge(ServiceError):
-    """More bytes than the limit."""
+class BodyTooLarge(RequestError):
+    """The body has more bytes than the limit."""
 
 
-class TooManyFiles(ServiceError):
-    """More pictures in one request than the limit."""
+class TooManyFiles(RequestError):
+    """The request has more images than the limit."""
 
 
-class InvalidTopK(ServiceError):
+class InvalidParameter(RequestError):
+    """A parameter is malformed or out of range."""
+
+
+class InvalidTopK(RequestError):
     """top_k is not between 1 and the number of classes."""
 
 
-class UnknownLabel(ServiceError):
-    """label is none of the card's."""
+class UnknownLabel(RequestError):
+    """The label is not one of the model's."""
 
 
-class DeadlinePassed(ServiceError):
-    """No answer within the time allowed."""
+class NotExplainable(RequestError):
+    """The model has no class-activation maps."""
+
+
+class DeadlinePassed(RequestError):
+    """There was no response before the deadline."""
+
+
+class ClientDisconnected(Exception):
+    """The client closed the connection before its response. There is nobody to send a problem to."""
 
 
 class ProblemType(NamedTuple):
-    """How an exception is told: HTTP status, the slug of its type URN, a title."""
+    """How an exception is reported: HTTP status, the slug of its type URN, a title."""
 
     status: int
     slug: str
@@ -74,62 +84,66 @@ class ProblemType(NamedTuple):
 
 
 TABLE: Mapping[type[Exception], ProblemType] = {
-    BadUpload: ProblemType(400, "bad-upload", "The upload holds no picture"),
+    BadUpload: ProblemType(400, "bad-upload", "The upload holds no image"),
     Unauthorized: ProblemType(401, "unauthorized", "An API key is needed"),
     UploadTooSlow: ProblemType(408, "upload-too-slow", "The upload took too long"),
     BodyTooLarge: ProblemType(413, "body-too-large", "The request is too large"),
-    ImageTooLarge: ProblemType(413, "picture-too-large", "The picture has too many pixels"),
-    TooManyFiles: ProblemType(413, "too-many-files", "Too many pictures in one request"),
+    ImageTooLarge: ProblemType(413, "picture-too-large", "The image is too large"),
+    TooManyFiles: ProblemType(413, "too-many-files", "Too many images in one request"),
     UnsupportedBody: ProblemType(415, "unsupported-body", "The content type is not accepted"),
-    UnsupportedImage: ProblemType(415, "unsupported-picture", "Not a picture format that is accepted"),
-    UnreadableImage: ProblemType(422, "unreadable-picture", "The picture is damaged"),
+    UnsupportedImage: ProblemType(415, "unsupported-picture", "The image format is not accepted"),
+    UnreadableImage: ProblemType(422, "unreadable-picture", "The image is damaged"),
     InvalidTopK: ProblemType(422, "invalid-top-k", "top_k is out of range"),
     UnknownLabel: ProblemType(422, "unknown-label", "There is no such class"),
-    RequestValidationError: ProblemType(422, "invalid-parameter", "A parameter is malformed"),
+    InvalidParameter: ProblemType(422, "invalid-parameter", "A parameter is malformed"),
     Exception: ProblemType(500, "internal-error", "The service failed"),
+    NotExplainable: ProblemType(501, "not-explainable", "The model cannot be explained"),
     QueueFull: ProblemType(503, "queue-full", "The service is at capacity"),
-    TooManyUploads: ProblemType(503, "too-many-uploads", "Too many uploads are under way"),
+    TooManyUploads: ProblemType(503, "too-many-uploads", "Too many uploads are in progress"),
     NotReady: ProblemType(503, "not-ready", "The service is not ready"),
-    NotAlive: ProblemType(503, "not-alive", "The engine does not answer"),
-    DeadlinePassed: ProblemType(504, "deadline-passed", "No answer in time"),
+    NotAlive: ProblemType(503, "not-alive", "The engine does not respond"),
+    DeadlinePassed: ProblemType(504, "deadline-passed", "No response in time"),
 }
 
 MEDIA_TYPE = "application/problem+json"
 
+Renderer = Callable[[Exception, str], Response]
+"""An error and the request ID to a response."""
+
 
 def slug_of(error: Exception) -> str:
-    """The kind of problem, as in its type: "queue-full"; that of a framework's error is its status, as "http-404"."""
-    return f"http-{error.status_code}" if isinstance(error, HTTPException) else _kind(error).slug
+    """The slug of the problem type, such as "queue-full". For an error of the framework, its status: "http-404"."""
+    return f"http-{error.status_code}" if isinstance(error, HTTPException) else _type_of(error).slug
 
 
-def _kind(error: Exception) -> ProblemType:
+def _type_of(error: Exception) -> ProblemType:
     return next(TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
 
 
 def problem_of(error: Exception, request_id: str) -> Problem:
-    """The problem that tells of `error`; one that the table does not know is our own fault and gives nothing away."""
-    kind = _kind(error)
-    if kind.status == 500:
-        detail = f"the service failed on this request: report it with the request id {request_id}"
-    elif isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        detail = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    """The problem that reports `error`. An exception that is not in the table is reported without its message."""
+    problem = _type_of(error)
+    if problem.status == 500:
+        detail = f"the service failed on this request: report it with the request ID {request_id}"
     else:
         detail = str(error)
     return Problem(
-        type=f"urn:tenfold:{kind.slug}", title=kind.title, status=kind.status, detail=detail, instance=request_id
+        type=f"urn:tenfold:{problem.slug}",
+        title=problem.title,
+        status=problem.status,
+        detail=detail,
+        instance=request_id,
     )
 
 
 def problem_response(error: Exception, request_id: str) -> Response:
-    """The response that tells of `error`, with Retry-After where a retry makes sense."""
+    """The response that reports `error`, with Retry-After where a retry makes sense."""
     if isinstance(error, HTTPException):
-        phrase = http.HTTPStatus(error.status_code).phrase
         problem = Problem(
             type="about:blank",
-            title=phrase,
+            title=http.HTTPStatus(error.status_code).phrase,
             status=error.status_code,
-            detail=f"{error.detail}: see /docs for what is served",
+            detail=f"{error.detail}: see /docs for the paths and methods of this service",
             instance=request_id,
         )
     else:
@@ -140,26 +154,46 @@ def problem_response(error: Exception, request_id: str) -> Response:
     return Response(problem.model_dump_json(), problem.status, headers, MEDIA_TYPE)
 
 
-def documented(*kinds: type[Exception]) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI `responses` of a route that can fail in these ways."""
+def documented(*errors: type[Exception]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI `responses` of a route that can fail with these errors."""
     responses: dict[int | str, dict[str, Any]] = {}
-    for kind in (TABLE[cls] for cls in kinds):
+    for problem in (TABLE[cls] for cls in errors):
         entry = responses.setdefault(
-            kind.status,
+            problem.status,
             {"description": "", "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}},
         )
-        entry["description"] = "; ".join(filter(None, (entry["description"], kind.title)))
+        entry["description"] = "; ".join(filter(None, (entry["description"], problem.title)))
     return responses
 
 
-async def handle(request: Request, error: Exception) -> Response:
-    """The response to a request that met `error`, of the table or of the framework."""
-    request.state.rejected = slug_of(error)
-    return problem_response(error, request.state.request_id)
+class Errors:
+    """Turns exceptions into responses: by the renderer of the longest path prefix, else by `problem_response`.
 
+    Args:
+        renderers: path prefix -> renderer, for routes with an error format of their own.
+    """
 
-def install(app: FastAPI) -> None:
-    """Answer every exception of the table, and HTTP errors of the framework, with a problem."""
-    for cls in (*TABLE, HTTPException):
-        if cls is not Exception:  # those pass on to the middleware, which logs them
+    def __init__(self, renderers: Mapping[str, Renderer] | None = None) -> None:
+        self.known: tuple[type[Exception], ...] = tuple(cls for cls in (*TABLE, HTTPException) if cls is not Exception)
+        """What `response` is for. Other exceptions go on to the middleware, which logs them."""
+        self._renderers = sorted((renderers or {}).items(), key=lambda item: len(item[0]), reverse=True)
+
+    def response(self, scope: Scope, error: Exception) -> Response:
+        """The response that reports `error` to the request of this scope."""
+        state = scope["state"]
+        state["rejected"] = slug_of(error)
+        path = scope["path"]
+        render = next((render for prefix, render in self._renderers if path.startswith(prefix)), problem_response)
+        return render(error, state["request_id"])
+
+    def install(self, app: FastAPI) -> None:
+        """Answer every exception of the table, and HTTP errors of the framework, with `response`."""
+
+        async def handle(request: Request, error: Exception) -> Response:
+            if isinstance(error, RequestValidationError):
+                first = error.errors()[0]
+                error = InvalidParameter(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
+            return self.response(request.scope, error)
+
+        for cls in (*self.known, RequestValidationError):
             app.add_exception_handler(cls, handle)

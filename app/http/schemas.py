@@ -1,4 +1,4 @@
-"""The wire shapes."""
+"""The JSON of requests and responses."""
 
 from typing import Annotated, Literal
 
@@ -10,105 +10,113 @@ from model import Prediction, PreprocessedImage
 class Problem(BaseModel):
     """An error, after RFC 9457, as application/problem+json."""
 
-    type: Annotated[str, Field(description="What kind of problem, for programs.", examples=["urn:tenfold:queue-full"])]
-    title: Annotated[str, Field(description="The same for people.")]
+    type: Annotated[str, Field(description="The type of problem, for programs.", examples=["urn:tenfold:queue-full"])]
+    title: Annotated[str, Field(description="The type of problem, for people.")]
     status: Annotated[int, Field(description="The HTTP status.")]
     detail: Annotated[str, Field(description="What happened this time, and what to do.")]
-    instance: Annotated[str, Field(description="The request id, as in X-Request-ID.")]
+    instance: Annotated[str, Field(description="The request ID, as in X-Request-ID.")]
 
 
 class Ranked(BaseModel):
     """One class of a ranking."""
 
     label: str
-    index: Annotated[int, Field(ge=0, description="The class's number.")]
+    index: Annotated[int, Field(ge=0, description="Number of the class.")]
     probability: Annotated[float, Field(ge=0, le=1)]
 
 
 class ImageResult(BaseModel):
-    """A picture that was classified."""
+    """The result for an image that was classified."""
 
     filename: Annotated[str | None, Field(description="As uploaded; null for a raw body.")]
-    width: Annotated[int, Field(description="Pixels, as seen (after EXIF orientation).")]
-    height: Annotated[int, Field(description="Pixels, as seen.")]
-    top_k: Annotated[list[Ranked], Field(description="The likeliest classes, likeliest first.")]
+    width: Annotated[int, Field(description="Pixels, after EXIF orientation.")]
+    height: Annotated[int, Field(description="Pixels, after EXIF orientation.")]
+    top_k: Annotated[list[Ranked], Field(description="The most likely classes, most likely first.")]
     in_distribution: Annotated[
         float,
-        Field(ge=0, le=1, description="Share of known pictures of the classes that look no more like them than this."),
+        Field(
+            ge=0,
+            le=1,
+            description="Fraction of held-out images of the classes with a lower score (an empirical p-value).",
+        ),
     ]
-    accepted: Annotated[bool, Field(description="Whether it looks like one of the classes, and surely enough.")]
-    views: Annotated[int, Field(ge=1, description="How many views of the picture were averaged.")]
+    accepted: Annotated[
+        bool, Field(description="Whether the image looks like one of the classes, with enough confidence.")
+    ]
+    views: Annotated[int, Field(ge=1, description="Number of views of the image that were averaged.")]
     warnings: Annotated[list[str], Field(examples=[["upscaled from 8x8"]])]
 
 
 def image_result(
-    filename: str | None, picture: PreprocessedImage, prediction: Prediction, top_k: int, min_confidence: float
+    filename: str | None, image: PreprocessedImage, prediction: Prediction, top_k: int, min_confidence: float
 ) -> ImageResult:
-    """What is told of a picture, its probabilities to six places."""
+    """The result for an image. Probabilities are rounded to six decimal places."""
     ranking = [
         Ranked(label=ranked.label, index=ranked.index, probability=round(ranked.probability, 6))
         for ranked in prediction.top_k(top_k)
     ]
     return ImageResult(
         filename=filename,
-        width=picture.width,
-        height=picture.height,
+        width=image.width,
+        height=image.height,
         top_k=ranking,
         in_distribution=round(prediction.in_distribution, 6),
         accepted=prediction.accepted(min_confidence),
-        views=len(picture.pixels),
-        warnings=list(picture.warnings),
+        views=len(image.pixels),
+        warnings=list(image.warnings),
     )
 
 
 class ImageProblem(BaseModel):
-    """A picture, one of several in its request, that could not be classified."""
+    """The result for an image, one of several in its request, that could not be classified."""
 
     filename: Annotated[str | None, Field(description="As uploaded.")]
     problem: Problem
 
 
 class ModelName(BaseModel):
-    """Which weights gave the answer."""
+    """The model that gave the results."""
 
     name: str
-    version: Annotated[str, Field(description="12 hex digits of the weights' SHA-256.")]
+    version: Annotated[
+        str, Field(description="12 hexadecimal digits. They change whenever the results of the model can change.")
+    ]
 
 
 class Predictions(BaseModel):
-    """The answer to an upload: one result a picture, in order."""
+    """The response to an upload: one result for each image, in order."""
 
     model: ModelName
     results: list[ImageResult | ImageProblem]
 
 
 class ExplainedView(BaseModel):
-    """What the network saw of a picture, and what it made of it."""
+    """What the network saw of an image, and how much each part of it added to the logit of the class."""
 
     box: Annotated[
         tuple[float, float, float, float],
-        Field(description="Left, top, right and bottom of what it shows, pixels of the picture as seen."),
+        Field(description="Left, top, right and bottom of the view, in pixels of the image after EXIF orientation."),
     ]
     input: Annotated[str, Field(description="The pixels that the network saw, as a PNG in a data: URL.")]
     map: Annotated[
         list[list[float]],
-        Field(description="What each cell of a grid over it adds to the class's logit, row by row; signed."),
+        Field(description="What each cell of a grid over the view adds to the logit of the class, row by row; signed."),
     ]
 
 
 class Explanation(BaseModel):
-    """Why a picture has the probability that it has for one class."""
+    """Which parts of an image speak for a class."""
 
     model: ModelName
     result: ImageResult
     label: Annotated[str, Field(description="The class that is explained.")]
-    index: Annotated[int, Field(ge=0, description="The class's number.")]
-    probability: Annotated[float, Field(ge=0, le=1, description="Of that class.")]
-    method: Annotated[str, Field(description="How the maps came about.")]
-    views: Annotated[list[ExplainedView], Field(description="As many as the result says.")]
+    index: Annotated[int, Field(ge=0, description="Number of that class.")]
+    probability: Annotated[float, Field(ge=0, le=1, description="Probability of that class.")]
+    method: Annotated[str, Field(description="How the maps are computed.")]
+    views: Annotated[list[ExplainedView], Field(description="One for each view of the result.")]
 
 
 class Health(BaseModel):
-    """The answer to a probe that finds all well."""
+    """The response to a probe when the service is well."""
 
     status: Literal["alive", "ready"]

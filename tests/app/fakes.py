@@ -79,13 +79,14 @@ CARD = ModelCard.model_validate(
 
 
 class FakeEngine:
-    """A linear layer on the mean colours of a view's quarters. It can be held up, made to fail, and counts its batches.
+    """A linear layer on the mean colours of the quarters of a view. It can be blocked or made to fail.
 
     Attributes:
-        batches: how many views each call was given.
+        batches: number of views in each call.
         failure: raised by every call while it is set.
-        surplus: rows given beyond those asked for.
-        seconds: that each call takes.
+        surplus: rows in the outputs beyond the number of views.
+        seconds: duration of each call.
+        has_maps: whether the outputs have class-activation maps.
     """
 
     name = "fake"
@@ -97,6 +98,7 @@ class FakeEngine:
         self.batches: list[int] = []
         self.failure: BaseException | None = None
         self.surplus = 0
+        self.has_maps = True
         self.seconds = 0.0
         self._open = threading.Event()
         self._open.set()
@@ -115,14 +117,17 @@ class FakeEngine:
         # Each quarter is a cell.
         parts = features.reshape(-1, 4, 3, 1) * HEAD.reshape(4, 3, 10)
         maps = parts.sum(axis=2).swapaxes(1, 2).reshape(-1, 10, 2, 2)
-        return Outputs(*(part.astype(np.float32) for part in (features @ HEAD, features, maps)))
+        logits = features @ HEAD
+        return Outputs(
+            logits.astype(np.float32), features.astype(np.float32), maps.astype(np.float32) if self.has_maps else None
+        )
 
     def block(self) -> None:
-        """Hold up every call from now on."""
+        """Block every call from now on."""
         self._open.clear()
 
     def release(self) -> None:
-        """Let go what is held up."""
+        """Continue the calls that are blocked."""
         self._open.set()
 
     def wait_entered(self, times: int = 1) -> None:

@@ -75,7 +75,7 @@ class Running:
 
     def wait_admitted(self, count: int) -> None:
         """Wait until `count` pictures are under way."""
-        eventually(lambda: self.service.admitted == count, f"{count} pictures under way")
+        eventually(lambda: self.service.admission.images_in_progress == count, f"{count} pictures under way")
 
 
 class Pending:

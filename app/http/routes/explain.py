@@ -1,128 +1,96 @@
-"""POST /explain: one picture in, and which of its parts speak for a class."""
+"""POST /explain: one image in, and which of its parts speak for a class."""
 
 import base64
 import time
-from functools import partial
-from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Request
 from numpy.typing import NDArray
-from pydantic import Field
 from starlette.responses import Response
 
-from app.http.deadline import in_time
-from app.http.problems import UnknownLabel, documented
-from app.http.routes.predict import BINARY, WRONG, PredictParams, RequestTimeout, body, record
-from app.http.schemas import ExplainedView, Explanation, ModelName, image_result
-from app.http.upload import Upload
-from app.serving.service import ClassifiedImage, Service, service_of
-from model import EngineError, ImageError, PreprocessedImage, overlay, png
+from app.http.auth import check_key
+from app.http.deadline import Deadline
+from app.http.parameters import ExplainParams, query_of, timeout_of
+from app.http.problems import NotExplainable, UnknownLabel, documented
+from app.http.routes.images import BINARY, ERRORS, name_of, openapi, record
+from app.http.schemas import ExplainedView, Explanation, image_result
+from app.http.upload import read_uploads
+from app.serving.decoding import Flow
+from app.serving.service import Service
+from model import ImageError, PreprocessedImage, decode_memory, overlay, png
 
 router = APIRouter(tags=["explain"])
 
-
-class ExplainParams(PredictParams):
-    """The parameters of the query."""
-
-    label: Annotated[str | None, Field(description="The class to explain. Else the likeliest.")] = None
-    format: Annotated[Literal["json", "png"], Field(description="Numbers, or the picture with the map over it.")] = (
-        "json"
-    )
-
-
-class _Drawn(NamedTuple):
-    """The number of the class that is explained, what was drawn for it, and the seconds that this took."""
-
-    chosen: int
-    found: list[ExplainedView] | bytes
-    seconds: float
-
+# Longest side of what `model.overlay` draws.
+_HEAT_MAP_SIDE = 1024
 
 METHOD = (
-    "class activation map (Zhou et al. 2016): what each cell of the last stage adds to the class's logit; its positive "
-    "part is Grad-CAM (Selvaraju et al. 2017)"
+    "class-activation map (Zhou et al. 2016): what each cell of the last stage adds to the logit of the class. Its "
+    "positive part is Grad-CAM (Selvaraju et al. 2017)."
 )
 
 
 @router.post(
     "/explain",
     response_model=Explanation,
-    openapi_extra=body(BINARY),
+    openapi_extra=openapi(ExplainParams, BINARY),
     responses={
         200: {"content": {"image/png": {"schema": BINARY}}},
-        **documented(*WRONG, UnknownLabel),
+        **documented(*ERRORS, UnknownLabel, NotExplainable),
     },
 )
-async def explain(
-    request: Request,
-    service: Annotated[Service, Depends(service_of)],
-    asked: Annotated[ExplainParams, Query()],
-    x_request_timeout: Annotated[
-        RequestTimeout, Header(description="Seconds to the answer, if fewer than the setting's.")
-    ] = None,
-) -> Response:
-    """Say which parts of one picture speak for a class, and which against it.
+async def explain(request: Request) -> Response:
+    """Say which parts of one image speak for a class.
 
-    Send it as for /predict. The answer is its result there, and of each view the pixels that the network saw and a grid
-    of what each part of them adds to the class's logit; or, with `format=png`, the picture, its longer side at most
-    1,024 pixels, with what speaks for the class drawn over it.
+    Send the image as for /predict. With `format=png` the response is the image with a heat map drawn over it.
     """
-    card = service.classifier.card
-    asked.check(len(card.labels))
-    index = None if asked.label is None else _index(asked.label, card.labels)
+    check_key(request)
+    service: Service = request.app.state.service
     settings = service.settings
-    min_confidence = settings.min_confidence if asked.min_confidence is None else asked.min_confidence
+    model = service.model
+    params = query_of(request, ExplainParams)
+    params.check_top_k(len(model.card.labels))
+    chosen = None if params.label is None else _index(params.label, model.card.labels)
+    min_confidence = settings.min_confidence if params.min_confidence is None else params.min_confidence
 
-    def draw(upload: Upload, answer: ClassifiedImage) -> _Drawn:
-        began = time.monotonic()
-        chosen = answer.prediction.top_k(1)[0].index if index is None else index
-        if answer.prediction.maps is None:
-            raise EngineError(f"the network of {card.name} has no class-activation maps: send the image to /predict")
-        maps = answer.prediction.maps[:, chosen]
-        if asked.format == "json":
-            found: list[ExplainedView] | bytes = _views(answer.picture, maps)
-        else:
-            found = png(overlay(upload.data, answer.picture, maps, max_pixels=settings.max_pixels))
-        return _Drawn(chosen, found, time.monotonic() - began)
+    async with Deadline(request, settings.timeout, timeout_of(request)) as deadline:
+        with service.admission.upload(deadline=deadline.at):
+            uploads = await read_uploads(request, max_files=1)
+        with service.admission.images(1, deadline=deadline.at):
+            (outcome,) = await model.classify(uploads, params.views or settings.views, deadline=deadline.at)
+            record(request, service, [outcome], min_confidence)
+            if isinstance(outcome, ImageError):
+                raise outcome
+            if outcome.prediction.maps is None:
+                raise NotExplainable(
+                    f"the network of {model.card.name} has no class-activation maps: send the image to /predict"
+                )
+            index = outcome.prediction.top_k(1)[0].index if chosen is None else chosen
+            maps = outcome.prediction.maps[:, index]
+            began = time.monotonic()
+            drawn: bytes | list[ExplainedView]
+            if params.format == "png":
+                drawn = await _heat_map(service, uploads[0].data, outcome.image, maps)
+            else:
+                drawn = await _views(service, outcome.image, maps)
 
-    (upload,), outcome = await in_time(
-        request,
-        service,
-        x_request_timeout,
-        1,
-        lambda uploads, ends: service.explain(
-            uploads[0], asked.views or settings.views, partial(draw, uploads[0]), deadline=ends
-        ),
-    )
-    if isinstance(outcome, ImageError):
-        record(service, [outcome], min_confidence)
-        raise outcome
-    answer, drawn = outcome
-    record(service, [answer], min_confidence)
-    for name, seconds in (
-        ("decode", answer.decode),
-        ("queue", answer.queued),
-        ("inference", answer.inference),
-        ("draw", drawn.seconds),
-    ):
-        request.state.timings[name] = seconds * 1000
-    if isinstance(drawn.found, bytes):
-        return Response(drawn.found, media_type="image/png")
+    request.state.timings["draw"] = (time.monotonic() - began) * 1000
+    if isinstance(drawn, bytes):
+        return Response(drawn, media_type="image/png")
     explanation = Explanation(
-        model=ModelName(name=card.name, version=card.version),
-        result=image_result(upload.filename, answer.picture, answer.prediction, asked.top_k, min_confidence),
-        label=card.labels[drawn.chosen],
-        index=drawn.chosen,
-        probability=round(float(answer.prediction.probabilities[drawn.chosen]), 6),
+        model=name_of(model.card),
+        result=image_result(uploads[0].filename, outcome.image, outcome.prediction, params.top_k, min_confidence),
+        label=model.card.labels[index],
+        index=index,
+        probability=round(float(outcome.prediction.probabilities[index]), 6),
         method=METHOD,
-        views=drawn.found,
+        views=drawn,
     )
     return Response(explanation.model_dump_json(), media_type="application/json")
 
 
 def _index(label: str, labels: list[str]) -> int:
-    """The number of the class of this name, in capitals or not."""
+    """The number of the class with this name, upper or lower case."""
     names = [name.casefold() for name in labels]
     try:
         return names.index(label.casefold())
@@ -130,12 +98,26 @@ def _index(label: str, labels: list[str]) -> int:
         raise UnknownLabel(f"there is no class {label!r}: choose one of {', '.join(labels)}") from error
 
 
-def _views(picture: PreprocessedImage, maps: NDArray[np.float32]) -> list[ExplainedView]:
-    return [
-        ExplainedView(
-            box=(round(left, 3), round(top, 3), round(right, 3), round(bottom, 3)),
-            input="data:image/png;base64," + base64.b64encode(png(pixels)).decode(),
-            map=[[round(value, 6) for value in row] for row in cells.tolist()],
-        )
-        for (left, top, right, bottom), pixels, cells in zip(picture.boxes, picture.pixels, maps, strict=True)
-    ]
+async def _heat_map(service: Service, data: bytes, image: PreprocessedImage, maps: NDArray[np.float32]) -> bytes:
+    """The image with the maps drawn over it, as a PNG file."""
+    max_pixels = service.settings.max_pixels
+    size = decode_memory(data, side=_HEAT_MAP_SIDE, max_pixels=max_pixels)
+    return await service.decoder.run(
+        lambda: png(overlay(data, image, maps, max_pixels=max_pixels)), size=size, flow=Flow()
+    )
+
+
+async def _views(service: Service, image: PreprocessedImage, maps: NDArray[np.float32]) -> list[ExplainedView]:
+    """Each view with its map."""
+    return await service.decoder.run(
+        lambda: [
+            ExplainedView(
+                box=(round(left, 3), round(top, 3), round(right, 3), round(bottom, 3)),
+                input="data:image/png;base64," + base64.b64encode(png(pixels)).decode(),
+                map=[[round(value, 6) for value in row] for row in cells.tolist()],
+            )
+            for (left, top, right, bottom), pixels, cells in zip(image.boxes, image.pixels, maps, strict=True)
+        ],
+        size=image.pixels.nbytes,
+        flow=Flow(),
+    )

@@ -4,10 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
+from app.http.dependencies import service_of
 from app.http.problems import documented
 from app.http.schemas import Health
 from app.serving.errors import NotAlive, NotReady
-from app.serving.service import Service, service_of
+from app.serving.service import Service
 
 router = APIRouter(tags=["health"])
 

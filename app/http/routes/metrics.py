@@ -5,8 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
+from app.http.dependencies import service_of
 from app.http.problems import Unauthorized, documented
-from app.serving.service import Service, service_of
+from app.serving.service import Service
 from app.telemetry.metrics import MEDIA_TYPE
 
 router = APIRouter(tags=["metrics"])

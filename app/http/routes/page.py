@@ -1,17 +1,18 @@
-"""The page at `/` and its files, out of app/static."""
+"""The page at `/` and its files, from app/static."""
 
-import hashlib
-from importlib import resources
-from typing import Annotated, NamedTuple
+from pathlib import Path
+from typing import Final
 
-from fastapi import APIRouter, Header
-from starlette.exceptions import HTTPException
+from fastapi import APIRouter, Request
 from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+import app
 
 router = APIRouter(include_in_schema=False)
 
-# Nothing inline and nothing from elsewhere; blob: and data: are for the visitor's own pictures.
-POLICY = "; ".join(
+# Nothing inline and nothing from other hosts. blob: and data: are for the visitor's own images.
+POLICY: Final = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
@@ -23,52 +24,31 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+_HEADERS = {
+    # Stored, but checked each time, so that files of two versions are never mixed.
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": POLICY,
+    "Referrer-Policy": "no-referrer",
+}
+
+FOLDER: Final = Path(app.__file__).parent / "static"
+_files = StaticFiles(directory=FOLDER)
 
 
-class _File(NamedTuple):
-    content: bytes
-    media_type: str
-    etag: str
-
-
-def _read() -> dict[str, _File]:
-    files = {}
-    for path in (resources.files("app") / "static").iterdir():
-        media_type = _TYPES.get(path.name.rpartition(".")[2])
-        if media_type:
-            content = path.read_bytes()
-            files[path.name] = _File(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:16]}"')
-    return files
-
-
-FILES = _read()
-
-
-async def page(if_none_match: Annotated[str, Header()] = "") -> Response:
+async def page(request: Request) -> Response:
     """The page."""
-    return _answer(FILES["index.html"], if_none_match)
+    return await _file("index.html", request)
 
 
-async def static(name: str, if_none_match: Annotated[str, Header()] = "") -> Response:
+async def static(request: Request) -> Response:
     """One of the page's files."""
-    if name not in FILES:
-        raise HTTPException(404)
-    return _answer(FILES[name], if_none_match)
+    return await _file(request.path_params["name"], request)
 
 
-def _answer(file: _File, if_none_match: str) -> Response:
-    # no-cache: kept, but asked for anew each time, so that files of two versions never meet.
-    headers = {
-        "Cache-Control": "no-cache",
-        "Content-Security-Policy": POLICY,
-        "ETag": file.etag,
-        "Referrer-Policy": "no-referrer",
-    }
-    known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
-    if known & {file.etag, "*"}:
-        return Response(status_code=304, headers=headers)
-    return Response(file.content, headers=headers, media_type=file.media_type)
+async def _file(name: str, request: Request) -> Response:
+    response = await _files.get_response(name, request.scope)
+    response.headers.update(_HEADERS)
+    return response
 
 
 for _path, _route in (("/", page), ("/static/{name}", static)):

@@ -29,3 +29,11 @@ def test_pages_from_the_origins_of_the_setting_may_call_with_a_key() -> None:
         other = service.client.options("/predict", headers={**PREFLIGHT, "Origin": "https://other.example"})
         assert other.status_code == 400
         assert "Access-Control-Allow-Origin" not in other.headers
+
+
+def test_an_internal_error_can_be_read_by_pages_of_other_origins() -> None:
+    with serving(cors_origins=(ORIGIN,)) as service:
+        service.engine.failure = RuntimeError("out of memory")
+        response = service.post(picture(), headers={"Origin": ORIGIN})
+        assert (response.status_code, response.headers["Access-Control-Allow-Origin"]) == (500, ORIGIN)
+        assert response.headers["X-Request-ID"]

@@ -171,6 +171,13 @@ def an_engine_of_two_minds(service: Running) -> httpx.Response:
     return answer
 
 
+def a_network_without_maps(service: Running) -> httpx.Response:
+    service.engine.has_maps = False
+    response = service.post(picture())
+    service.engine.has_maps = True
+    return response
+
+
 PNG = picture()
 JPEG = picture(size=(300, 200), kind="JPEG")
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"></svg>'
@@ -274,6 +281,7 @@ CASES = [
     Case("an engine that raises", 500, "internal-error", a_failing_engine),
     Case("an engine that raises TimeoutError", 500, "internal-error", an_engine_that_times_out),
     Case("an engine that gives a row too many", 500, "internal-error", an_engine_of_two_minds),
+    Case("a network without maps", 501, "not-explainable", a_network_without_maps, paths=("/explain",)),
     Case("a full queue", 503, "queue-full", a_full_queue, {"queue_size": 4, "max_files": 4}, retry_after=True),
     Case("a model that is still loading", 503, "not-ready", raw(PNG), retry_after=True, loading=True),
     Case("an engine that does not answer", 504, "deadline-passed", a_blocked_engine, {"timeout": 0.2}),
@@ -382,9 +390,9 @@ def test_a_parameter_out_of_range_or_malformed_is_refused_by_its_name(running: R
 
 def test_details_say_what_to_do(running: Running) -> None:
     for send, says in (
-        (raw(b""), "send a picture"),
+        (raw(b""), "send an image"),
         (raw(b"cat", "text/plain"), "send multipart/form-data"),
-        (raw(b"cat"), "send JPEG"),
+        (raw(b"cat"), "upload JPEG"),
         (parameter("top_k", "11"), "choose 1 to 10"),
     ):
         assert says in send(running).json()["detail"]

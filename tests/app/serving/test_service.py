@@ -5,11 +5,12 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
+import numpy as np
 import pytest
 
-from app.http.upload import Upload
-from app.serving.errors import NotAlive, NotReady, QueueFull
-from app.serving.service import ClassifiedImage, Service
+from app.serving.errors import NotAlive, NotReady
+from app.serving.images import ClassifiedImage, Upload
+from app.serving.service import Service
 from app.settings import Settings
 from model import Classifier, IntegrityError, UnreadableImage, UnsupportedImage
 from tests.app.fakes import FakeEngine, fake_classifier, photo, picture
@@ -34,7 +35,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(main, 30))
 
 
-def test_it_loads_in_the_engines_thread() -> None:
+def test_the_model_is_loaded_in_the_engines_thread() -> None:
     async def main() -> None:
         names = []
 
@@ -55,7 +56,7 @@ def test_it_loads_in_the_engines_thread() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
-def test_the_engine_gives_way_to_the_event_loop() -> None:
+def test_the_engine_has_a_lower_priority_than_the_event_loop() -> None:
     def load() -> Classifier:
         seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         return fake_classifier(FakeEngine())
@@ -66,16 +67,14 @@ def test_the_engine_gives_way_to_the_event_loop() -> None:
     assert seen == [max(10, own)]
 
 
-def test_nothing_is_served_before_it_has_loaded() -> None:
+def test_nothing_is_served_before_the_model_is_loaded() -> None:
     async def main() -> None:
         service = Service(Settings(), lambda: fake_classifier(FakeEngine()), lambda: None)
         with pytest.raises(NotReady, match="loading"):
             service.check_ready()
         with pytest.raises(NotReady, match="loading"):
-            _ = service.classifier
-        with pytest.raises(NotReady, match="loading"):
-            await service.classify([Upload(None, picture())], 1)
-        assert service.admitted == 0
+            _ = service.model
+        assert service.admission.images_in_progress == 0
         service.check_alive()
         await service.start()
         await service.stop()
@@ -83,84 +82,135 @@ def test_nothing_is_served_before_it_has_loaded() -> None:
     run(main())
 
 
-def test_a_failure_to_load_is_told_once() -> None:
+def test_a_failure_to_load_is_reported_once() -> None:
     async def main() -> None:
-        told = []
+        failures = []
 
         def load() -> Classifier:
             raise IntegrityError("fetch it again")
 
-        service = Service(Settings(), load, lambda: told.append(True))
+        service = Service(Settings(), load, lambda: failures.append(True))
         await service.start()
         await until_not_loading(service)
         assert service.state == "failed"
-        assert told == [True]
+        assert failures == [True]
         with pytest.raises(NotAlive):
             service.check_alive()
         with pytest.raises(NotReady):
             service.check_ready()
         service.drain()
-        assert service.state == "failed", "draining does not make it well"
+        assert service.state == "failed", "draining does not change that"
         await service.stop()
 
     run(main())
 
 
-def test_each_picture_stands_or_falls_alone() -> None:
+def test_a_bad_image_does_not_affect_the_others() -> None:
     async def main() -> None:
         service = await started(FakeEngine())
         uploads = [Upload("a", picture(1)), Upload("b", b"cat"), Upload("c", picture(2)[:-40]), Upload("d", picture(3))]
-        good, text, torn, other = await service.classify(uploads, 1)
+        good, text, damaged, other = await service.model.classify(uploads, 1)
         assert isinstance(good, ClassifiedImage)
         assert isinstance(text, UnsupportedImage)
-        assert isinstance(torn, UnreadableImage)
+        assert isinstance(damaged, UnreadableImage)
         assert isinstance(other, ClassifiedImage)
         assert good.decode > 0
         assert good.queued >= 0
         assert good.inference > 0
-        assert service.admitted == 0
+        assert service.admission.images_in_progress == 0
         await service.stop()
 
     run(main())
 
 
-def test_a_large_picture_is_classified_by_the_views_asked_for() -> None:
+def test_a_large_image_is_classified_with_the_requested_views() -> None:
     async def main() -> None:
         engine = FakeEngine()
         service = await started(engine)
-        large, small = await service.classify([Upload("a", photo()), Upload("b", picture())], 4)
+        large, small = await service.model.classify([Upload("a", photo()), Upload("b", picture())], 4)
         assert isinstance(large, ClassifiedImage)
         assert isinstance(small, ClassifiedImage)
-        assert large.picture.pixels.shape == (4, 32, 32, 3)
-        assert small.picture.pixels.shape == (1, 32, 32, 3)
+        assert large.image.pixels.shape == (4, 32, 32, 3)
+        assert small.image.pixels.shape == (1, 32, 32, 3)
         assert engine.views == 5
         await service.stop()
 
     run(main())
 
 
-def test_admission_counts_pictures_and_is_given_back_in_every_way_out() -> None:
+def test_preprocessed_pixels_are_classified_as_the_images_that_they_are_of() -> None:
     async def main() -> None:
-        engine = FakeEngine()
-        service = await started(engine, queue_size=6, max_files=6)
-        engine.block()
-        first = asyncio.create_task(service.classify([Upload(None, picture(1))] * 4, 1))
-        await asyncio.sleep(0)
-        assert service.admitted == 4
-        with pytest.raises(QueueFull):
-            await service.classify([Upload(None, picture(1))] * 3, 1)
-        second = asyncio.create_task(service.classify([Upload(None, picture(1))] * 2, 1))
-        await asyncio.sleep(0)
-        assert service.admitted == 6
-        second.cancel()
-        await asyncio.wait([second])
-        assert service.admitted == 4
-        engine.failure = RuntimeError("out of memory")
-        engine.release()
-        with pytest.raises(RuntimeError, match="out of memory"):
-            await first
-        assert service.admitted == 0
+        service = await started(FakeEngine())
+        images = [picture(seed) for seed in range(3)]
+        expected = await service.model.classify([Upload(None, data) for data in images], 1)
+        pixels = np.concatenate([each.image.pixels for each in expected if isinstance(each, ClassifiedImage)])
+        found = await service.model.classify_pixels(pixels)
+        for batched, each in zip(found, expected, strict=True):
+            assert isinstance(each, ClassifiedImage)
+            assert batched.prediction.top_k(10) == each.prediction.top_k(10)
         await service.stop()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((1, 32, 32, 3), np.float32),
+        np.zeros((1, 31, 32, 3), np.uint8),
+        np.zeros((32, 32, 3), np.uint8),
+        np.zeros((0, 32, 32, 3), np.uint8),
+        np.zeros((1, 32, 32, 4), np.uint8),
+    ],
+    ids=["float", "another size", "no batch", "empty", "four channels"],
+)
+def test_pixels_of_another_shape_or_type_are_refused(pixels: Any) -> None:
+    async def main() -> None:
+        service = await started(FakeEngine())
+        with pytest.raises(ValueError, match="uint8\\[N, 32, 32, 3\\]"):
+            await service.model.classify_pixels(pixels)
+        await service.stop()
+
+    run(main())
+
+
+def test_an_error_after_loading_leaves_no_service_that_is_loading_for_ever() -> None:
+    """The engine reports no batch size, so the batcher cannot be built."""
+
+    class Unfinished(FakeEngine):
+        @property
+        def preferred_batch(self) -> int:  # type: ignore[override]
+            raise RuntimeError("no kernels")
+
+    async def main() -> None:
+        failures = []
+        service = Service(Settings(), lambda: fake_classifier(Unfinished()), lambda: failures.append(True))
+        await service.start()
+        await until_not_loading(service)
+        assert (service.state, failures) == ("failed", [True])
+        with pytest.raises(NotAlive):
+            service.check_alive()
+        await service.stop()
+
+    run(main())
+
+
+def test_the_engine_chooses_the_largest_batch_unless_a_setting_does() -> None:
+    async def main() -> None:
+        for chosen, batches in ((0, [1, 7, 2]), (4, [1, 4, 4, 1])):
+            engine = FakeEngine()
+            engine.preferred_batch = 7
+            service = await started(engine, max_batch=chosen)
+            engine.block()
+            pixels = np.zeros((10, 32, 32, 3), np.uint8)
+            task = asyncio.create_task(service.model.classify_pixels(pixels))
+            first = asyncio.create_task(service.model.classify_pixels(pixels[:1]))
+            await asyncio.sleep(0.05)
+            engine.release()
+            await asyncio.gather(task, first)
+            assert sum(engine.batches) == 11
+            assert max(engine.batches) == max(batches)
+            await service.stop()
 
     run(main())
 

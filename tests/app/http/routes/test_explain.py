@@ -52,12 +52,12 @@ def test_a_picture_is_explained_in_the_documented_shape(running: Running) -> Non
     answer = running.client.post("/explain", files={"file": ("a.png", picture(1))}, params={"top_k": 3})
     found = answer.json()
     assert set(found) == {"model", "result", "label", "index", "probability", "method", "views"}
-    assert found["model"] == {"name": "fake-net", "version": "0123456789ab"}
+    assert found["model"] == {"name": "fake-net", "version": CARD.version}
     (expected,) = running.upload(("a.png", picture(1)), params={"top_k": 3}).json()["results"]
     assert found["result"] == expected, "the same as /predict says"
     assert (found["label"], found["index"]) == (first.label, first.index)
     assert found["probability"] == found["result"]["top_k"][0]["probability"]
-    assert found["method"].startswith("class activation map (Zhou et al. 2016)")
+    assert found["method"].startswith("class-activation map (Zhou et al. 2016)")
     (view,) = found["views"]
     assert set(view) == {"box", "input", "map"}
     assert view["box"] == [0, 0, 32, 32]
@@ -179,7 +179,7 @@ def test_explained_and_classified_pictures_share_a_batch() -> None:
             service.in_background(lambda: service.client.post("/explain", content=picture(3))),
         ]
         service.wait_admitted(3)
-        eventually(lambda: service.service.admitted == 3, "all wait")
+        eventually(lambda: service.service.admission.images_in_progress == 3, "all wait")
         service.engine.release()
         assert [other.result().status_code for other in (first, *others)] == [200, 200, 200]
         assert service.engine.batches in ([1, 2], [1, 1, 1])

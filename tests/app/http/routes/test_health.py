@@ -90,7 +90,7 @@ def test_a_model_that_cannot_be_loaded_is_neither_ready_nor_alive(
 def test_a_draining_service_is_alive_but_not_ready_and_goes_on_answering(path: str) -> None:
     with serving() as running:
         running.service.drain()
-        is_unready(running.client.get(path), "going down")
+        is_unready(running.client.get(path), "shutting down")
         assert running.client.get("/livez").status_code == 200
         assert running.post(picture()).status_code == 200
         assert running.client.get("/model").status_code == 200
@@ -100,7 +100,7 @@ def test_a_service_told_to_drain_while_it_loads_never_becomes_ready(loading: Run
     loading.service.drain()
     loaded.set()
     eventually(lambda: loading.client.get("/model").status_code == 200, "the model is loaded")
-    is_unready(loading.client.get("/readyz"), "going down")
+    is_unready(loading.client.get("/readyz"), "shutting down")
 
 
 def test_an_engine_that_stalls_is_given_up_for_good(caplog: pytest.LogCaptureFixture) -> None:
@@ -124,10 +124,10 @@ def test_an_engine_that_fails_three_times_running_is_given_up() -> None:
     with serving(on_failure=told.set) as running:
         running.engine.failure = RuntimeError("CUDA on fire")
         assert [running.post(picture()).status_code for _ in range(3)] == [500] * 3
-        is_unready(running.client.get("/livez"), "3 forward passes running have failed")
+        is_unready(running.client.get("/livez"), "3 forward passes in succession have failed")
         assert told.wait(20), "on_failure is called"
         running.engine.failure = None
-        is_unready(running.post(picture()), "3 forward passes running have failed")
+        is_unready(running.post(picture()), "3 forward passes in succession have failed")
         assert running.engine.batches == [1] * 3, "nothing is run any more"
 
 

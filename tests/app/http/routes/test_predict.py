@@ -45,7 +45,7 @@ def test_one_picture_is_answered_in_the_documented_shape(running: Running) -> No
     assert answer.status_code == 200
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.json() == {
-        "model": {"name": "fake-net", "version": "0123456789ab"},
+        "model": {"name": "fake-net", "version": CARD.version},
         "results": [
             {
                 "filename": "cat.png",

@@ -1,0 +1,116 @@
+"""Parameters of the routes that take images: parsed here and documented in OpenAPI by the same models.
+
+FastAPI's own handling of parameters takes longer than the decoding of a small image.
+"""
+
+from functools import lru_cache
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import parse_qsl
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+
+from app.http.problems import InvalidParameter, InvalidTopK
+from model import MAX_VIEWS
+
+TIMEOUT_HEADER = "X-Request-Timeout"
+
+
+class PredictParams(BaseModel):
+    """Query parameters of POST /predict."""
+
+    model_config = ConfigDict(frozen=True)
+
+    top_k: Annotated[int, Field(description="Number of classes to return, most likely first.")] = 5
+    views: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_VIEWS,
+            description="Views of a large, oblong image to average. 1 is the test transform alone. "
+            "The default is a setting of the service.",
+        ),
+    ] = None
+    min_confidence: Annotated[
+        FiniteFloat | None,
+        Field(
+            ge=0,
+            le=1,
+            description="Lowest probability of an accepted result. The default is a setting of the service.",
+        ),
+    ] = None
+
+    def check_top_k(self, classes: int) -> None:
+        """Raises:
+        InvalidTopK: `top_k` is not between 1 and the number of classes.
+        """
+        if not 1 <= self.top_k <= classes:
+            raise InvalidTopK(f"top_k is {self.top_k}: choose 1 to {classes}")
+
+
+class ExplainParams(PredictParams):
+    """Query parameters of POST /explain."""
+
+    label: Annotated[str | None, Field(description="Class to explain. The default is the most likely one.")] = None
+    format: Annotated[
+        Literal["json", "png"], Field(description="Numbers, or the image with the heat map drawn over it.")
+    ] = "json"
+
+
+RequestTimeout = Annotated[
+    FiniteFloat | None,
+    Field(gt=0, description="Seconds until the response, if fewer than the setting of the service."),
+]
+
+P = TypeVar("P", bound=PredictParams)
+
+_parse_timeout = TypeAdapter[float | None](RequestTimeout).validate_python
+
+
+def query_of(request: Request, model: type[P]) -> P:
+    """The query parameters of a request.
+
+    Raises:
+        InvalidParameter: one of them is malformed or out of range.
+    """
+    return _query(request.scope["query_string"], model)  # type: ignore[return-value]
+
+
+def timeout_of(request: Request) -> float | None:
+    """The seconds in X-Request-Timeout, or None without this header.
+
+    Raises:
+        InvalidParameter: it is not a positive number.
+    """
+    value = request.headers.get(TIMEOUT_HEADER)
+    if value is None:
+        return None
+    try:
+        return _parse_timeout(value)
+    except ValidationError as error:
+        raise _invalid(error, "header", TIMEOUT_HEADER.lower()) from error
+
+
+def documentation(model: type[PredictParams]) -> list[dict[str, Any]]:
+    """The OpenAPI `parameters` of a route with these query parameters and the timeout header."""
+    schema = model.model_json_schema()["properties"]
+    query = [
+        {"name": name, "in": "query", "required": False, "schema": field, "description": field.pop("description", "")}
+        for name, field in schema.items()
+    ]
+    timeout = TypeAdapter(RequestTimeout).json_schema()
+    header = {"name": TIMEOUT_HEADER.lower(), "in": "header", "required": False, "schema": timeout}
+    return [*query, {**header, "description": timeout.pop("description", "")}]
+
+
+@lru_cache(1024)
+def _query(query: bytes, model: type[PredictParams]) -> PredictParams:
+    try:
+        return model.model_validate(dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)))
+    except ValidationError as error:
+        raise _invalid(error, "query") from error
+
+
+def _invalid(error: ValidationError, *where: str) -> InvalidParameter:
+    first = error.errors(include_url=False)[0]
+    return InvalidParameter(f"{'.'.join((*where, *map(str, first['loc'])))}: {first['msg']}")

@@ -1,0 +1,32 @@
+"""What goes into the serving layer and what comes out: uploaded files and classified images."""
+
+from dataclasses import dataclass
+
+from model import Prediction, PreprocessedImage
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One image file as it was uploaded. `filename` is None for a raw body."""
+
+    filename: str | None
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifiedImage:
+    """One classified image with its timings.
+
+    Attributes:
+        image: the upload after preprocessing.
+        prediction: of the classifier.
+        decode: seconds of decoding and preprocessing, the wait for a thread included.
+        queued: seconds in the queue of the batcher.
+        inference: seconds of the forward pass of its batch.
+    """
+
+    image: PreprocessedImage
+    prediction: Prediction
+    decode: float
+    queued: float
+    inference: float

@@ -1,0 +1,203 @@
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from app.serving.decoding import Decoder, Flow
+from model import ImageTooLarge, UnreadableImage, UnsupportedImage, preprocess
+from tests.app.fakes import CARD, photo, picture
+
+
+@asynccontextmanager
+async def decoding(*, threads: int = 1, max_bytes: int = 1000, max_pixels: int = 10**6) -> AsyncIterator[Decoder]:
+    decoder = Decoder(threads=threads, max_bytes=max_bytes, max_pixels=max_pixels)
+    try:
+        yield decoder
+    finally:
+        decoder.stop()
+
+
+class Jobs:
+    """Jobs that note when they begin and wait for `release`."""
+
+    def __init__(self) -> None:
+        self.began: list[str] = []
+        self.running = 0
+        self._gate = threading.Event()
+
+    def job(self, name: str) -> str:
+        self.began.append(name)
+        self.running += 1
+        assert self._gate.wait(60), "the test never released its jobs"
+        self.running -= 1
+        return name
+
+    def release(self) -> None:
+        self._gate.set()
+
+
+def submit(decoder: Decoder, jobs: Jobs, name: str, *, size: int, flow: Flow | None = None) -> asyncio.Task[str]:
+    return asyncio.create_task(decoder.run(lambda: jobs.job(name), size=size, flow=flow or Flow()))
+
+
+async def until_began(jobs: Jobs, count: int) -> None:
+    async with asyncio.timeout(20):
+        while len(jobs.began) < count:
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("data", [picture(), photo()], ids=["in the event loop", "in a thread"])
+def test_an_image_is_preprocessed(data: bytes) -> None:
+    async def main() -> None:
+        async with decoding() as decoder:
+            found = await decoder.preprocess(data, CARD.input, 2, Flow())
+        expected = preprocess(data, CARD.input, max_pixels=10**6, views=2)
+        assert (found.pixels == expected.pixels).all()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"cat", UnsupportedImage),
+        (picture()[:-40], UnreadableImage),
+        (photo()[:-400], UnreadableImage),
+        (picture(size=(200, 200)), ImageTooLarge),
+        (picture(size=(40, 26)), ImageTooLarge),
+    ],
+    ids=["text", "a small one cut off", "a large one cut off", "too large", "small and too large"],
+)
+def test_a_bad_image_raises(data: bytes, error: type[Exception]) -> None:
+    async def main() -> None:
+        async with decoding(max_pixels=1039 if error is ImageTooLarge else 10**6) as decoder:
+            with pytest.raises(error):
+                await decoder.preprocess(data, CARD.input, 1, Flow())
+
+    asyncio.run(main())
+
+
+def test_a_small_job_passes_large_ones_of_other_requests() -> None:
+    async def main() -> None:
+        jobs = Jobs()
+        async with decoding() as decoder:
+            tasks = [submit(decoder, jobs, name, size=100) for name in ("first", "large", "also large")]
+            await until_began(jobs, 1)
+            tasks.append(submit(decoder, jobs, "small", size=1))
+            await asyncio.sleep(0)
+            jobs.release()
+            await asyncio.gather(*tasks)
+        assert jobs.began == ["first", "small", "large", "also large"]
+
+    asyncio.run(main())
+
+
+def test_requests_take_turns_whatever_their_number_of_images() -> None:
+    async def main() -> None:
+        jobs = Jobs()
+        async with decoding() as decoder:
+            flow = Flow()
+            tasks = [submit(decoder, jobs, f"many {number}", size=10, flow=flow) for number in range(5)]
+            await until_began(jobs, 1)
+            tasks += [submit(decoder, jobs, "one", size=10), submit(decoder, jobs, "another", size=10)]
+            await asyncio.sleep(0)
+            jobs.release()
+            await asyncio.gather(*tasks)
+        assert set(jobs.began[1:4]) == {"many 1", "one", "another"}
+
+    asyncio.run(main())
+
+
+def test_a_large_job_gets_its_turn_in_a_stream_of_small_ones() -> None:
+    async def main() -> None:
+        jobs = Jobs()
+        jobs.release()
+        async with decoding() as decoder:
+            large = submit(decoder, jobs, "large", size=50)
+            await asyncio.sleep(0)
+            first = submit(decoder, jobs, "first", size=1)
+            stream = [submit(decoder, jobs, "small", size=10) for _ in range(100)]
+            await asyncio.gather(first, large, *stream)
+        assert jobs.began.index("large") < 20
+
+    asyncio.run(main())
+
+
+def test_the_memory_of_running_jobs_is_limited() -> None:
+    async def main() -> None:
+        jobs = Jobs()
+        async with decoding(threads=3, max_bytes=100) as decoder:
+            tasks = [submit(decoder, jobs, name, size=size) for name, size in (("a", 60), ("b", 50), ("c", 50))]
+            await until_began(jobs, 1)
+            await asyncio.sleep(0.1)
+            assert jobs.began == ["a"]
+            jobs.release()
+            await asyncio.gather(*tasks)
+            assert sorted(jobs.began) == ["a", "b", "c"]
+
+    asyncio.run(main())
+
+
+def test_a_job_above_the_limit_runs_alone() -> None:
+    async def main() -> None:
+        jobs = Jobs()
+        async with decoding(threads=2, max_bytes=100) as decoder:
+            tasks = [submit(decoder, jobs, "huge", size=1000)]
+            await until_began(jobs, 1)
+            tasks.append(submit(decoder, jobs, "small", size=1))
+            await asyncio.sleep(0.1)
+            assert jobs.began == ["huge"]
+            jobs.release()
+            await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_job_is_not_run() -> None:
+    async def main() -> None:
+        jobs = Jobs()
+        async with decoding() as decoder:
+            first = submit(decoder, jobs, "first", size=1)
+            await until_began(jobs, 1)
+            cancelled = submit(decoder, jobs, "cancelled", size=1)
+            last = submit(decoder, jobs, "last", size=1)
+            await asyncio.sleep(0)
+            cancelled.cancel()
+            first.cancel()
+            await asyncio.sleep(0)
+            jobs.release()
+            await last
+        assert jobs.began == ["first", "last"]
+
+    asyncio.run(main())
+
+
+def test_an_error_of_a_job_is_its_own() -> None:
+    async def main() -> None:
+        def fail() -> None:
+            raise RuntimeError("damaged")
+
+        async with decoding() as decoder:
+            with pytest.raises(RuntimeError, match="damaged"):
+                await decoder.run(fail, size=1, flow=Flow())
+            assert await decoder.run(lambda: "next", size=1, flow=Flow()) == "next"
+
+    asyncio.run(main())
+
+
+def test_jobs_that_wait_are_cancelled_at_the_stop() -> None:
+    async def main() -> None:
+        jobs = Jobs()
+        async with decoding() as decoder:
+            first = submit(decoder, jobs, "first", size=1)
+            await until_began(jobs, 1)
+            second = submit(decoder, jobs, "second", size=1)
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        jobs.release()
+        assert await first == "first"
+
+    asyncio.run(main())
