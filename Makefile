@@ -33,12 +33,12 @@ install: .venv/installed  ## create .venv and install the pinned requirements
 INSTALL_PROJECT := $(BIN)/uv pip install --quiet --offline --python $(BIN)/python --no-deps --no-build-isolation --editable .
 
 .venv/installed: .venv/uv-installed requirements/dev.txt pyproject.toml
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.txt
 	$(INSTALL_PROJECT)
 	@touch $@
 
 .venv/serve-installed .venv/serve-torch-installed: .venv/%-installed: .venv/uv-installed requirements/%.txt pyproject.toml
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/$*.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/$*.txt
 	$(INSTALL_PROJECT)
 	@touch $@
 
@@ -49,7 +49,7 @@ INSTALL_PROJECT := $(BIN)/uv pip install --quiet --offline --python $(BIN)/pytho
 	@touch $@
 
 .venv/bench-installed: .venv/installed requirements/bench.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/bench.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/bench.txt
 	@touch $@
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
