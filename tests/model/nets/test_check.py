@@ -1,3 +1,5 @@
+import re
+import textwrap
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +10,8 @@ from model.card import InputSpec
 from model.errors import RecipeError
 from model.nets.base import HeadOutputs
 from model.nets.check import check_network
-from model.nets.zoo import BUILDERS, build
+from model.nets.zoo import BUILDERS, accepts, build
+from tests.app.running import ROOT
 from tests.model.nets.plain import MixedNetwork, PlainCNN
 
 
@@ -65,7 +68,8 @@ class Misnamed(PlainCNN):
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_our_networks_keep_to_the_contract(name: str, spec: InputSpec) -> None:
-    check_network(build(name, num_classes=7, width=8), spec, num_classes=7, sides=(20, 32))
+    narrow = {"width": 8} if accepts(name, "width") else {}
+    check_network(build(name, num_classes=7, **narrow), spec, num_classes=7, sides=(20, 32))
 
 
 @pytest.mark.parametrize("make", [PlainCNN, MixedNetwork])
@@ -92,6 +96,15 @@ def test_a_break_of_the_contract_is_one_sentence(make: Callable[[], nn.Module], 
     with pytest.raises(RecipeError, match=message) as caught:
         check_network(make(), spec, num_classes=10)
     assert "\n" not in str(caught.value)
+
+
+def test_the_example_in_the_guide_keeps_to_the_contract(spec: InputSpec) -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^   ```python\n(.*?)^   ```$", guide, re.MULTILINE | re.DOTALL)
+    names: dict[str, type[nn.Module]] = {}
+    exec(textwrap.dedent(block), names)
+    net = names["PlainCNN"](num_classes=7, width=8)
+    check_network(net, spec, num_classes=7, sides=(16, 32))
 
 
 def test_every_size_that_will_be_trained_at_is_tried(spec: InputSpec) -> None:
