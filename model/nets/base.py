@@ -100,14 +100,26 @@ class PooledNetwork(Network):
 
     def forward_head(self, features: Tensor) -> HeadOutputs:
         classifier, pooled = self.get_classifier(), self.pool(features)
-        cells = features.shape[2] * features.shape[3]
-        maps = F.conv2d(features, classifier.weight[:, :, None, None] / cells)
-        return HeadOutputs(classifier(pooled), pooled, maps)
+        return HeadOutputs(classifier(pooled), pooled, class_activation_maps(features, classifier))
 
     def forward(self, x: Tensor) -> Tensor:
         # Without the maps, which training does not need.
         logits: Tensor = self.get_classifier()(self.pool(self.forward_features(x)))
         return logits
+
+
+def class_activation_maps(features: Tensor, classifier: nn.Linear) -> Tensor:
+    """The exact maps of a head that is global average pooling and one linear layer (Zhou et al. 2016).
+
+    Args:
+        features: the last feature map, float[N, D, h, w].
+        classifier: the linear layer, from D to C.
+
+    Returns:
+        float[N, C, h, w]. Their sums over the h x w cells are the logits without the bias.
+    """
+    cells = features.shape[2] * features.shape[3]
+    return F.conv2d(features, classifier.weight[:, :, None, None] / cells)
 
 
 def count_parameters(net: nn.Module) -> int:
