@@ -37,7 +37,7 @@ class Silent:
 
     def begin(self, done: float) -> None: ...
 
-    def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int, done: float) -> None: ...
+    def step(self, *, epoch: int, loss: float | None, lr: float, images: int, done: float) -> None: ...
 
     def epoch(self, record: dict[str, float]) -> None: ...
 
@@ -88,7 +88,7 @@ def _with_openvino(bundle: Path, folder: Path, weights: Choice) -> Path:
 
 @pytest.fixture(scope="session")
 def article_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the article's recipe after two steps on synthetic pictures: 256 -> 224 pixels, 27 GMAC a picture."""
+    """A bundle of the article's recipe after two steps on synthetic images: 256 -> 224 pixels, 27 GMAC per image."""
     recipe = replace(recipe_named("article").lasting(1), data="synthetic", batch_size=2)
     return _trained(recipe, tmp_path_factory.mktemp("article") / "resnet18-article", limit=4)
 

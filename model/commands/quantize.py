@@ -24,7 +24,7 @@ def main(
         from model.training.quantize import add_openvino
 
         dataset = load_again(open_bundle(bundle).card.training, data, limit=limit)
-        about = add_openvino(bundle, dataset, weights=weights, say=typer.echo)
+        about = add_openvino(bundle, dataset, weights=weights, report=typer.echo)
         typer.echo(
             f"added an OpenVINO model in {about.weights} to {bundle}: test accuracy {about.top1:.2%} of "
             f"{len(dataset.test):,} images, {about.agreement:.2%} with the same first class as in float32"

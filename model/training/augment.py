@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the device: no per-picture Python."""
+"""Augmentation of whole batches on the device: no Python code per image."""
 
 import math
 
@@ -23,11 +23,11 @@ def training_batch(
 
     Args:
         pixels: the whole data set, uint8[M, H, W, 3], on the device.
-        index: which pictures, int64[N], on the CPU.
-        recipe: what to do.
-        epoch: counted from 0; decides the side and the turn of alternating flips.
-        coin: one coin a picture of the data set, bool[M], on the CPU; for alternating flips.
-        generator: a CPU generator; all random numbers come from it.
+        index: of the images, int64[N], on the CPU.
+        recipe: the augmentation.
+        epoch: from 0; for the side and the alternating flips.
+        coin: one random bit for each image of the data set, bool[M], on the CPU; for alternating flips.
+        generator: of all random numbers, on the CPU.
 
     Returns:
         float32[N, 3, S, S] with S = recipe.side_at(epoch), normalised, in channels-last memory.
@@ -38,15 +38,16 @@ def training_batch(
     else:
         flip = torch.rand(count, generator=generator) < 0.5
 
-    source, picture = pixels, index
+    source, number = pixels, index
     if recipe.resize != pixels.shape[1]:
-        source, picture = _resized(pixels[index.to(device)], recipe.resize), torch.arange(count)
+        source, number = _resized(pixels[index.to(device)], recipe.resize), torch.arange(count)
     side, crop, pad = source.shape[1], recipe.crop, recipe.pad
     offset = torch.randint(-pad, side - crop + pad + 1, (2, count, 1), generator=generator)
     rows, columns = _reflect(torch.arange(crop) + offset, side)
     columns = torch.where(flip[:, None], columns.flip(1), columns)
-    # One gather does selection, shift and flip.
-    cropped = source[picture.to(device)[:, None, None], rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
+    # One gather selects, shifts and flips.
+    images = number.to(device)[:, None, None]
+    cropped = source[images, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
 
     batch = normalise(cropped, recipe)
     if recipe.zoom > 1 or recipe.aspect > 1:
@@ -63,7 +64,7 @@ def training_batch(
 
 
 def _resized(pixels: Tensor, side: int) -> Tensor:
-    """uint8[N, H, W, 3] to uint8[N, side, side, 3], rounded as Pillow rounds."""
+    """uint8[N, H, W, 3] to uint8[N, side, side, 3], rounded as in Pillow."""
     planes = pixels.permute(0, 3, 1, 2).float()
     larger = F.interpolate(planes, (side, side), mode="bilinear", antialias=True)
     return larger.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
@@ -117,7 +118,7 @@ def _reflect(position: Tensor, side: int) -> Tensor:
 
 
 def _square(count: int, side: int, hole: int, generator: torch.Generator) -> Tensor:
-    """bool[N, 1, side, side], true inside a square with its centre anywhere in the picture."""
+    """bool[N, 1, side, side], true inside a square whose centre is anywhere in the image."""
     axis = torch.arange(side)
     start = torch.randint(0, side, (2, count, 1), generator=generator) - hole // 2
     inside: Tensor = (axis >= start) & (axis < start + hole)

@@ -1,4 +1,4 @@
-"""The state of an unfinished run, written so that a kill or a full disk never leaves half a file."""
+"""Saves the state of an unfinished run. A killed process or a full disk never leaves a partial file."""
 
 import contextlib
 import io
@@ -13,10 +13,10 @@ from model.errors import SaveError, TrainingError
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain values) to `path`, replacing it in one step.
+    """Write `state` (tensors and plain values) to `path`, and replace the old file in one step.
 
     Raises:
-        SaveError: the disk is full or the folder cannot be written; the old file is untouched.
+        SaveError: the disk is full or the folder cannot be written. The old file is unchanged.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -32,22 +32,22 @@ def save(path: Path, state: dict[str, Any]) -> None:
         raise SaveError(
             f"cannot save the run to {path} ({error.strerror}): make room or choose another --run, then --resume"
         ) from error
-    finally:  # Ctrl-C while it is written included
+    finally:  # also after Ctrl-C
         with contextlib.suppress(OSError):
             partial.unlink()
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read what `save` wrote, onto the CPU. Nothing but tensors and plain values is unpickled.
+    """Read a state that `save` wrote, to the CPU. Only tensors and plain values are unpickled.
 
     Raises:
         TrainingError: there is no checkpoint, or it cannot be read.
     """
     try:
-        with torch.serialization.safe_globals([TorchVersion]):  # earlier checkpoints hold one
+        with torch.serialization.safe_globals([TorchVersion]):  # in earlier checkpoints
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise TrainingError(f"there is nothing to resume in {path.parent}: start without --resume") from error
     except Exception as error:
-        raise TrainingError(f"{path} is damaged or no checkpoint: delete {path.parent} and start again") from error
+        raise TrainingError(f"{path} is damaged or not a checkpoint: delete {path.parent} and start again") from error
     return state

@@ -1,4 +1,4 @@
-"""Data sets as whole tensors: CIFAR-10, and a synthetic stand-in that needs no files."""
+"""Data sets as whole tensors: CIFAR-10, and synthetic images that need no files."""
 
 import hashlib
 import pickle
@@ -33,7 +33,7 @@ _SYNTHETIC_SEED = 1
 
 @dataclass(frozen=True, slots=True)
 class LabeledImages:
-    """Labelled pictures of one size.
+    """Labelled images of one size.
 
     Attributes:
         pixels: uint8[N, H, W, 3].
@@ -58,11 +58,11 @@ class DataSet:
     """The three parts of a data set, and what identifies it.
 
     Attributes:
-        train: what the network learns from.
-        holdout: training pictures kept out for choices; may be empty.
-        test: read once, at the end.
+        train: images to train on.
+        holdout: images held out of the training set, for decisions; may be empty.
+        test: used once, at the end.
         labels: the class names, in the order of the label numbers.
-        md5: MD5 of each file it was read from; empty for synthetic pictures.
+        md5: MD5 of each file; empty for synthetic images.
     """
 
     train: LabeledImages
@@ -77,10 +77,10 @@ def load(kind: str, root: Path, *, holdout: int, limit: int | None = None, downl
 
     Args:
         kind: "cifar10" or "synthetic".
-        root: folder that holds cifar-10-batches-py/; not looked at for synthetic pictures.
-        holdout: training pictures to keep out, the same number of each class.
-        limit: use only this many training pictures, and as many of the other parts at most; for trials.
-        download: fetch CIFAR-10 through torchvision where it is missing.
+        root: folder that contains cifar-10-batches-py/; not used for synthetic images.
+        holdout: number of images to hold out of the training set, the same number of each class.
+        limit: use only the first so many images of each part, for a trial.
+        download: download CIFAR-10 through torchvision if it is missing.
 
     Raises:
         DataError: the files are missing or damaged.
@@ -110,7 +110,7 @@ def load_again(training: Training, root: Path, *, limit: int | None = None) -> D
 
 
 def load_cifar10_test(root: Path) -> LabeledImages:
-    """The 10,000 CIFAR-10 test pictures, in the archive's order.
+    """The 10,000 CIFAR-10 test images, in the archive's order.
 
     Raises:
         DataError: the files are missing or damaged.
@@ -127,7 +127,7 @@ def _cifar10(root: Path, *, download: bool) -> tuple[LabeledImages, LabeledImage
             CIFAR10(root, download=True)
         except Exception as error:
             raise DataError(
-                f"CIFAR-10 could not be downloaded ({error}): fetch {_ARCHIVE} by hand and unpack it in {root}"
+                f"CIFAR-10 could not be downloaded ({error}): download {_ARCHIVE} by hand and unpack it in {root}"
             ) from error
     return _read(folder, _TRAIN_FILES), _read(folder, _TEST_FILES), {**_TRAIN_FILES, **_TEST_FILES}
 
@@ -139,12 +139,12 @@ def _read(folder: Path, files: Mapping[str, str]) -> LabeledImages:
             blob = (folder / name).read_bytes()
         except OSError as error:
             raise DataError(
-                f"no CIFAR-10 in {folder.parent}: add --download to fetch it, "
+                f"no CIFAR-10 in {folder.parent}: add --download to download it, "
                 f"or unpack {_ARCHIVE} there (missing: {folder.name}/{name})"
             ) from error
-        # Unpickled only after its hash proved it to be the published file.
+        # Unpickled only if its hash is that of the published file.
         if hashlib.md5(blob, usedforsecurity=False).hexdigest() != md5:
-            raise DataError(f"{folder / name} is damaged (its MD5 is not {md5}): delete {folder} and fetch it again")
+            raise DataError(f"{folder / name} is damaged (its MD5 is not {md5}): delete {folder} and download it again")
         batch = pickle.loads(blob, encoding="latin1")
         pixels.append(batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         labels.extend(batch["labels"])
@@ -152,7 +152,7 @@ def _read(folder: Path, files: Mapping[str, str]) -> LabeledImages:
 
 
 def _split(labels: Tensor, holdout: int) -> tuple[Tensor, Tensor]:
-    """Indices to train on and to hold out: `holdout` of them, evenly over the classes, the same in every run."""
+    """Indices of the training and the held-out images: the same number of each class, the same in every run."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_HOLDOUT_SEED))
     per_class = holdout // (int(labels.max()) + 1)
     shuffled = labels[order]
@@ -165,7 +165,7 @@ def _split(labels: Tensor, holdout: int) -> tuple[Tensor, Tensor]:
 
 
 def _synthetic(count: int, stream: int) -> LabeledImages:
-    """Noisy pictures whose class decides hue and orientation of a grating: learnable in seconds."""
+    """Noisy images of a grating, whose hue and orientation depend on the class. They are learned in seconds."""
     generator = torch.Generator().manual_seed(_SYNTHETIC_SEED + stream)
     labels = torch.arange(count) % len(CIFAR10_LABELS)
     angle = labels * (torch.pi / len(CIFAR10_LABELS))

@@ -40,27 +40,27 @@ _NETWORK_STREAM = 2**31
 
 
 class Observer(Protocol):
-    """What is told of a run's progress."""
+    """Receives the progress of a run."""
 
     def begin(self, done: float) -> None:
-        """`done` is the share 0..1 of the run that lies behind it."""
+        """`done` is the finished fraction of the run, 0..1."""
 
-    def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int, done: float) -> None: ...
+    def step(self, *, epoch: int, loss: float | None, lr: float, images: int, done: float) -> None: ...
 
     def epoch(self, record: dict[str, float]) -> None: ...
 
 
 @dataclass(slots=True)
 class Run:
-    """A run so far: what a checkpoint holds and the export needs.
+    """The state of a run that the export needs.
 
     Attributes:
         recipe: as executed.
-        net: the trained network; its EMA weights where the recipe keeps them.
-        history: one record an epoch: epoch (from 1), side, lr, train_loss, loss and accuracy of what is watched,
+        net: the trained network, with the average of its weights if the recipe has one.
+        history: one record per epoch: epoch (from 1), side, lr, train_loss, loss and accuracy of the watched part,
             seconds.
-        seconds: wall time of training and per-epoch evaluation, over all its resumes.
-        about: seed, commit, device and library versions of the process that began the run.
+        seconds: wall time of training and evaluation after each epoch, in all processes that continued the run.
+        about: seed, commit, device and library versions of the process that started the run.
     """
 
     recipe: Recipe
@@ -71,12 +71,12 @@ class Run:
 
 
 def learning_rate(recipe: Recipe, epoch: int, fraction: float) -> float:
-    """The rate of a step in the given epoch (from 0) when `fraction` (0..1) of the run lies behind it."""
+    """The learning rate of a step in an epoch (from 0), after the fraction 0..1 of the run."""
     if recipe.schedule == "multistep":
         return recipe.lr * recipe.gamma ** sum(epoch >= milestone for milestone in recipe.milestones)
     if recipe.schedule == "piecewise":
-        shares, heights = zip(*recipe.points, strict=True)
-        return recipe.lr * float(np.interp(fraction, shares, heights))
+        fractions, factors = zip(*recipe.points, strict=True)
+        return recipe.lr * float(np.interp(fraction, fractions, factors))
     if fraction < recipe.warmup:
         return recipe.lr * (recipe.warmup_start + (1 - recipe.warmup_start) * fraction / recipe.warmup)
     left = (1 - fraction) / (1 - recipe.warmup)
@@ -96,33 +96,34 @@ def train(
     outliers: Outliers | None = None,
     save_every: float = _SAVE_EVERY,
 ) -> Run:
-    """Train the recipe's network, saving the run to folder/checkpoint.pt after every epoch and every ten minutes.
+    """Train the recipe's network, and save the run to folder/checkpoint.pt after every epoch and every ten minutes.
 
-    All random numbers of an epoch come from the seed and the epoch's number, so a resumed run repeats exactly what an
-    undisturbed one would have done. That includes the numbers that a network draws itself, as for dropout: PyTorch's
-    global generators are seeded at the start of each epoch, and their states are saved with an unfinished epoch.
+    All random numbers of an epoch follow from the seed and the number of the epoch, so a resumed run has the same
+    result as an uninterrupted one. That includes the random numbers of the network itself, such as for dropout:
+    PyTorch's global generators are seeded at the start of each epoch, and their states are saved with an unfinished
+    epoch.
 
     Args:
-        recipe: what to compute.
-        data: its training part is learnt from; the part that `recipe.watch` names is evaluated after each epoch.
-        device: where.
+        recipe: to train.
+        data: the network is trained on its training part. The part `recipe.watch` is evaluated after each epoch.
+        device: to train on.
         seed: of the weights, the order and the augmentation.
         folder: of the checkpoint.
-        observer: is told of each step and epoch.
-        resume: go on from the checkpoint instead of starting.
-        init: weights to start from.
+        observer: called after each step and epoch.
+        resume: continue from the checkpoint.
+        init: initial weights.
         outliers: images of none of the classes, for outlier exposure.
         save_every: seconds between two checkpoints of an unfinished epoch.
 
     Raises:
-        SaveError: the folder holds a run already, or cannot be written.
+        SaveError: the folder contains a run already, or cannot be written.
         RecipeError: the network breaks the contract of model/nets/base.py, `init` belongs to another network, or the
             checkpoint belongs to another recipe, seed or selection of data.
         TrainingError: there is nothing to resume, or the loss is no longer finite.
     """
     saved = folder / "checkpoint.pt"
     if not resume and saved.exists():
-        raise SaveError(f"{folder} holds a run already: go on with --resume, or choose another --run")
+        raise SaveError(f"{folder} contains a run already: continue with --resume, or choose another --run")
 
     torch.manual_seed(seed)
     net = build(recipe.network, **recipe.network_arguments(len(data.labels)))
@@ -148,9 +149,9 @@ def train(
         if state["identity"] != identity:
             was = state["identity"]
             raise RecipeError(
-                f"{folder} holds a run of recipe {was['recipe']['name']!r} (seed {was['seed']}, "
-                f"{was['recipe']['epochs']} epochs, {was['pictures']} pictures) with other choices than this one: "
-                "resume it with the options that began it, or choose another --run"
+                f"{folder} contains a run of recipe {was['recipe']['name']!r} (seed {was['seed']}, "
+                f"{was['recipe']['epochs']} epochs, {was['pictures']} images) with other options: "
+                "resume it with the options that it started with, or choose another --run"
             )
         net.load_state_dict(state["net"])
         for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
@@ -236,13 +237,13 @@ def train(
             if ema:
                 ema.update_parameters(net)
             scores[here] = losses.detach()
-            if device.type == "cpu" or step % 20 == 0:  # reading the loss waits for a GPU
+            if device.type == "cpu" or step % 20 == 0:  # on a GPU, reading the loss waits for the step
                 recent = loss.item()
             observer.step(
                 epoch=epoch + 1,
                 loss=recent,
                 lr=lr,
-                pictures=len(index),
+                images=len(index),
                 done=(epoch + (step + 1) / len(batches)) / recipe.epochs,
             )
             if time.monotonic() - saved_at >= save_every and step + 1 < len(batches):
@@ -308,17 +309,17 @@ def optimizers_for(net: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 
 def selection(scores: Tensor, recipe: Recipe, *, epoch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The pictures of an epoch, in random order, and what each counts.
+    """The images of an epoch in random order, and the weights of their losses.
 
     Args:
-        scores: the last loss of each picture, float32[N]; infinite before its first.
-        recipe: leaves out a share of the easy pictures.
-        epoch: counted from 0.
-        generator: a CPU generator.
+        scores: the last loss of each image, float32[N]; infinite before the first one.
+        recipe: its `prune` is the fraction of easy images to leave out.
+        epoch: from 0.
+        generator: on the CPU.
 
     Returns:
-        int64[M] on the CPU, and float32[N] on the device of `scores`: the weights of those left in make up for those
-        left out, so that the expected gradient is that of all pictures.
+        The numbers of the images, int64[M] on the CPU, and the weights of all images, float32[N] on the device of
+        `scores`. The easy images that remain have a larger weight, so that the expected gradient is that of all images.
     """
     order = torch.randperm(len(scores), generator=generator)
     weights = torch.ones_like(scores)
@@ -356,22 +357,22 @@ def restore_random_states(states: dict[str, Tensor], generator: torch.Generator,
 
 @contextmanager
 def autocast(recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """bfloat16 where the recipe asks for it."""
+    """bfloat16 if the recipe has it."""
     with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp):
         yield
 
 
-def evaluation_logits(net: nn.Module, pictures: LabeledImages, recipe: Recipe, device: torch.device) -> Tensor:
+def evaluation_logits(net: nn.Module, images: LabeledImages, recipe: Recipe, device: torch.device) -> Tensor:
     """Logits of `net` in evaluation mode after the recipe's test transform, float32[N, C] on the CPU."""
     net.eval()
     spec = recipe.input_spec()
     size = max(1, 500 * 32 * 32 // recipe.crop**2)
     out = []
     with torch.inference_mode(), autocast(recipe, device):
-        for start in range(0, len(pictures), size):
-            pixels = pictures.pixels[start : start + size].numpy()
-            seen = np.stack([test_transform(Image.fromarray(picture), spec) for picture in pixels])
-            batch = normalise(torch.from_numpy(seen).to(device), recipe)
+        for start in range(0, len(images), size):
+            pixels = images.pixels[start : start + size].numpy()
+            transformed = np.stack([test_transform(Image.fromarray(image), spec) for image in pixels])
+            batch = normalise(torch.from_numpy(transformed).to(device), recipe)
             out.append(net(batch).float().cpu())
     return torch.cat(out)
 
@@ -379,7 +380,7 @@ def evaluation_logits(net: nn.Module, pictures: LabeledImages, recipe: Recipe, d
 def describe(
     device: torch.device, seed: int, init: Init | None = None, outliers: Outliers | None = None
 ) -> dict[str, Any]:
-    """Where, by what and from what a run is computed."""
+    """The seed, the code, the hardware and the inputs of a run."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -395,7 +396,7 @@ def describe(
 
 
 def cpu_name() -> str:
-    """The processor's name, as far as the system tells it."""
+    """The name of the processor, or of its architecture if the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -1,12 +1,12 @@
-"""3x3 convolutions over small maps as one matrix product, where that is faster: deep stages on a CPU.
+"""3x3 convolutions over small maps as one matrix product, which is faster for the last stages on a CPU.
 
-oneDNN's bfloat16 convolution is bound by memory once the weights outweigh the picture. Measured on two Xeon cores
-with AMX, forward and backward, microseconds a picture at batch 125:
+oneDNN's bfloat16 convolution is limited by memory bandwidth if the weights are larger than the map. Measured on two
+Xeon cores with AMX, forward and backward, in microseconds per image at batch size 125:
 
     512 -> 512 channels at 4x4            1536 -> 518
     256 -> 512 channels at 8x8, stride 2  1034 -> 299
     512 -> 512 channels at 3x3            1119 -> 288
-    256 -> 256 channels at 8x8             400 -> 667    (hence the limit on the side)
+    256 -> 256 channels at 8x8             400 -> 667    (so the side is limited)
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class _MatmulConv3x3(torch.autograd.Function):
-    """conv2d with a 3x3 kernel and padding 1, by im2col."""
+    """conv2d with a 3x3 kernel and padding 1, through im2col."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -39,7 +39,7 @@ class _MatmulConv3x3(torch.autograd.Function):
         grad = grad.permute(0, 2, 3, 1).reshape(count * rows * columns, -1)
         grad_weight = (grad.t() @ patches).view(-1, 3, 3, channels).permute(0, 3, 1, 2)
         grad_windows = (grad @ flat).view(count, rows, columns, 3, 3, channels)
-        # Summed in float32: up to nine windows meet in one pixel.
+        # In float32, because up to nine windows are summed in one pixel.
         padded = grad.new_zeros((count, height + 2, width + 2, channels), dtype=torch.float32)
         for i in range(3):
             for j in range(3):
@@ -51,7 +51,7 @@ class _MatmulConv3x3(torch.autograd.Function):
 
 
 class MatmulConv2d(nn.Conv2d):
-    """A 3x3 convolution that takes the matrix product when its output is at most `side` pixels wide."""
+    """A 3x3 convolution that uses the matrix product if its output is at most `side` pixels wide."""
 
     side: int
 
@@ -65,15 +65,19 @@ class MatmulConv2d(nn.Conv2d):
 
 
 def use_matmul_convolutions(net: nn.Module, side: int) -> None:
-    """Let every plain 3x3 convolution of `net` take the matrix product for outputs up to `side` pixels wide.
+    """Make every plain 3x3 convolution of `net` use the matrix product for outputs of up to `side` pixels width.
 
-    Parameters and state-dict keys stay as they are.
+    Parameters and state-dict keys do not change. A convolution with groups, dilation, other padding than one pixel of
+    zeros, or different strides in the two directions stays as it is.
     """
     for module in net.modules():
         if (
             type(module) is nn.Conv2d
             and module.kernel_size == (3, 3)
             and module.padding == (1, 1)
+            and module.padding_mode == "zeros"
+            and module.dilation == (1, 1)
+            and module.stride[0] == module.stride[1]
             and module.groups == 1
         ):
             module.__class__ = MatmulConv2d

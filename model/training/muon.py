@@ -1,8 +1,8 @@
-"""Muon: momentum, orthogonalised, for the filters of convolutions.
+"""Muon: orthogonalised momentum for the filters of convolutions.
 
 Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks", as Jordan's cifar10-airbench uses it:
-filters keep a fixed norm, so that the rate is the angle by which a step turns them. torch.optim.Muon takes matrices
-only and leaves their norm free.
+filters keep a fixed norm, so that the learning rate is the angle by which a step turns them. torch.optim.Muon only
+takes matrices and does not fix their norm.
 """
 
 from collections import defaultdict
@@ -18,12 +18,12 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum whose step is replaced by the nearest semi-orthogonal matrix.
 
-    A weight of shape [out, in, h, w] counts as a matrix of `out` rows. Before each step it is scaled to the Frobenius
-    norm sqrt(out): only right where a normalisation follows, which takes the scale out again.
+    A weight of shape [out, in, h, w] is treated as a matrix with `out` rows. Before each step it is scaled to the
+    Frobenius norm sqrt(out). The network's function does not depend on that scale if a normalisation layer follows.
 
     Args:
-        params: of two or more dimensions.
-        lr: about the share of its norm by which a step moves a weight.
+        params: weights of two or more dimensions.
+        lr: the size of a step, approximately as a fraction of the norm of the weight.
         momentum: 0..1.
         iterations: of Newton-Schulz, in bfloat16.
     """
@@ -35,9 +35,9 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """Move every weight that has a gradient. There is nothing to do with a closure."""
+        """Update every weight that has a gradient. `closure` is not used."""
         for group in self.param_groups:
-            # Weights of one shape share one batched product.
+            # Weights of the same shape share one batched product.
             alike: defaultdict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is None:
@@ -58,11 +58,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices: Tensor, iterations: int) -> Tensor:
-    """The singular values of each matrix brought near 1 (0.7 to 1.2) by a quintic Newton-Schulz iteration.
+    """Move the singular values of each matrix close to 1 (0.7 to 1.2) by a quintic Newton-Schulz iteration.
 
     Args:
         matrices: float[N, R, C].
-        iterations: 3 are rough and 5 the usual number.
+        iterations: 5 is the usual number, 3 is less exact.
 
     Returns:
         bfloat16[N, R, C].

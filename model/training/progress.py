@@ -23,8 +23,8 @@ class LineProgress:
         self.images = 0
         self.began = self.printed = time.monotonic()
 
-    def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int, done: float) -> None:
-        self.images += pictures
+    def step(self, *, epoch: int, loss: float | None, lr: float, images: int, done: float) -> None:
+        self.images += images
         now = time.monotonic()
         if now - self.printed >= _SECONDS_BETWEEN_LINES:
             self.printed = now
@@ -59,8 +59,8 @@ class BarProgress:
         self.progress.update(self.task, completed=done)
         self.images, self.began = 0, time.monotonic()
 
-    def step(self, *, epoch: int, loss: float | None, lr: float, pictures: int, done: float) -> None:
-        self.images += pictures
+    def step(self, *, epoch: int, loss: float | None, lr: float, images: int, done: float) -> None:
+        self.images += images
         rate = self.images / (time.monotonic() - self.began)
         self.progress.update(self.task, completed=done, epoch=epoch, lr=lr, loss=loss, rate=rate)
 

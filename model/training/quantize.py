@@ -1,4 +1,4 @@
-"""From a bundle's weights to a model for OpenVINO, in 8-bit integers where they answer as well."""
+"""Adds an OpenVINO model to a bundle: in 8-bit integers if they are as accurate, else in float16."""
 
 import hashlib
 import logging
@@ -29,8 +29,8 @@ from model.training.report.readme import README_FILE, readme_of
 
 Choice = Literal["auto", "int8", "float16"]
 
-# Images that the ranges of the activations are taken from.
-_LOOKED_AT = 3000
+# Number of images that the ranges of the activations are measured on, and the batch size.
+_RANGE_IMAGES = 3000
 _BATCH = 50
 
 
@@ -39,57 +39,57 @@ def add_openvino(
     data: DataSet,
     *,
     weights: Choice = "auto",
-    worth: float = 0.001,
-    say: Callable[[str], None] = lambda _: None,
+    max_loss: float = 0.001,
+    report: Callable[[str], None] = lambda _: None,
 ) -> OpenVino:
-    """Add a model for OpenVINO to a bundle, or replace the one that it has.
+    """Add an OpenVINO model to a bundle, or replace the one that it has.
 
     Args:
         folder: of the bundle.
-        data: that it was trained on.
-        weights: "auto" takes int8 if that is worth its cost.
-        worth: the share of held-out pictures that may be answered wrong for it and right in float32, on balance.
-        say: is told what is going on.
+        data: that the bundle was trained on.
+        weights: "auto" is int8 if its held-out accuracy is high enough, else float16.
+        max_loss: the largest difference of held-out accuracy, 0..1, between float32 and int8 for "auto".
+        report: called with a line of text before each step and for each difference on the test images.
 
     Returns:
-        What the card then says of it.
+        The new entry of the card.
 
     Raises:
         BundleError: the bundle is damaged.
-        SaveError: it cannot be written to; it is as it was.
+        SaveError: the bundle cannot be written. It is unchanged.
     """
     bundle = open_bundle(folder)
     card, spec = bundle.card, bundle.card.input
-    # As in export: what the network has learnt from must do where nothing was held out.
+    # As in the export: the training images replace the held-out images if there are none.
     known = data.holdout if len(data.holdout) else data.train
     net = load_network(bundle)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / OPENVINO_FILES[0]
 
         def engine(model: openvino.Model, *, int8: bool) -> OpenVinoEngine:
-            openvino.save_model(model, path)  # what ships is what is measured: float16 where it is not int8
+            openvino.save_model(model, path)  # the saved file is measured: float16 where it is not int8
             return OpenVinoEngine(path, spec.crop, int8=int8)
 
-        say("converting the network")
+        report("converting the network")
         model = converted(net, spec)
         reference = TorchEngine(net, spec, device="cpu", precision="float32")
-        chosen, seen = None, known[:_LOOKED_AT].pixels.numpy()
+        chosen, seen = None, known[:_RANGE_IMAGES].pixels.numpy()
         if weights != "float16":
-            say(f"quantising it by {len(seen):,} pictures")
+            report(f"quantising it, with ranges from {len(seen):,} images")
             chosen = engine(quantized(model, seen, spec), int8=True)
         if weights == "auto" and chosen:
             before, after = (
                 score(outputs(each, spec, known.pixels.numpy()).logits, known.labels.numpy()).top1
                 for each in (reference, chosen)
             )
-            say(f"{after:.2%} of {len(known):,} held-out pictures right in int8, {before:.2%} in float32")
-            chosen = chosen if after >= before - worth else None
+            report(f"held-out accuracy {after:.2%} of {len(known):,} images in int8, {before:.2%} in float32")
+            chosen = chosen if after >= before - max_loss else None
         int8 = chosen is not None
         chosen = chosen or engine(model, int8=False)
-        say(f"testing it once, on {len(data.test):,} pictures")
+        report(f"testing it once, on {len(data.test):,} images")
         expected, found = (outputs(each, spec, data.test.pixels.numpy()).logits for each in (reference, chosen))
         for line in differences(expected, found, data.test.labels.numpy(), card.labels):
-            say(line)
+            report(line)
         about = OpenVino(
             weights="int8" if int8 else "float16",
             pictures=len(seen) if int8 else 0,
@@ -107,17 +107,17 @@ def add_openvino(
 def differences(
     expected: NDArray[np.float32], found: NDArray[np.float32], truth: NDArray[np.int64], labels: Sequence[str]
 ) -> list[str]:
-    """Which pictures are answered otherwise, a line each, told by their numbers from 0 on.
+    """One line for each image whose first class differs, with the image's number from 0.
 
     Args:
-        expected: logits float32[N, C] of the network in float32.
-        found: those of the other model.
-        truth: right classes, int64[N].
+        expected: logits of the network in float32, float32[N, C].
+        found: logits of the other model, float32[N, C].
+        truth: the right classes, int64[N].
         labels: of the classes.
     """
     before, after = expected.argmax(1), found.argmax(1)
     return [
-        f"picture {index}, of class {labels[truth[index]]}: {labels[after[index]]}, in float32 {labels[before[index]]}"
+        f"image {index}, of class {labels[truth[index]]}: {labels[after[index]]}, in float32 {labels[before[index]]}"
         for index in np.flatnonzero(before != after)
     ]
 

@@ -1,4 +1,4 @@
-"""The training recipes, each a frozen record. To add one: another entry in `RECIPES`."""
+"""The training recipes. To add one, add an entry to `RECIPES`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,33 +19,33 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything that decides what a training run computes, save the seed and the data."""
+    """All options of a training run except the seed and the data."""
 
     name: str
     summary: str
     data: Literal["cifar10", "synthetic"] = "cifar10"
     holdout: int = 5000
-    """Training pictures kept out, for choices: the same ones for every run."""
+    """Number of images held out of the training set, for decisions. They are the same in every run."""
     watch: Literal["holdout", "test"] = "holdout"
-    """What is evaluated after each epoch. Only the article's recipe looks at the test set before the end."""
+    """The part that is evaluated after each epoch. Only the article's recipe uses the test set before the end."""
 
     network: str = "resnet18"
     arguments: Mapping[str, Argument] = field(default_factory=dict, hash=False)
     """Keyword arguments of the network's builder, without `num_classes`."""
 
     resize: int = 32
-    """Side that a picture's shorter side is resized to, in training and test, pixels."""
+    """Length that the shorter side of an image is resized to, in training and test, pixels."""
     crop: int = 32
-    """Side of the square that the network sees, pixels."""
+    """Side of the square that is the input of the network, pixels."""
     pad: int = 4
-    """Pixels of reflected border that the random crop may reach into."""
+    """Width of the reflected border that a random crop can include, pixels."""
     zoom: float = 1.0
-    """A random crop's side is the usual one times or through up to this much, spread evenly in the logarithm."""
+    """The side of a random crop is multiplied or divided by up to this factor, uniformly in the logarithm."""
     flip: Literal["random", "alternating"] = "random"
-    """Horizontal flips: a coin for each picture and epoch, or one coin for each picture, turned every epoch
-    (Jordan 2024, arXiv:2404.00498)."""
+    """Horizontal flips: at random for each image and epoch, or at random for each image in the first epoch and then
+    in every second epoch (Jordan 2024, arXiv:2404.00498)."""
     cutout: int = 0
-    """Side of the square that is blanked (DeVries & Taylor 2017, arXiv:1708.04552), pixels; 0 for none."""
+    """Side of the square that is set to the mean (DeVries & Taylor 2017, arXiv:1708.04552), pixels; 0 for none."""
     aspect: float = 1.0
     """A random crop is stretched by up to this factor in width relative to its height, or in height relative to its
     width, evenly in the logarithm."""
@@ -66,11 +66,11 @@ class Recipe:
     lr: float
     """The highest learning rate of the run."""
     schedule: Literal["triangular", "cosine", "piecewise", "multistep"] = "triangular"
-    """triangular and cosine: linear from `warmup_start` x lr up to lr at `warmup` of the run, then linearly or along
-    a half cosine to 0. piecewise: linear between the `points`. These are set anew for every step.
-    multistep: lr x `gamma` at each of the `milestones`, in epochs."""
+    """triangular and cosine: linear from `warmup_start` x lr to lr at the fraction `warmup` of the run, then linear or
+    along a half cosine to 0. piecewise: linear between the `points`. These change the rate at every step.
+    multistep: the rate is multiplied by `gamma` at each of the `milestones`, in epochs."""
     points: tuple[tuple[float, float], ...] = ()
-    """(share of the run, share of lr) pairs, from (0, ...) to (1, ...)."""
+    """(fraction of the run, fraction of lr) pairs, from (0, ...) to (1, ...)."""
     warmup: float = 0.2
     warmup_start: float = 0.2
     milestones: tuple[int, ...] = ()
@@ -79,14 +79,14 @@ class Recipe:
     nesterov: bool = True
     weight_decay: float = 5e-4
     muon_lr: float = 0.0
-    """The highest rate of Muon, which then trains the filters instead of SGD; 0 for SGD throughout."""
+    """The highest learning rate of Muon, which then trains the network's `muon_parameters`; 0 for SGD only."""
     muon_momentum: float = 0.9
     prune: float = 0.0
-    """Share of the pictures with a loss below the mean that an epoch leaves out, the rest of them counting for more
-    (InfoBatch, Qin et al. 2024, arXiv:2303.04947); not in the last eighth of the run."""
+    """Fraction of the images with a loss below the mean that an epoch leaves out. The others of them get a larger
+    weight (InfoBatch, Qin et al. 2024, arXiv:2303.04947). The first epoch and the last eighth of the run use all."""
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
-    """Decay a step of the exponential moving average of the weights, which is then what ships; 0 for none."""
+    """Decay per step of the exponential moving average of the weights, which is then exported; 0 for none."""
 
     outlier_weight: float = 0.5
     """Weight of the loss of the outliers, if there are any: the cross-entropy between the uniform distribution and the
@@ -99,9 +99,9 @@ class Recipe:
     amp: bool = True
     """bfloat16 autocast."""
     compile: bool = False
-    """torch.compile. It pays on a GPU and on long runs; each picture size costs about a minute on two cores."""
+    """torch.compile. It is worthwhile on a GPU and in long runs. Each image size takes about a minute on two cores."""
     matmul_side: int = 0
-    """On a CPU, run 3x3 convolutions whose output is at most this many pixels wide as one matrix product."""
+    """On a CPU, 3x3 convolutions whose output is at most this many pixels wide run as one matrix product."""
 
     def network_arguments(self, num_classes: int) -> dict[str, Argument]:
         """All keyword arguments of the network's builder."""
@@ -110,7 +110,7 @@ class Recipe:
     def with_network(self, network: str, **arguments: Argument) -> "Recipe":
         """The same recipe for another network, or for other arguments of its builder.
 
-        The recipe's own arguments are kept where the builder of `network` takes them.
+        The recipe's own arguments remain if the builder of `network` takes them.
 
         Raises:
             RecipeError: there is no such network.
@@ -119,15 +119,15 @@ class Recipe:
         return replace(self, network=network, arguments={**kept, **arguments})
 
     def sides(self) -> set[int]:
-        """Every side in pixels that training images have in some epoch."""
+        """All sides that training images have during the run, pixels."""
         return {self.side_at(epoch) for epoch in range(self.epochs)}
 
     def side_at(self, epoch: int) -> int:
-        """Side in pixels of the training pictures in the given epoch, counted from 0."""
+        """Side of the training images in an epoch, counted from 0, pixels."""
         return next((side for first, side in reversed(self.sizes) if epoch >= first), self.crop)
 
     def lasting(self, epochs: int) -> "Recipe":
-        """The same recipe over another number of epochs, its turning points moved in proportion."""
+        """The same recipe with another number of epochs. Its milestones and sizes move in proportion."""
         scale = epochs / self.epochs
         return replace(
             self,
@@ -137,13 +137,13 @@ class Recipe:
         )
 
     def input_spec(self) -> InputSpec:
-        """The test transform that belongs to this training."""
+        """The test transform of this recipe."""
         return InputSpec(resize=self.resize, crop=self.crop, interpolation="bilinear", mean=self.mean, std=self.std)
 
 
 QUICK = Recipe(
     name="quick",
-    summary="16 epochs, small pictures first, easy ones left out: under two hours on two cores",
+    summary="16 epochs, small images first, easy ones left out: under two hours on two cores",
     arguments={"stem": "cifar", "width": 64, "zero_init_residual": True},
     zoom=1.2,
     flip="alternating",
@@ -163,7 +163,7 @@ QUICK = Recipe(
 RESTART = replace(
     QUICK,
     name="restart",
-    summary="22 cooler epochs for --init, the weights of an earlier run: two hours on two cores",
+    summary="22 epochs at a lower rate for --init, the weights of an earlier run: two hours on two cores",
     sizes=((0, 24), (6, 28), (12, 32)),
     epochs=22,
     lr=0.2,
@@ -177,7 +177,7 @@ RESTART = replace(
 
 STANDARD = Recipe(
     name="standard",
-    summary="80 epochs at 32 x 32 with cutout: for a GPU",
+    summary="80 epochs at 32 x 32 with cutout, for a GPU",
     arguments={"stem": "cifar", "width": 64},
     epochs=80,
     batch_size=500,
@@ -213,7 +213,7 @@ RECIPES: Mapping[str, Recipe] = {
     for recipe in (
         Recipe(
             name="smoke",
-            summary="seconds on a CPU, a narrow network on synthetic pictures: shows that the parts fit",
+            summary="seconds on a CPU, a narrow network on synthetic images: shows that the parts fit",
             data="synthetic",
             holdout=50,
             # At width 8, oneDNN 3.13 corrupts memory in the backward pass of odd batches on two threads.
@@ -231,7 +231,7 @@ RECIPES: Mapping[str, Recipe] = {
         replace(
             RESTART,
             name="polish",
-            summary="14 mild epochs at 32 x 32 for --init, after `restart`: an hour and a half on two cores",
+            summary="14 epochs at a low rate and 32 x 32 for --init, after `restart`: an hour and a half on two cores",
             sizes=(),
             epochs=14,
             lr=0.1,
@@ -254,7 +254,7 @@ RECIPES: Mapping[str, Recipe] = {
         replace(
             STANDARD,
             name="best",
-            summary="200 epochs at 32 x 32 with cutout, cosine rate: for a GPU",
+            summary="200 epochs at 32 x 32 with cutout and a cosine schedule, for a GPU",
             epochs=200,
             schedule="cosine",
             warmup=0.05,
@@ -262,7 +262,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         Recipe(
             name="article",
-            summary="the article to the letter: 300 epochs at 224 x 224, months on a CPU",
+            summary="exactly as in the article: 300 epochs at 224 x 224, months on a CPU",
             holdout=0,
             watch="test",
             arguments={"stem": "cifar", "width": 64, "conv_bias": True},
@@ -288,7 +288,7 @@ def recipe_named(name: str) -> Recipe:
     """The recipe of that name.
 
     Raises:
-        RecipeError: there is none; the message lists the names.
+        RecipeError: there is none. The message lists the names.
     """
     if name not in RECIPES:
         raise RecipeError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")

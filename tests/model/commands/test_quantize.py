@@ -38,7 +38,7 @@ def test_it_adds_a_model_and_reports_its_accuracy(bundle: Path) -> None:
     before = read_card(bundle / "card.json")
     result = quantize(bundle, "--weights", "int8", "--limit", "60")
     assert result.returncode == 0, result.stderr
-    assert "quantising it by 50 pictures" in result.stdout
+    assert "quantising it, with ranges from 50 images" in result.stdout
     assert re.search(
         r"added an OpenVINO model in int8 to .*tiny: test accuracy \d+\.\d\d% of 60 images, "
         r"\d+\.\d\d% with the same first class as in float32",
@@ -47,7 +47,7 @@ def test_it_adds_a_model_and_reports_its_accuracy(bundle: Path) -> None:
     card = read_card(bundle / "card.json")
     assert card.openvino is not None
     assert (card.openvino.weights, card.openvino.pictures) == ("int8", 50)
-    told = re.findall(r"^picture \d+, of class \w+: (\w+), in float32 (\w+)$", result.stdout, re.MULTILINE)
+    told = re.findall(r"^image \d+, of class \w+: (\w+), in float32 (\w+)$", result.stdout, re.MULTILINE)
     assert len(told) == round(60 * (1 - card.openvino.agreement))
     assert card.model_copy(update={"openvino": None, "files": before.files}) == before, "only these fields change"
     assert model.load(bundle, device="cpu").engine.precision == "int8"
@@ -72,18 +72,18 @@ def test_images_with_another_class_are_listed() -> None:
     expected = np.array([[0, 1], [1, 0], [0, 1]], np.float32)
     found = np.array([[0, 2], [0, 2], [3, 0]], np.float32)
     assert differences(expected, found, np.array([1, 0, 0]), ["cat", "dog"]) == [
-        "picture 1, of class cat: dog, in float32 cat",
-        "picture 2, of class cat: cat, in float32 dog",
+        "image 1, of class cat: dog, in float32 cat",
+        "image 2, of class cat: cat, in float32 dog",
     ]
 
 
 def test_int8_is_used_only_if_it_is_accurate_enough_and_replaces_an_earlier_model(bundle: Path) -> None:
     data = datasets.load("synthetic", Path(), holdout=50, limit=60)
-    about = add_openvino(bundle, data, worth=-1.0)  # int8 is never that much better than float32
+    about = add_openvino(bundle, data, max_loss=-1.0)  # int8 is never that much better than float32
     assert (about.weights, about.pictures) == ("float16", 0)
     assert read_card(bundle / "card.json").openvino == about
     assert "weights have 16 bits" in " ".join((bundle / "README.md").read_text().split())
-    about = add_openvino(bundle, data, worth=1.0)
+    about = add_openvino(bundle, data, max_loss=1.0)
     assert about.weights == "int8"
     assert read_card(bundle / "card.json").openvino == about
     assert model.load(bundle, device="cpu").engine.precision == "int8"

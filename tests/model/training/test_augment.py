@@ -12,7 +12,7 @@ from torch import Tensor
 from model.training.augment import normalise, training_batch
 from model.training.recipes import Recipe, recipe_named
 
-# With these, "normalised" pixels are the grey levels themselves.
+# With this mean and deviation, "normalised" pixels are grey levels.
 RAW = replace(
     recipe_named("quick"), mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255), sizes=(), flip="random", zoom=1.0
 )
@@ -35,21 +35,21 @@ def augmented(pixels: Tensor, recipe: Recipe, *, epoch: int = 0, seed: int = 0) 
 
 
 def grey_levels(batch: Tensor) -> NDArray[np.int64]:
-    """N x H x W x 3, of a batch made with RAW."""
+    """int64[N, H, W, 3], of a batch that was augmented with RAW."""
     levels: NDArray[np.int64] = batch.permute(0, 2, 3, 1).round().to(torch.int64).numpy()
     return levels
 
 
-def views(picture: NDArray[np.uint8], crop: int, pad: int) -> Iterator[tuple[int, int, bool, NDArray[np.uint8]]]:
-    """Every view that one picture may give, the slow way: pad by reflection, cut, flip."""
-    padded = np.pad(picture, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+def views(image: NDArray[np.uint8], crop: int, pad: int) -> Iterator[tuple[int, int, bool, NDArray[np.uint8]]]:
+    """All possible views of one image: padded by reflection, cropped, flipped."""
+    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
     span = padded.shape[0] - crop + 1
     for top, left, flip in product(range(span), range(span), (False, True)):
         view = padded[top : top + crop, left : left + crop]
         yield top, left, flip, view[:, ::-1] if flip else view
 
 
-def test_every_picture_is_one_of_its_shifted_and_flipped_views() -> None:
+def test_every_image_is_one_of_its_shifted_and_flipped_views() -> None:
     pixels = noise(120)
     found = grey_levels(augmented(pixels, RAW))
     seen = []
@@ -63,7 +63,7 @@ def test_every_picture_is_one_of_its_shifted_and_flipped_views() -> None:
     assert tops != lefts
 
 
-def test_the_index_selects_the_pictures() -> None:
+def test_the_index_selects_the_images() -> None:
     pixels = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 32, 32, 3).contiguous()
     index = torch.tensor([7, 1, 7])
     batch = training_batch(
@@ -96,7 +96,7 @@ def test_cutout_blanks_one_square_to_the_mean() -> None:
             where = line.nonzero()[:, 0]
             assert len(where) == where[-1] - where[0] + 1
         shapes.append((int(rows.sum()), int(columns.sum())))
-    # The centre is anywhere in the picture, so at a border up to half of the hole lies outside.
+    # The centre is anywhere in the image, so up to half of the hole can be outside.
     assert max(shapes) == (12, 12)
     assert min(min(shape) for shape in shapes) in (6, 7)
     assert holes.any(0).all()
@@ -107,7 +107,7 @@ def test_no_cutout_leaves_no_hole() -> None:
     assert (augmented(white, RAW) == 255).all()
 
 
-def dots(count: int) -> Tensor:
+def squares(count: int) -> Tensor:
     """Black, with a white square of 12 pixels in the middle."""
     pixels = torch.zeros((count, 32, 32, 3), dtype=torch.uint8)
     pixels[:, 10:22, 10:22] = 255
@@ -122,16 +122,16 @@ def test_zooming_by_1_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("most", [1.2, 1.5])
-def test_a_dot_in_the_middle_is_enlarged_and_shrunk_within_bounds(most: float) -> None:
-    batch = augmented(dots(400), replace(RAW, pad=0, zoom=most))[:, 0] / 255
+def test_a_square_in_the_middle_is_enlarged_and_shrunk_within_bounds(most: float) -> None:
+    batch = augmented(squares(400), replace(RAW, pad=0, zoom=most))[:, 0] / 255
     across, down = batch[:, 15:17].mean(1).sum(1) / 12, batch[:, :, 15:17].mean(2).sum(1) / 12
-    torch.testing.assert_close(across, down, atol=0.01, rtol=0)  # as much in height as in width
+    torch.testing.assert_close(across, down, atol=0.01, rtol=0)  # the same in height and width
     area = (batch.sum((1, 2)) / 144).sqrt()
     torch.testing.assert_close(area, across, atol=0.05, rtol=0)
     factor = area.log() / np.log(most)
     assert -1.05 < factor.min() < -0.95
     assert 0.95 < factor.max() < 1.05
-    # Spread evenly in the logarithm: a tenth of them in each tenth of the range.
+    # Uniform in the logarithm.
     assert torch.histc(factor, 5, -1.05, 1.05).min() > 50
     assert (batch.flip(1, 2) - batch).abs().max() < 0.01, "about the centre"
 
@@ -142,7 +142,7 @@ def test_zooming_out_shows_no_border() -> None:
 
 
 def test_the_aspect_ratio_changes_within_bounds_and_the_area_stays() -> None:
-    batch = augmented(dots(400), replace(RAW, pad=0, aspect=1.5))[:, 0] / 255
+    batch = augmented(squares(400), replace(RAW, pad=0, aspect=1.5))[:, 0] / 255
     across, down = batch[:, 15:17].mean(1).sum(1), batch[:, :, 15:17].mean(2).sum(1)
     ratio = (across / down).log() / np.log(1.5)
     assert -1.1 < ratio.min() < -0.9
@@ -203,7 +203,7 @@ def test_the_side_follows_the_recipe() -> None:
         assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_shrinking_averages_instead_of_skipping() -> None:
+def test_a_smaller_size_averages_pixels() -> None:
     stripes = torch.zeros((1, 32, 32, 3), dtype=torch.uint8)
     stripes[:, :, ::2] = 200
     batch = augmented(stripes, replace(RAW, pad=0, sizes=((0, 16),)))

@@ -14,39 +14,39 @@ def cifar10(cifar10_root: Path) -> DataSet:
 
 
 def keys(pixels: torch.Tensor) -> list[bytes]:
-    """What tells one picture from another."""
-    return [picture.numpy().tobytes() for picture in pixels]
+    """The bytes of each image."""
+    return [image.numpy().tobytes() for image in pixels]
 
 
-def test_missing_data_is_answered_with_how_to_get_it(tmp_path: Path) -> None:
+def test_the_error_for_missing_data_says_how_to_get_it(tmp_path: Path) -> None:
     for read in (lambda: load("cifar10", tmp_path, holdout=0), lambda: load_cifar10_test(tmp_path)):
         with pytest.raises(DataError, match=r"--download .* or unpack cifar-10-python\.tar\.gz there"):
             read()
 
 
-def test_one_flipped_bit_of_the_data_is_noticed(cifar10_root: Path, tmp_path: Path) -> None:
+def test_one_flipped_bit_of_the_data_is_detected(cifar10_root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     data = bytearray((cifar10_root / folder.name / "test_batch").read_bytes())
     data[20_000_000] ^= 1
     (folder / "test_batch").write_bytes(data)
-    with pytest.raises(DataError, match=r"test_batch is damaged .*: delete .* and fetch it again"):
+    with pytest.raises(DataError, match=r"test_batch is damaged .*: delete .* and download it again"):
         load_cifar10_test(tmp_path)
 
 
 def test_a_foreign_file_is_never_unpickled(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
-    (folder / "data_batch_1").write_bytes(b"cbuiltins\nexit\n(I3\ntR.")  # would end the process
+    (folder / "data_batch_1").write_bytes(b"cbuiltins\nexit\n(I3\ntR.")  # ends the process if it is unpickled
     with pytest.raises(DataError, match="data_batch_1 is damaged"):
         load("cifar10", tmp_path, holdout=0)
 
 
-def test_cifar10_is_read_whole(cifar10: DataSet) -> None:
+def test_all_of_cifar10_is_read(cifar10: DataSet) -> None:
     assert (len(cifar10.train), len(cifar10.holdout), len(cifar10.test)) == (45_000, 5_000, 10_000)
     assert cifar10.holdout.labels.bincount().tolist() == [500] * 10
     assert cifar10.train.labels.bincount().tolist() == [4500] * 10
-    # Every run, on every machine, holds out the same pictures: choices were made on them.
+    # Every run on every machine holds out the same images, because decisions were based on them.
     held = hashlib.sha256(cifar10.holdout.pixels.numpy().tobytes()).hexdigest()
     assert held == "0ab1c60b7d67984bb97e184fbdfef976e7bae55fcc732bbbb7cd1e876f1c60de"
 
@@ -58,9 +58,9 @@ def test_the_archive_is_read_as_torchvision_reads_it(cifar10: DataSet, cifar10_r
     assert dict(cifar10.md5) == dict(CIFAR10.train_list + CIFAR10.test_list)
     assert cifar10.labels == tuple(theirs.classes)
     ours = load_cifar10_test(cifar10_root)
-    for pictures in (ours, cifar10.test):
-        assert (pictures.pixels.numpy() == theirs.data).all()
-        assert pictures.labels.tolist() == theirs.targets
+    for images in (ours, cifar10.test):
+        assert (images.pixels.numpy() == theirs.data).all()
+        assert images.labels.tolist() == theirs.targets
 
 
 def test_the_holdout_is_even_disjoint_and_the_same_every_time() -> None:
@@ -74,7 +74,7 @@ def test_the_holdout_is_even_disjoint_and_the_same_every_time() -> None:
     assert not (train | held) & test
 
 
-def test_a_smaller_holdout_leaves_more_to_learn_from() -> None:
+def test_without_a_holdout_all_images_are_for_training() -> None:
     data = load("synthetic", Path(), holdout=0)
     assert (len(data.train), len(data.holdout)) == (400, 0)
 

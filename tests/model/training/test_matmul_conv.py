@@ -9,7 +9,7 @@ from model.training.matmul_conv import MatmulConv2d, use_matmul_convolutions
 
 
 def pair(stride: int, *, bias: bool, side: int) -> tuple[nn.Conv2d, nn.Conv2d]:
-    """A plain convolution, and its copy that may take the matrix product."""
+    """A plain convolution, and its copy that can use the matrix product."""
     torch.manual_seed(0)
     plain = nn.Conv2d(5, 7, 3, stride, padding=1, bias=bias)
     other = nn.Sequential(copy.deepcopy(plain))
@@ -36,7 +36,7 @@ def test_values_and_gradients_equal_conv2d(stride: int, bias: bool, shape: tuple
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def took_the_matrix_product(out: torch.Tensor) -> bool:
+def uses_the_matrix_product(out: torch.Tensor) -> bool:
     names, nodes = set(), [out.grad_fn]
     while nodes:
         node = nodes.pop()
@@ -49,10 +49,10 @@ def took_the_matrix_product(out: torch.Tensor) -> bool:
 @pytest.mark.parametrize(
     ("stride", "side", "expected"), [(1, 4, True), (1, 5, False), (2, 7, True), (2, 8, True), (2, 9, False)]
 )
-def test_the_output_decides_which_way_is_taken(stride: int, side: int, expected: bool) -> None:
+def test_the_size_of_the_output_decides(stride: int, side: int, expected: bool) -> None:
     _, ours = pair(stride, bias=False, side=4)
     out = ours(torch.randn(1, 5, side, side))
-    assert took_the_matrix_product(out) is expected
+    assert uses_the_matrix_product(out) is expected
 
 
 def test_under_autocast_the_product_is_bfloat16() -> None:
@@ -70,12 +70,19 @@ def test_a_network_keeps_its_keys_and_its_logits() -> None:
     use_matmul_convolutions(changed, 8)
     assert list(changed.state_dict()) == list(net.state_dict())
     assert sum(isinstance(module, MatmulConv2d) for module in changed.modules()) == 17
-    pictures = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        torch.testing.assert_close(changed(pictures), net(pictures), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(changed(images), net(images), atol=1e-4, rtol=1e-4)
 
 
-def test_other_convolutions_are_left_alone() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=2))
+def test_other_convolutions_stay_as_they_are() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 7, 2, 3),
+        nn.Conv2d(8, 8, 1),
+        nn.Conv2d(8, 8, 3, padding=1, groups=2),
+        nn.Conv2d(8, 8, 3, padding=1, dilation=2),
+        nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(8, 8, 3, padding=1, stride=(2, 1)),
+    )
     use_matmul_convolutions(net, 8)
     assert not any(isinstance(module, MatmulConv2d) for module in net)

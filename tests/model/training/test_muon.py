@@ -17,7 +17,7 @@ def weights_of(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
 
 
 def stepped(optimizer: Muon, weights: list[nn.Parameter], *seeds: int, scale: float = 1.0) -> None:
-    """One step for each seed, with the gradients that it draws."""
+    """One step for each seed, with random gradients."""
     for seed in seeds:
         for number, weight in enumerate(weights):
             weight.grad = scale * drawn(*weight.shape, seed=100 * seed + number)
@@ -39,11 +39,11 @@ def test_singular_values_come_near_1_and_singular_vectors_stay(
     assert found.dtype == torch.bfloat16
     for before, after in zip(matrices, found.float(), strict=True):
         left, _, right = torch.linalg.svd(before, full_matrices=False)
-        turned = left.mT @ after @ right.mT  # diagonal where the singular vectors are the same
-        assert low < turned.diagonal().min()
-        assert turned.diagonal().max() < high
-        assert (turned - turned.diagonal().diag()).abs().max() < 0.05
-        torch.testing.assert_close(after, left @ turned.diagonal().diag() @ right, atol=0.05, rtol=0)
+        rotated = left.mT @ after @ right.mT  # diagonal where the singular vectors are the same
+        assert low < rotated.diagonal().min()
+        assert rotated.diagonal().max() < high
+        assert (rotated - rotated.diagonal().diag()).abs().max() < 0.05
+        torch.testing.assert_close(after, left @ rotated.diagonal().diag() @ right, atol=0.05, rtol=0)
 
 
 def test_no_gradient_gives_no_step() -> None:
@@ -54,7 +54,7 @@ def test_no_gradient_gives_no_step() -> None:
 
 
 def reference(weight: Tensor, grads: list[Tensor], *, lr: float, momentum: float, iterations: int) -> Tensor:
-    """One weight by the book: Nesterov momentum, orthogonalised; the norm set before each step."""
+    """A plain implementation for one weight: the norm is set, then an orthogonalised step of Nesterov momentum."""
     velocity = torch.zeros_like(weight)
     for grad in grads:
         velocity = momentum * velocity + grad
@@ -69,7 +69,7 @@ def reference(weight: Tensor, grads: list[Tensor], *, lr: float, momentum: float
 def test_steps_are_those_of_a_plain_implementation(
     momentum: float, iterations: int, memory_format: torch.memory_format
 ) -> None:
-    # Some of one shape, which are batched; wide, tall and square ones.
+    # Some have the same shape and are batched. They are wide, tall or square.
     shapes = [(8, 4, 3, 3), (8, 4, 3, 3), (64, 3, 3, 3), (8, 4, 3, 3), (6, 6, 1, 1)]
     weights = weights_of(*shapes)
     for weight in weights:
@@ -82,7 +82,7 @@ def test_steps_are_those_of_a_plain_implementation(
         torch.testing.assert_close(weight.detach(), expected, atol=2e-3, rtol=0)
 
 
-def test_a_step_without_a_rate_sets_the_norm_and_nothing_else() -> None:
+def test_a_step_with_rate_0_only_sets_the_norm() -> None:
     weights = weights_of((16, 4, 3, 3), (9, 2, 1, 1))
     before = [weight.detach().clone() for weight in weights]
     stepped(Muon(weights, lr=0.0), weights, 1)
@@ -93,14 +93,14 @@ def test_a_step_without_a_rate_sets_the_norm_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
 @pytest.mark.parametrize("lr", [0.01, 0.2])
-def test_a_step_moves_a_weight_by_about_the_rates_share_of_its_norm(lr: float, size: float) -> None:
+def test_the_size_of_a_step_is_about_the_rate_times_the_norm(lr: float, size: float) -> None:
     (weight,) = weights = weights_of((16, 8, 3, 3))
     start = 4 * weight.detach() / weight.detach().norm()
-    stepped(Muon(weights, lr=lr), weights, 1, scale=size)  # however large the gradient is
+    stepped(Muon(weights, lr=lr), weights, 1, scale=size)  # whatever the size of the gradient
     assert 0.65 * lr < (weight.detach() - start).norm() / start.norm() < 1.25 * lr
 
 
-def test_one_by_one_gives_what_the_batch_gives() -> None:
+def test_single_weights_get_the_same_steps_as_a_batch() -> None:
     shapes = [(8, 4, 3, 3)] * 5
     together, alone = weights_of(*shapes), weights_of(*shapes)
     stepped(Muon(together, lr=0.1), together, 1, 2)
@@ -122,7 +122,7 @@ def test_each_group_has_its_own_rate() -> None:
     assert moved[0] / moved[1] == pytest.approx(10, rel=0.1)
 
 
-def test_a_weight_without_a_gradient_is_left_alone() -> None:
+def test_a_weight_without_a_gradient_does_not_change() -> None:
     idle, busy = weights_of((8, 4, 3, 3), (8, 4, 3, 3))
     before = idle.detach().clone()
     optimizer = Muon([idle, busy], lr=0.1)
@@ -132,14 +132,14 @@ def test_a_weight_without_a_gradient_is_left_alone() -> None:
     assert list(optimizer.state) == [busy]
 
 
-def test_the_gradient_is_left_as_it_was() -> None:
+def test_the_gradient_does_not_change() -> None:
     (weight,) = weights = weights_of((8, 4, 3, 3))
     stepped(Muon(weights, lr=0.1), weights, 1)
     assert weight.grad is not None
     assert torch.equal(weight.grad, drawn(8, 4, 3, 3, seed=100))
 
 
-def test_a_saved_state_goes_on_to_the_last_bit() -> None:
+def test_a_loaded_state_continues_to_the_last_bit() -> None:
     shapes = [(8, 4, 3, 3), (8, 4, 3, 3), (32, 3, 1, 1)]
     weights = weights_of(*shapes)
     optimizer = Muon(weights, lr=0.1, momentum=0.8, iterations=4)
@@ -151,6 +151,6 @@ def test_a_saved_state_goes_on_to_the_last_bit() -> None:
     stepped(optimizer, weights, 3)
     stepped(other, others, 3)
     assert all(torch.equal(one, two) for one, two in zip(weights, others, strict=True))
-    forgetful = [nn.Parameter(drawn(*shape, seed=number)) for number, shape in enumerate(shapes)]
-    stepped(Muon(forgetful, lr=0.1, momentum=0.8, iterations=4), forgetful, 3)
-    assert not torch.equal(forgetful[0], weights[0])
+    without_state = [nn.Parameter(drawn(*shape, seed=number)) for number, shape in enumerate(shapes)]
+    stepped(Muon(without_state, lr=0.1, momentum=0.8, iterations=4), without_state, 3)
+    assert not torch.equal(without_state[0], weights[0])

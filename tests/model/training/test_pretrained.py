@@ -10,34 +10,33 @@ from torch import Tensor
 from model.errors import RecipeError
 from model.nets.zoo import build
 from model.training.pretrained import read_state_dict, start_from
+from tests.model.nets.plain import MixedNetwork, PlainCNN
 
 
 @pytest.fixture(scope="module")
 def imagenet() -> dict[str, Tensor]:
-    """What torchvision's resnet18 for ImageNet would hand out, with random numbers."""
+    """A state dict of torchvision's resnet18 for ImageNet, with random numbers."""
     torch.manual_seed(1)
     state: dict[str, Tensor] = torchvision.models.resnet18(weights=None).state_dict()
     return state
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_the_trunk_is_taken_over_and_the_head_stays_as_drawn(
-    imagenet: dict[str, Tensor], suffix: str, tmp_path: Path
-) -> None:
+def test_all_but_the_classifier_is_loaded(imagenet: dict[str, Tensor], suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"resnet18{suffix}"
     if suffix == ".pth":
         torch.save(imagenet, path)
     else:
         save_file(imagenet, path)
     net: Any = build("resnet18", stem="imagenet", num_classes=10)
-    drawn = net.fc.weight.clone()
+    random = net.fc.weight.clone()
     start_from(net, read_state_dict(path).state)
     state = net.state_dict()
-    assert torch.equal(state["fc.weight"], drawn)
+    assert torch.equal(state["fc.weight"], random)
     assert all(torch.equal(state[key], imagenet[key]) for key in state if not key.startswith("fc."))
 
 
-def test_a_head_of_the_same_size_is_taken_over_too(imagenet: dict[str, Tensor]) -> None:
+def test_a_classifier_of_the_same_size_is_loaded_too(imagenet: dict[str, Tensor]) -> None:
     net = build("resnet18", stem="imagenet", num_classes=1000)
     start_from(net, imagenet)
     assert torch.equal(net.state_dict()["fc.bias"], imagenet["fc.bias"])
@@ -51,7 +50,17 @@ def test_the_network_of_a_checkpoint_is_taken(imagenet: dict[str, Tensor], tmp_p
     assert all(torch.equal(state[key], imagenet[key]) for key in state)
 
 
-def test_a_state_dict_without_a_head_or_counters_will_do(imagenet: dict[str, Tensor]) -> None:
+def test_the_classifier_is_found_whatever_its_name() -> None:
+    trained, net = PlainCNN(num_classes=5), PlainCNN(num_classes=7)
+    random = net.classifier.weight.clone()
+    start_from(net, trained.state_dict())
+    assert torch.equal(net.classifier.weight, random)
+    assert torch.equal(net.state_dict()["body.0.weight"], trained.state_dict()["body.0.weight"])
+    with pytest.raises(RecipeError, match="belongs to another network"):
+        start_from(net, MixedNetwork().state_dict())
+
+
+def test_a_state_dict_without_a_classifier_or_counters_is_accepted(imagenet: dict[str, Tensor]) -> None:
     old = {key: value for key, value in imagenet.items() if "fc." not in key and "num_batches" not in key}
     net = build("resnet18", stem="imagenet", num_classes=10)
     start_from(net, old)
@@ -67,20 +76,20 @@ def test_the_weights_of_another_network_are_refused(imagenet: dict[str, Tensor],
     assert torch.equal(net.state_dict()["conv1.weight"], before)
 
 
-def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_recipe_error(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"there is no file .*none\.pth: give --init a state dict"):
         read_state_dict(tmp_path / "none.pth")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_what_is_no_state_dict_is_refused(suffix: str, tmp_path: Path) -> None:
+def test_another_file_is_refused(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"wrong{suffix}"
     path.write_bytes(b"not at all")
     with pytest.raises(RecipeError, match="is not a state dict"):
         read_state_dict(path)
 
 
-def test_a_dict_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_dict_of_other_values_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "model": {}}, tmp_path / "checkpoint.pth")
     with pytest.raises(RecipeError, match="is not a state dict"):
         read_state_dict(tmp_path / "checkpoint.pth")

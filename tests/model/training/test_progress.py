@@ -13,7 +13,7 @@ LINE = "epoch 1/8, loss 2.2500, holdout accuracy 12.50%, 16 px, 3 s\n"
 
 def run_one_epoch(observer: Observer) -> None:
     observer.begin(0.0)
-    observer.step(epoch=1, loss=2.25, lr=0.1, pictures=25, done=0.125)
+    observer.step(epoch=1, loss=2.25, lr=0.1, images=25, done=0.125)
     observer.epoch(RECORD)
 
 
