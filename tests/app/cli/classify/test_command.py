@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import model
 from app.cli.classify.command import classify
 from tests.app.fakes import FakeEngine, photo, picture
-from tests.app.running import ROOT, Running, eventually, serving
+from tests.app.running import ROOT, Running, default_sigint, eventually, serving
 
 COMMAND = typer.Typer()
 COMMAND.command()(classify)
@@ -52,12 +52,13 @@ def start(*arguments: str | Path, cwd: Path, environment: dict[str, str] | None 
     """Start `python -m app.classify` without the settings of this process."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TENFOLD_")}
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(
-        [sys.executable, "-m", "app.classify", *map(str, arguments)],
-        cwd=cwd,
-        env={**kept, "PYTHONPATH": str(ROOT), **(environment or {})},
-        **{**streams, **options},
-    )
+    with default_sigint():
+        return subprocess.Popen(
+            [sys.executable, "-m", "app.classify", *map(str, arguments)],
+            cwd=cwd,
+            env={**kept, "PYTHONPATH": str(ROOT), **(environment or {})},
+            **{**streams, **options},
+        )
 
 
 def rows(text: str) -> list[dict[str, str]]:
