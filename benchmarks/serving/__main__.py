@@ -26,7 +26,7 @@ def main(
     weights: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("weights/resnet18-cifar10"),
     rounds: Annotated[int, typer.Option(min=1, help="Number of rounds.")] = 3,
     seconds: Annotated[int, typer.Option(min=1, help="Duration of each measurement.")] = 3,
-    only: Annotated[str, typer.Option(help="Comma-separated names of servers.  [default: all]")] = "",
+    only: Annotated[str, typer.Option(help="Comma-separated names of servers, all by default.")] = "",
     connections: Annotated[str, typer.Option(help="Comma-separated numbers of connections.")] = "1,32,128",
     images: Annotated[int, typer.Option(min=1, help="Images on which a server must agree first.")] = 100,
     data: Annotated[Path, typer.Option(help="Folder of CIFAR-10. Without it, images are generated.")] = Path("data"),
