@@ -64,7 +64,8 @@ class LocalClassifier:
         try:
             groups = prefetch(paths, batch_size=_FILES_PER_TASK, buffer_size=4 * _FILES_PER_TASK)
             decoded = ordered_map(decoders, read, groups, ahead=2 * settings.decode_threads)
-            batch_size = max(1, settings.max_batch // settings.views)
+            max_views = settings.max_batch or self._classifier.engine.preferred_batch
+            batch_size = max(1, max_views // settings.views)
             batches = prefetch(chain.from_iterable(decoded), batch_size=batch_size, buffer_size=2 * batch_size)
             yield from ordered_map(engine, self._classify_batch, batches, ahead=1)
         finally:

@@ -181,7 +181,7 @@ def test_an_engine_error_is_reported_for_its_files(files: list[str]) -> None:
     with serving(engine, stall_timeout=60) as running:
         engine.failure = RuntimeError("CUDA on fire")
         (result,) = Client(running).all(files[:1])
-    assert "report it with the request id" in str(result.error)
+    assert "request ID" in str(result.error)
 
 
 def test_files_after_the_service_has_stopped_have_errors(files: list[str]) -> None:
