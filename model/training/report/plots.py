@@ -95,7 +95,7 @@ def _confusion(labels: Sequence[str], scores: Scores) -> Figure:
     figure = Figure(figsize=(7, 6.4), layout="constrained")
     axes = figure.add_subplot()
     fractions = scores.confusion / np.maximum(scores.confusion.sum(1, keepdims=True), 1)
-    # The colour scale ends at the largest error: with the diagonal in it, the errors could not be seen.
+    # The colour scale ends at the largest error, because the diagonal would make all errors look white.
     darkest = max(0.15, float((fractions - np.diag(fractions.diagonal())).max()))
     axes.imshow(fractions, cmap="Blues", vmin=0, vmax=darkest)
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")

@@ -47,8 +47,8 @@ def test_it_adds_a_model_and_reports_its_accuracy(bundle: Path) -> None:
     card = read_card(bundle / "card.json")
     assert card.openvino is not None
     assert (card.openvino.weights, card.openvino.pictures) == ("int8", 50)
-    told = re.findall(r"^image \d+, of class \w+: (\w+), in float32 (\w+)$", result.stdout, re.MULTILINE)
-    assert len(told) == round(60 * (1 - card.openvino.agreement))
+    listed = re.findall(r"^image \d+, of class \w+: (\w+), in float32 (\w+)$", result.stdout, re.MULTILINE)
+    assert len(listed) == round(60 * (1 - card.openvino.agreement))
     assert card.model_copy(update={"openvino": None, "files": before.files}) == before, "only these fields change"
     assert model.load(bundle, device="cpu").engine.precision == "int8"
 
