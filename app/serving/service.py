@@ -52,7 +52,7 @@ class Service:
         self.models = Registry()
         self.state: State = "loading"
         self.telemetry = Telemetry(
-            pictures=lambda: self.admission.images_in_progress, uploads=lambda: self.admission.uploads_in_progress
+            images=lambda: self.admission.images_in_progress, uploads=lambda: self.admission.uploads_in_progress
         )
         self._load = load
         self._on_failure = on_failure

@@ -35,12 +35,12 @@ class Telemetry:
     With `SHARED_FOLDER` in the environment each process writes its metrics there, and each reports the sum.
 
     Args:
-        pictures: returns how many images are being decoded, waiting or in a batch.
+        images: returns how many images are being decoded, waiting or in a batch.
         uploads: returns of how many requests the body is being read.
     """
 
-    def __init__(self, pictures: Callable[[], int] = lambda: 0, uploads: Callable[[], int] = lambda: 0) -> None:
-        self._in_progress = (pictures, uploads)
+    def __init__(self, images: Callable[[], int] = lambda: 0, uploads: Callable[[], int] = lambda: 0) -> None:
+        self._in_progress = (images, uploads)
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "tenfold_requests", "Requests by route and status.", ("route", "status"), registry=self.registry
