@@ -14,8 +14,10 @@ RUN python -m venv /opt/uv \
 
 FROM uv AS cpu-packages
 COPY requirements/serve.txt /requirements/
+# openvino-telemetry sends usage data to Google Analytics at every start; OpenVINO works without it.
 # Removing OpenVINO's plugins for other devices and its frontends for other formats saves 80 MB.
 RUN /opt/uv/bin/uv pip install --python /opt/venv/bin/python --require-hashes -r /requirements/serve.txt \
+    && /opt/uv/bin/uv pip uninstall --python /opt/venv/bin/python openvino-telemetry \
     && cd /opt/venv/lib/python3.11/site-packages/openvino/libs \
     && rm -f libopenvino_intel_gpu_plugin.so libopenvino_intel_npu_*.so libopenvino_onnx_* libopenvino_paddle_* \
         libopenvino_pytorch_* libopenvino_tensorflow_* libopenvino_jax_*
