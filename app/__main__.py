@@ -9,6 +9,7 @@ from typing import Never
 
 from pydantic import ValidationError
 
+from app.process.cpus import default_threads
 from app.process.server import serve
 from app.process.workers import supervise
 from app.settings import Settings, error_messages
@@ -48,7 +49,9 @@ def main(arguments: list[str]) -> int:
     with logging_to_stderr(settings.log_level, settings.log_format):
         if arguments:
             return serve(settings, listening=socket.socket(fileno=int(arguments[0])), control=sys.stdin.fileno())
-        return serve(settings) if settings.workers == 1 else supervise(settings)
+        if settings.workers > 1:
+            return supervise(settings)
+        return serve(settings.model_copy(update={"threads": settings.threads or default_threads()}))
 
 
 def run(arguments: list[str]) -> Never:

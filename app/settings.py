@@ -40,7 +40,11 @@ class Settings(BaseSettings):
     ] = "auto"
     device: Annotated[DeviceName, Field(description="Device. `auto` selects CUDA if available.")] = "auto"
     threads: Annotated[
-        int, Field(ge=0, description="Number of inference threads on a CPU. 0 selects the default of the runtime.")
+        int,
+        Field(
+            ge=0,
+            description="Inference threads on a CPU. 0 selects the CPU quota, if any, or the runtime's default.",
+        ),
     ] = 0
     decode_threads: Annotated[int, Field(ge=1, description="Number of threads that decode images.")] = 2
     max_batch: Annotated[

@@ -6,8 +6,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+_HIERARCHY = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
 
-def available_cpus(hierarchy: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+
+def available_cpus(hierarchy: Path = _HIERARCHY, membership: Path = _MEMBERSHIP) -> int:
     """CPUs in the process's affinity mask, or fewer if a control group limits its CPU time.
 
     Args:
@@ -19,6 +22,18 @@ def available_cpus(hierarchy: Path = Path("/sys/fs/cgroup"), membership: Path = 
     """
     allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, math.floor(min([allowed, *_quotas(hierarchy, membership)])))
+
+
+def default_threads(hierarchy: Path = _HIERARCHY, membership: Path = _MEMBERSHIP) -> int:
+    """Threads for a network on a CPU, if no setting says.
+
+    OpenVINO and PyTorch count the CPUs of the affinity mask, but ignore the quota of a control group, which then stops
+    all their threads for a part of each period.
+
+    Returns:
+        `available_cpus` if there is a quota, else 0: the runtime's choice.
+    """
+    return available_cpus(hierarchy, membership) if any(_quotas(hierarchy, membership)) else 0
 
 
 def _quotas(hierarchy: Path, membership: Path) -> Iterator[float]:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from app.process.cpus import available_cpus
+from app.process.cpus import available_cpus, default_threads
 
 ALLOWED = len(os.sched_getaffinity(0))
 
@@ -61,3 +61,10 @@ def test_a_quota_is_rounded_down(tmp_path: Path) -> None:
     quota = int((ALLOWED - 0.5) * period)
     write(tmp_path, {"cpu.max": f"{quota} {period}", "membership": "0::/"})
     assert available_cpus(tmp_path, tmp_path / "membership") == max(1, ALLOWED - 1)
+
+
+def test_the_runtime_chooses_its_threads_unless_there_is_a_quota(tmp_path: Path) -> None:
+    write(tmp_path, {"cpu.max": "max 100000", "membership": "0::/"})
+    assert default_threads(tmp_path, tmp_path / "membership") == 0
+    write(tmp_path, {"cpu.max": "100000 100000"})
+    assert default_threads(tmp_path, tmp_path / "membership") == 1
