@@ -13,7 +13,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.http.problems import TABLE
-from tests.app.fakes import FakeEngine, picture
+from tests.app.fakes import FakeEngine, image_file
 from tests.app.running import ROOT, serving
 
 FOLDER = ROOT / "observability"
@@ -26,12 +26,12 @@ def exposition() -> str:
     """The response of /metrics after two images, one of them invalid, and a request that was rejected."""
     engine = FakeEngine()
     with serving(engine, queue_size=1, max_files=1) as running:
-        assert running.post(picture()).status_code == 200
+        assert running.post(image_file()).status_code == 200
         assert running.post(b"plain text").status_code == 415
         engine.block()
-        pending = running.in_background(lambda: running.post(picture()))
+        pending = running.in_background(lambda: running.post(image_file()))
         running.wait_admitted(1)
-        assert running.post(picture()).status_code == 503
+        assert running.post(image_file()).status_code == 503
         engine.release()
         assert pending.result().status_code == 200
         return running.client.get("/metrics").text

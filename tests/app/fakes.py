@@ -1,4 +1,4 @@
-"""Stand-ins that the tests hand to the service: an engine that obeys, and pictures made to order."""
+"""Stand-ins that the tests hand to the service: an engine that obeys, and images made to order."""
 
 import io
 import threading
@@ -13,7 +13,7 @@ from model.engines.base import Outputs
 
 LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
-# Of the engine below: twelve numbers of a picture to ten logits.
+# Of the engine below: twelve numbers of an image to ten logits.
 HEAD = np.random.RandomState(0).normal(0, 4, (12, 10))
 
 CARD = ModelCard.model_validate(
@@ -147,13 +147,13 @@ def fake_classifier(engine: FakeEngine) -> Classifier:
 
 
 def random_pixels(seed: int, side: int = 32) -> NDArray[np.uint8]:
-    """A picture of four coloured quarters, no two seeds alike, uint8[side, side, 3]."""
+    """An image of four coloured quarters, no two seeds alike, uint8[side, side, 3]."""
     quarters = np.random.RandomState(seed).randint(0, 256, (2, 2, 3), dtype=np.uint8)
     return quarters.repeat(side // 2, axis=0).repeat(side // 2, axis=1)
 
 
-def picture(seed: int = 0, *, size: tuple[int, int] | None = None, kind: str = "PNG", **options: Any) -> bytes:
-    """A picture file.
+def image_file(seed: int = 0, *, size: tuple[int, int] | None = None, kind: str = "PNG", **options: Any) -> bytes:
+    """An image file.
 
     Args:
         seed: of `random_pixels`.

@@ -21,7 +21,7 @@ from app.process.server import Server, config_of
 from app.serving.service import Service
 from app.settings import Settings
 from model import Classifier
-from tests.app.fakes import FakeEngine, fake_classifier, picture
+from tests.app.fakes import FakeEngine, fake_classifier, image_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,11 +40,11 @@ class Running:
     Attributes:
         server: of `python -m app`.
         thread: that it runs in.
-        engine: the fake one that it runs pictures through.
+        engine: the fake one that it runs images through.
         service: what its routes are given.
         port: that it listens at.
         client: speaks to it.
-        path: that pictures are sent to.
+        path: that images are sent to.
     """
 
     path = "/predict"
@@ -62,11 +62,11 @@ class Running:
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)
 
     def post(self, data: bytes, **options: Any) -> httpx.Response:
-        """Send a picture as the raw body."""
+        """Send an image as the raw body."""
         return self.client.post(self.path, content=data, **options)
 
     def upload(self, *files: tuple[str, bytes], **options: Any) -> httpx.Response:
-        """Send pictures as multipart/form-data."""
+        """Send images as multipart/form-data."""
         return self.client.post(self.path, files=[("file", file) for file in files], **options)
 
     def in_background(self, send: Callable[[], httpx.Response]) -> "Pending":
@@ -74,12 +74,12 @@ class Running:
         return Pending(send)
 
     def wait_admitted(self, count: int) -> None:
-        """Wait until `count` pictures are under way."""
-        eventually(lambda: self.service.admission.images_in_progress == count, f"{count} pictures under way")
+        """Wait until `count` images are in progress."""
+        eventually(lambda: self.service.admission.images_in_progress == count, f"{count} images in progress")
 
 
 class Pending:
-    """A request under way in a thread."""
+    """A request in progress in a thread."""
 
     def __init__(self, send: Callable[[], httpx.Response]) -> None:
         self._answers: list[httpx.Response] = []
@@ -92,7 +92,7 @@ class Pending:
         return not self._thread.is_alive()
 
     def result(self) -> httpx.Response:
-        """Its answer."""
+        """Its response."""
         self._thread.join(20)
         assert self._answers, "the request was not answered"
         return self._answers[0]
@@ -114,17 +114,17 @@ class Visitor:
         self._thread.start()
 
     def _visit(self) -> None:
-        data = picture()
+        data = image_file()
         with httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=30) as client:
             while self.ended is None:
                 sent = time.monotonic()
                 try:
-                    answer = client.post("/predict", content=data)
+                    response = client.post("/predict", content=data)
                 except httpx.HTTPError as error:
                     self.ended = error
                 else:
-                    connection = answer.headers.get("Connection", "")
-                    self.answered.append((sent, answer.status_code, connection))
+                    connection = response.headers.get("Connection", "")
+                    self.answered.append((sent, response.status_code, connection))
 
     def join(self) -> None:
         self._thread.join(60)
@@ -143,7 +143,7 @@ def serving(
     """Serve on a free port, in a thread, as `python -m app` does.
 
     Args:
-        engine: that runs the pictures; a fresh one if not given.
+        engine: that runs the images; a fresh one if not given.
         load: gives the classifier, if it is not the fake one with `engine`.
         on_failure: see create_app.
         wait_ready: whether to wait for /readyz.

@@ -21,7 +21,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
-from tests.app.fakes import CARD, LABELS, picture
+from tests.app.fakes import CARD, LABELS, image_file
 
 EXPLAIN = "**/explain?*"
 # The browser logs this for failed requests and for responses with status 4xx or 5xx.
@@ -131,7 +131,7 @@ def explanation(
     rest = (1 - sum(probability for _, probability in ranking)) / (len(LABELS) - len(ranking))
     probabilities = [*ranking, *((label, rest) for label in LABELS if label not in ranked)]
     cells = [[3.0 if (row, column) == peak else -0.5 for column in range(4)] for row in range(4)]
-    pixels = "data:image/png;base64," + base64.b64encode(picture(7)).decode()
+    pixels = "data:image/png;base64," + base64.b64encode(image_file(7)).decode()
     chosen = label or probabilities[0][0]
     return {
         "model": {"name": CARD.name, "version": CARD.version},

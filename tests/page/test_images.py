@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import FileChooser, FilePayload, Page, Route, expect
 
-from tests.app.fakes import CARD, LABELS, photo, picture
+from tests.app.fakes import CARD, LABELS, image_file, photo
 from tests.app.running import Running
 from tests.page.browsing import EXPLAIN, add, explanation, headline, mock_explain, succeed, wait_until
 
@@ -31,13 +31,13 @@ _DISPATCH = """([type, files]) => {
 
 def send(page: Page, event: str, *names: str) -> bool:
     """Drop or paste files; returns whether the browser would also run its own action."""
-    text = base64.b64encode(picture()).decode()
+    text = base64.b64encode(image_file()).decode()
     return bool(page.evaluate(_DISPATCH, [event, [[name, text] for name in names]]))
 
 
 def test_an_image_is_sent_once_and_all_classes_are_requested(page: Page) -> None:
     requests = mock_explain(page)
-    data = picture()
+    data = image_file()
     add(page, ("tom.png", data))
     expect(headline(page)).to_have_text("Cat")
     (request,) = requests
@@ -73,7 +73,7 @@ def test_with_the_real_service(page: Page, running: Running) -> None:
 def test_the_same_file_can_be_added_again(page: Page) -> None:
     requests = mock_explain(page)
     for times in (1, 2):
-        add(page, ("tom.png", picture()))
+        add(page, ("tom.png", image_file()))
         expect(headline(page)).to_have_text("Cat")
         assert len(requests) == times
 
@@ -114,7 +114,7 @@ def test_keyboard_only(own_page: Page) -> None:
     wait_until(own_page, lambda: bool(choosers), "the file dialogue opens")
     (chooser,) = choosers
     assert chooser.is_multiple()
-    chooser.set_files([FilePayload(name=f"{n}.png", mimeType="image/png", buffer=picture(n)) for n in range(2)])
+    chooser.set_files([FilePayload(name=f"{n}.png", mimeType="image/png", buffer=image_file(n)) for n in range(2)])
     expect(own_page.locator("#count")).to_have_text("2 images")
     own_page.get_by_role("button", name="1.png: cat").focus()
     own_page.keyboard.press("Enter")
@@ -147,7 +147,7 @@ def test_keyboard_only(own_page: Page) -> None:
 )
 def test_headline(page: Page, result: dict[str, Any], heading: str, lead: str) -> None:
     mock_explain(page, lambda route: succeed(route, explanation(**result)))
-    add(page, ("a.png", picture()))
+    add(page, ("a.png", image_file()))
     expect(headline(page)).to_have_text(heading)
     expect(page.locator(".lead")).to_have_text(lead)
 
@@ -156,7 +156,7 @@ def test_ranking_warnings_and_timing(page: Page) -> None:
     mock_explain(
         page, lambda route: succeed(route, explanation(warnings=["upscaled from 8x8", "animated: first frame"]))
     )
-    add(page, ("a.png", picture()))
+    add(page, ("a.png", image_file()))
     rows = page.locator(".ranking li")
     expect(rows).to_have_count(10)
     expect(rows.nth(0)).to_have_text("cat90.0 %")
@@ -186,7 +186,7 @@ def brightness(page: Page, x: float, y: float) -> int:
 
 def test_the_heat_map_is_drawn_over_the_image_and_can_be_hidden(page: Page) -> None:
     mock_explain(page, lambda route: succeed(route, explanation(peak=(0, 0))))
-    add(page, ("a.png", picture(size=(400, 300))))
+    add(page, ("a.png", image_file(size=(400, 300))))
     canvas = page.locator("#stage canvas")
     expect(canvas).to_be_visible()
     assert brightness(page, 0.25, 0.12) > 2 * brightness(page, 0.9, 0.9)
@@ -209,7 +209,7 @@ def test_the_heat_map_of_another_class_is_requested_once(page: Page) -> None:
         succeed(route, explanation(label="dog" if dog else "cat", peak=(3, 3) if dog else (0, 0)))
 
     requests = mock_explain(page, reply)
-    add(page, ("a.png", picture()))
+    add(page, ("a.png", image_file()))
     dog, cat = page.get_by_role("button", name="dog, 6.0 %"), page.get_by_role("button", name="cat, 90.0 %")
     expect(cat).to_have_attribute("aria-pressed", "true")
     dog.click()
@@ -229,13 +229,13 @@ def test_a_class_without_evidence(page: Page) -> None:
     for view in body["views"]:
         view["map"] = [[-1.0] * 4] * 4
     mock_explain(page, lambda route: succeed(route, body))
-    add(page, ("a.png", picture()))
+    add(page, ("a.png", image_file()))
     expect(page.locator("#where")).to_have_text("There is no evidence for cat.")
 
 
 def test_the_views_are_shown_enlarged_and_can_be_selected(page: Page) -> None:
     mock_explain(page)
-    add(page, ("a.png", picture(size=(400, 300))))
+    add(page, ("a.png", image_file(size=(400, 300))))
     images = page.locator("#view-list img")
     expect(images).to_have_count(2)
     assert images.nth(0).get_attribute("src") == explanation()["views"][0]["input"]
@@ -260,7 +260,7 @@ def test_four_requests_at_a_time_and_many_images(page: Page) -> None:
     held: list[Route] = []
     holding = True
     requests = mock_explain(page, lambda route: held.append(route) if holding else succeed(route))
-    data = picture()
+    data = image_file()
     add(page, *[(f"{number}.png", data) for number in range(100)])
     expect(page.locator("#tiles li")).to_have_count(100)
     for done in range(3):
@@ -351,7 +351,7 @@ def test_the_curl_command_works(own_page: Page, running: Running, tmp_path: Path
         pytest.skip("no bash and curl")
     own_page.route(EXPLAIN, lambda route: route.fulfill(status=404))  # the command then uses /predict
     own_page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    (tmp_path / name).write_bytes(picture())
+    (tmp_path / name).write_bytes(image_file())
     own_page.set_input_files("#files", tmp_path / name)
     own_page.get_by_role("button", name="Copy as curl").click()
     expect(own_page.get_by_role("button", name="Copied")).to_be_visible()
@@ -365,7 +365,7 @@ def test_the_curl_command_works(own_page: Page, running: Running, tmp_path: Path
 
 def test_remove_and_clear(page: Page) -> None:
     mock_explain(page)
-    add(page, ("a.png", picture()), ("b.png", picture()), ("c.png", picture()))
+    add(page, ("a.png", image_file()), ("b.png", image_file()), ("c.png", image_file()))
     expect(page.locator("#count")).to_have_text("3 images")
     page.get_by_role("button", name="Remove").click()
     expect(page.locator("#name")).to_have_text("b.png")

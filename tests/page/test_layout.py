@@ -6,7 +6,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, expect
 
-from tests.app.fakes import LABELS, picture
+from tests.app.fakes import LABELS, image_file
 from tests.app.running import Running
 from tests.page.browsing import add, explanation, fail, mock_explain, succeed, visiting
 
@@ -64,7 +64,7 @@ def test_axe_finds_no_violation_and_nothing_overflows(
         with_figures(page)
         mock_explain(page, reply)
         name = f"{'a-long-name' * 12}.png"
-        add(page, (name, picture(size=(400, 300))), ("b.txt", b"large"), ("c.png", b"other"))
+        add(page, (name, image_file(size=(400, 300))), ("b.txt", b"large"), ("c.png", b"other"))
         expect(page.locator("#count")).to_have_text("3 images, 1 failed")
         page.get_by_role("button", name="Copy as curl").click()
         page.locator("summary").click()
@@ -101,7 +101,7 @@ def test_a_phone_has_a_camera_button(browser: Browser, running: Running) -> None
 
 def test_reduced_motion(own_page: Page) -> None:
     mock_explain(own_page, lambda route: None)
-    add(own_page, ("a.png", picture()))
+    add(own_page, ("a.png", image_file()))
     for motion, animation in (("no-preference", "slide"), ("reduce", "none")):
         own_page.emulate_media(reduced_motion=motion)  # type: ignore[arg-type]
         expect(own_page.locator(".progress")).to_have_css("animation-name", animation)
@@ -137,7 +137,7 @@ def test_it_works_behind_a_prefix(browser: Browser, running: Running) -> None:
         page.goto(prefix)
         expect(page.locator("#chip")).to_contain_text("fake-net")
         mock_explain(page)
-        add(page, ("a.png", picture()))
+        add(page, ("a.png", image_file()))
         expect(page.locator("#headline")).to_have_text("Cat")
         page.get_by_role("button", name="Copy as curl").click()
         expect(page.locator("#command")).to_contain_text("/tools/tenfold/explain?top_k=10")

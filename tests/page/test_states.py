@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from model import Classifier
-from tests.app.fakes import FakeEngine, fake_classifier, picture
+from tests.app.fakes import FakeEngine, fake_classifier, image_file
 from tests.app.running import Running, serving
 from tests.page.browsing import (
     EXPLAIN,
@@ -36,7 +36,7 @@ def test_a_slow_request_shows_the_elapsed_time_and_can_be_cancelled(own_page: Pa
     pending: list[Route] = []
     pause_clock(own_page)
     mock_explain(own_page, pending.append)
-    add(own_page, ("a.png", picture()))
+    add(own_page, ("a.png", image_file()))
     expect(headline(own_page)).to_have_text("Classifying …")
     assert own_page.locator(".lead").inner_text() == ""
     own_page.clock.run_for(6_000)
@@ -58,7 +58,7 @@ def test_at_capacity_it_retries_after_the_time_of_retry_after(own_page: Page) ->
 
     pause_clock(own_page)
     requests = mock_explain(own_page, reply)
-    add(own_page, ("a.png", picture()))
+    add(own_page, ("a.png", image_file()))
     banner = own_page.locator("#banner")
     expect(banner).to_contain_text("The service is at capacity. Retrying in 2 s.")
     expect(banner).to_contain_text("256 images are in progress.")
@@ -79,7 +79,7 @@ def test_at_capacity_it_retries_after_the_time_of_retry_after(own_page: Page) ->
 
 def test_no_request_is_sent_while_it_waits_and_the_wait_can_be_ended(page: Page) -> None:
     requests = mock_explain(page, lambda route: fail(route, 503, "queue-full", "full", retry_after=600))
-    add(page, *[(f"{number}.png", picture()) for number in range(6)])
+    add(page, *[(f"{number}.png", image_file()) for number in range(6)])
     expect(page.locator("#banner")).to_contain_text("in 600 s")
     page.wait_for_timeout(300)
     assert len(requests) == 4  # these were in progress already
@@ -97,9 +97,9 @@ def test_a_full_queue_of_the_real_service(browser: Browser) -> None:
     engine.block()
     with serving(engine, queue_size=1, max_files=1) as service, visiting(browser, url(service)) as page:
         without_explain(page)
-        other = service.in_background(lambda: service.post(picture()))
+        other = service.in_background(lambda: service.post(image_file()))
         service.wait_admitted(1)
-        add(page, ("a.png", picture()))
+        add(page, ("a.png", image_file()))
         expect(page.locator("#banner")).to_contain_text("at capacity")
         engine.release()
         expect(page.locator("#tiles b")).to_have_count(1)
@@ -118,7 +118,7 @@ def test_it_waits_for_the_model_to_load(browser: Browser) -> None:
     with serving(engine, load=load, wait_ready=False) as service, visiting(browser, url(service)) as page:
         without_explain(page)
         expect(page.locator("#banner")).to_contain_text("The service is not ready.")
-        add(page, ("a.png", picture()))
+        add(page, ("a.png", image_file()))
         expect(headline(page)).to_have_text("Waiting for the service")
         loaded.set()
         expect(page.locator(".ranking")).to_be_visible()
@@ -134,7 +134,7 @@ def test_it_waits_for_a_service_that_has_stopped(browser: Browser) -> None:
             expect(page.locator("#model")).to_be_visible()
             first.server.should_exit = True
             first.thread.join(20)
-            add(page, ("a.png", picture()))
+            add(page, ("a.png", image_file()))
             expect(page.locator("#banner")).to_contain_text("The service cannot be reached.")
             expect(headline(page)).to_have_text("Waiting for the service")
             with serving(port=port):
@@ -147,7 +147,7 @@ def test_it_continues_when_the_browser_is_online_again(own_page: Page) -> None:
     mock_explain(own_page)
     own_page.context.set_offline(True)
     own_page.unroute(EXPLAIN)
-    add(own_page, ("a.png", picture()))
+    add(own_page, ("a.png", image_file()))
     expect(own_page.locator("#banner")).to_contain_text("cannot be reached")
     mock_explain(own_page)
     own_page.context.set_offline(False)
@@ -156,7 +156,7 @@ def test_it_continues_when_the_browser_is_online_again(own_page: Page) -> None:
 
 def test_a_request_fails_after_three_interruptions(page: Page) -> None:
     requests = mock_explain(page, lambda route: route.abort())
-    add(page, ("a.png", picture()))
+    add(page, ("a.png", image_file()))
     expect(headline(page)).to_have_text("Not sent")
     assert len(requests) == 3
     expect(page.locator("#banner")).to_be_hidden()
@@ -165,7 +165,7 @@ def test_a_request_fails_after_three_interruptions(page: Page) -> None:
 @pytest.mark.parametrize("status", [502, 504])
 def test_it_waits_for_the_service_behind_a_proxy(page: Page, status: int) -> None:
     requests = mock_explain(page, lambda route: route.fulfill(status=status, body="<h1>Bad gateway</h1>"))
-    add(page, ("a.png", picture()))
+    add(page, ("a.png", image_file()))
     expect(page.locator("#banner")).to_contain_text("cannot be reached")
     mock_explain(page)
     expect(headline(page)).to_have_text("Cat")
@@ -178,7 +178,7 @@ def test_an_api_key_is_requested_and_sent_and_not_stored(browser: Browser) -> No
         expect(page.locator("#key-form")).to_be_visible()
         field = page.get_by_label("This service requires an API key.")
         expect(field).to_be_focused()
-        add(page, ("a.png", picture()))
+        add(page, ("a.png", image_file()))
         field.fill("wrong")
         page.keyboard.press("Enter")
         field = page.get_by_label("This key is not accepted. Enter another one.")
@@ -196,7 +196,7 @@ def test_an_api_key_is_requested_and_sent_and_not_stored(browser: Browser) -> No
 
 def bitmap() -> bytes:
     """An image that is large as BMP and small as JPEG."""
-    return picture(size=(400, 300), kind="BMP")
+    return image_file(size=(400, 300), kind="BMP")
 
 
 def test_an_image_that_is_too_large_can_be_reduced(browser: Browser) -> None:
@@ -218,11 +218,11 @@ def test_an_image_that_the_browser_cannot_reduce(page: Page) -> None:
     expect(headline(page)).to_have_text("Not resized")
 
 
-@pytest.mark.parametrize("data", [b"hello", picture()[:60], b""], ids=["no image", "truncated", "empty"])
+@pytest.mark.parametrize("data", [b"hello", image_file()[:60], b""], ids=["no image", "truncated", "empty"])
 def test_errors_are_shown_as_the_service_words_them(page: Page, running: Running, data: bytes) -> None:
     problem = running.post(data).json()
     without_explain(page)
-    add(page, ("a.png", data), ("b.png", picture()))
+    add(page, ("a.png", data), ("b.png", image_file()))
     expect(headline(page)).to_have_text(problem["title"])
     expect(page.locator(".lead")).to_contain_text(problem["detail"][1:])  # the first letter is capitalised
     expect(page.locator("#count")).to_have_text("2 images, 1 failed")
@@ -231,7 +231,7 @@ def test_errors_are_shown_as_the_service_words_them(page: Page, running: Running
 @pytest.mark.parametrize("status", [500, 504])
 def test_a_failed_request_can_be_retried(page: Page, status: int) -> None:
     mock_explain(page, lambda route: fail(route, status, "internal-error", "report it with the request id abc"))
-    add(page, ("a.png", picture()))
+    add(page, ("a.png", image_file()))
     expect(page.locator(".lead")).to_have_text("Report it with the request id abc.")
     mock_explain(page)
     page.get_by_role("button", name="Try again").click()
@@ -246,7 +246,7 @@ def test_the_result_stays_if_a_class_cannot_be_explained(page: Page) -> None:
             succeed(route)
 
     mock_explain(page, reply)
-    add(page, ("a.png", picture()))
+    add(page, ("a.png", image_file()))
     page.get_by_role("button", name="dog, 6.0 %").click()
     expect(page.locator("#where")).to_have_text("There is no map for dog: no result within 10 s.")
     expect(headline(page)).to_have_text("Cat")
@@ -254,10 +254,10 @@ def test_the_result_stays_if_a_class_cannot_be_explained(page: Page) -> None:
 
 def test_without_explain_it_uses_predict(page: Page, running: Running) -> None:
     page.route(EXPLAIN, lambda route: route.fulfill(status=404))
-    add(page, ("a.png", picture()), ("b.png", picture(1)))
+    add(page, ("a.png", image_file()), ("b.png", image_file(1)))
     expect(page.locator("#count")).to_have_text("2 images")
     expect(page.locator("#plain")).to_contain_text("no /explain")
-    best = running.post(picture(), params={"top_k": 1}).json()["results"][0]["top_k"][0]["label"]
+    best = running.post(image_file(), params={"top_k": 1}).json()["results"][0]["top_k"][0]["label"]
     expect(page.locator(".ranking li").first).to_contain_text(best)
     expect(page.locator(".ranking button")).to_have_count(0)
     expect(page.locator("#heat-bar")).to_be_hidden()
@@ -265,7 +265,7 @@ def test_without_explain_it_uses_predict(page: Page, running: Running) -> None:
 
 def test_a_format_that_the_browser_cannot_show_is_classified(page: Page) -> None:
     mock_explain(page)
-    add(page, ("photo.heic", b"not an image"), ("b.png", picture()), kind="image/heic")
+    add(page, ("photo.heic", b"not an image"), ("b.png", image_file()), kind="image/heic")
     expect(headline(page)).to_have_text("Cat")
     expect(page.locator("#stage")).to_contain_text("This browser cannot show the image")
     expect(page.locator("#tiles li").first.locator(".no-thumb")).to_have_text("heic")
@@ -299,10 +299,10 @@ def test_missing_figures_are_omitted(page: Page, missing: dict[str, Any]) -> Non
 def test_an_image_removed_in_progress_leaves_nothing(page: Page) -> None:
     pending: list[Route] = []
     mock_explain(page, pending.append)
-    add(page, ("a.png", picture()))
+    add(page, ("a.png", image_file()))
     expect(headline(page)).to_have_text("Classifying …")
     page.get_by_role("button", name="Remove").click()
     expect(page.locator("#detail")).to_be_hidden()
     mock_explain(page, lambda route: succeed(route, explanation([("frog", 0.9)])))
-    add(page, ("b.png", picture()))
+    add(page, ("b.png", image_file()))
     expect(headline(page)).to_have_text("Frog")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from app.cli.classify.command import main as classify
 from app.cli.main import app, serve
 from model import MAX_VIEWS, DeviceName, EngineName
-from tests.app.fakes import picture
+from tests.app.fakes import image_file
 from tests.app.running import ROOT, process
 
 
@@ -93,7 +93,7 @@ def test_it_serves_from_any_folder_with_its_options(tmp_path: Path) -> None:
     arguments = ["-c", program, "serve", "--port", "0", "--device", "cpu", "--threads", "1"]
     with process({"TENFOLD_PORT": "1", "TENFOLD_DRAIN_DELAY": "0"}, tmp_path / "log", arguments=arguments) as running:
         running.wait_ready()
-        response = httpx.post(f"http://127.0.0.1:{running.port}/predict", content=picture(), timeout=30)
+        response = httpx.post(f"http://127.0.0.1:{running.port}/predict", content=image_file(), timeout=30)
         assert response.json()["model"]["name"] == "resnet18-cifar10"
         running.popen.terminate()
         assert running.exit_code() == 0

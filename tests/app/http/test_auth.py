@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.app.fakes import picture
+from tests.app.fakes import image_file
 from tests.app.http.test_problems import is_a_problem
 from tests.app.running import Running, serving
 
@@ -18,9 +18,9 @@ def guarded() -> Iterator[Running]:
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
 @pytest.mark.parametrize("key", KEYS)
-def test_each_key_opens_by_either_header(guarded: Running, method: str, path: str, key: str) -> None:
+def test_each_key_is_accepted_in_either_header(guarded: Running, method: str, path: str, key: str) -> None:
     for headers in ({"Authorization": f"Bearer {key}"}, {"authorization": f"bearer {key}"}, {"X-API-Key": key}):
-        assert guarded.client.request(method, path, content=picture(), headers=headers).status_code == 200
+        assert guarded.client.request(method, path, content=image_file(), headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
@@ -42,13 +42,13 @@ def test_each_key_opens_by_either_header(guarded: Running, method: str, path: st
     ],
     ids=str,
 )
-def test_nothing_else_does(guarded: Running, method: str, path: str, headers: dict[str, str]) -> None:
+def test_anything_else_is_refused(guarded: Running, method: str, path: str, headers: dict[str, str]) -> None:
     seen = guarded.engine.views
-    answer = guarded.client.request(method, path, content=picture(), headers=headers)
-    problem = is_a_problem(answer, 401)
+    response = guarded.client.request(method, path, content=image_file(), headers=headers)
+    problem = is_a_problem(response, 401)
     assert problem["type"] == "urn:tenfold:unauthorized"
-    assert answer.headers["WWW-Authenticate"] == "Bearer"
-    assert not any(key in answer.text for key in KEYS)
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert not any(key in response.text for key in KEYS)
     assert guarded.engine.views == seen
 
 
@@ -57,17 +57,17 @@ def test_probes_need_no_key(guarded: Running, path: str) -> None:
     assert guarded.client.get(path).status_code == 200
 
 
-def test_a_body_is_not_read_before_the_key_is_seen(guarded: Running) -> None:
+def test_the_body_is_not_read_before_the_key_is_checked(guarded: Running) -> None:
     with guarded.connect() as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
 
 
-def test_without_keys_nobody_needs_one(running: Running) -> None:
-    assert running.post(picture(), headers={"Authorization": "Bearer whatever"}).status_code == 200
+def test_without_keys_none_is_needed(running: Running) -> None:
+    assert running.post(image_file(), headers={"Authorization": "Bearer whatever"}).status_code == 200
 
 
-def test_the_ways_to_bring_a_key_are_documented_where_one_is_needed(guarded: Running, running: Running) -> None:
+def test_the_headers_of_a_key_are_documented_if_keys_are_set(guarded: Running, running: Running) -> None:
     assert "securitySchemes" not in running.client.get("/openapi.json").json()["components"]
     schema = guarded.client.get("/openapi.json").json()
     assert set(schema["components"]["securitySchemes"]) == {"HTTPBearer", "APIKeyHeader"}

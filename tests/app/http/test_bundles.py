@@ -26,7 +26,7 @@ def shipped() -> Path:
     return folder
 
 
-def test_the_shipped_weights_know_a_photograph_of_a_cat(shipped: Path, cat_jpeg: bytes) -> None:
+def test_the_shipped_weights_classify_a_photo_of_a_cat(shipped: Path, cat_jpeg: bytes) -> None:
     with serving(load=partial(model.load, shipped)) as service:
         (result,) = service.upload(("chelsea.jpg", cat_jpeg)).json()["results"]
     assert result["top_k"][0]["label"] == "cat"
@@ -34,7 +34,7 @@ def test_the_shipped_weights_know_a_photograph_of_a_cat(shipped: Path, cat_jpeg:
     assert 0 <= result["in_distribution"] <= 1
 
 
-def test_the_shipped_weights_know_the_cat_in_several_views(shipped: Path, cat_jpeg: bytes) -> None:
+def test_the_shipped_weights_classify_the_cat_in_several_views(shipped: Path, cat_jpeg: bytes) -> None:
     with serving(load=partial(model.load, shipped), views=model.MAX_VIEWS) as service:
         (result,) = service.upload(("chelsea.jpg", cat_jpeg)).json()["results"]
     assert result["views"] == model.MAX_VIEWS
@@ -74,17 +74,17 @@ def test_the_test_set_over_http_scores_what_the_card_says(shipped: Path, cifar10
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["article_bundle", "bottleneck_bundle"])
-def test_a_network_of_larger_pictures_is_served_with_its_own_transform(
+def test_a_network_for_larger_images_is_served_with_its_own_transform(
     bundle: str, cat_jpeg: bytes, request: pytest.FixtureRequest
 ) -> None:
     folder: Path = request.getfixturevalue(bundle)
     classifier = model.load(folder)
     with serving(load=lambda: classifier, timeout=60.0) as service:
         card = service.client.get("/model").json()
-        answer = service.upload(("chelsea.jpg", cat_jpeg), params={"top_k": 10})
+        response = service.upload(("chelsea.jpg", cat_jpeg), params={"top_k": 10})
     assert (card["input"]["resize"], card["input"]["crop"]) == (256, 224)
-    assert answer.status_code == 200, answer.text
-    (result,) = answer.json()["results"]
+    assert response.status_code == 200, response.text
+    (result,) = response.json()["results"]
     pixels = model.preprocess(cat_jpeg, classifier.card.input, max_pixels=10**9).pixels
     assert pixels.shape == (1, 224, 224, 3)
     (expected,) = classifier.classify([pixels])

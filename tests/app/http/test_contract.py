@@ -18,16 +18,16 @@ from schemathesis.core.result import Ok
 
 from app.main import create_app
 from app.settings import Settings
-from tests.app.fakes import photo, picture
+from tests.app.fakes import image_file, photo
 from tests.app.http.test_problems import PATHS
 from tests.app.running import Running
 from tests.hostile import corpus
 
 # What a part or a body of the type "a picture" is made of, besides bytes of schemathesis's own.
-_FILES = st.sampled_from([picture(), photo(), *(sample.data for sample in corpus() if 0 < len(sample.data) < 5_000)])
+_FILES = st.sampled_from([image_file(), photo(), *(sample.data for sample in corpus() if 0 < len(sample.data) < 5_000)])
 schemathesis.openapi.media_type("image/*", _FILES | st.binary(max_size=100))
 
-# Whether a wrong request must fail is told by test_problems.py: a picture's bytes cannot be judged by a schema.
+# test_problems.py tests which requests must fail: a schema cannot describe the bytes of an image.
 CHECKS = [
     status_code_conformance,
     content_type_conformance,
@@ -49,7 +49,7 @@ CASES += [(operation, GenerationMode.NEGATIVE) for operation in OPERATIONS if op
 @pytest.mark.parametrize(
     ("operation", "mode"), CASES, ids=[f"{operation.label} {mode.value}" for operation, mode in CASES]
 )
-def test_every_answer_is_as_the_schema_says(
+def test_every_response_conforms_to_the_schema(
     operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode, running: Running
 ) -> None:
     statuses = Counter[int]()
@@ -63,9 +63,9 @@ def test_every_answer_is_as_the_schema_says(
     )
     @given(operation.as_strategy(generation_mode=mode))
     def holds(case: Case[Any]) -> None:
-        answer = case.call_and_validate(base_url=f"http://127.0.0.1:{running.port}", checks=CHECKS)
-        assert answer.status_code != 500
-        statuses[answer.status_code] += 1
+        response = case.call_and_validate(base_url=f"http://127.0.0.1:{running.port}", checks=CHECKS)
+        assert response.status_code != 500
+        statuses[response.status_code] += 1
 
     holds()
     if operation.path in PATHS:

@@ -16,7 +16,7 @@ from PIL import Image
 from app.http.problems import TABLE
 from model import ImageTooLarge, UnreadableImage, UnsupportedImage, preprocess
 from model.decode import FORMATS
-from tests.app.fakes import CARD, photo, picture
+from tests.app.fakes import CARD, image_file, photo
 from tests.app.http.test_problems import is_a_problem
 from tests.app.running import Process, Running, process
 from tests.hostile import BOMBS, OK, Sample, bombs, corpus, many_pieces
@@ -73,7 +73,7 @@ def test_each_stands_or_falls_alone_among_others(running: Running) -> None:
 @pytest.mark.parametrize("content_type", ["image/gif", "image/x-icon", "image/svg+xml", "application/octet-stream"])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_a_wrong_content_type_does_not_matter(kind: str, content_type: str, running: Running) -> None:
-    answer = running.post(picture(kind=kind), headers={"Content-Type": content_type})
+    answer = running.post(image_file(kind=kind), headers={"Content-Type": content_type})
     assert answer.status_code == OK
 
 
@@ -81,9 +81,9 @@ def test_a_wrong_content_type_does_not_matter(kind: str, content_type: str, runn
     "name", ["a.exe", "cat.gif", "../../etc/passwd", "a.png\0.html", "<script>", "x" * 1000, "猫.txt"]
 )
 def test_a_wrong_extension_does_not_matter(name: str, running: Running) -> None:
-    (result,) = running.upload((name, picture())).json()["results"]
+    (result,) = running.upload((name, image_file())).json()["results"]
     assert "problem" not in result
-    (result, _) = running.upload((name, b"no picture"), ("b.png", picture())).json()["results"]
+    (result, _) = running.upload((name, b"no picture"), ("b.png", image_file())).json()["results"]
     assert result["problem"]["status"] == 415
     assert result["filename"]
 
@@ -251,7 +251,7 @@ def test_ten_thousand_hostile_uploads_leave_the_service_as_it_was(int8_bundle: P
         after = settled(running)
         with running.client() as client:
             assert client.get("/readyz").status_code == 200
-            assert client.post("/predict", content=picture()).status_code == 200
+            assert client.post("/predict", content=image_file()).status_code == 200
     print(f"memory {before / 1e6:.0f} MB, then {after / 1e6:.0f} MB; answers {dict(statuses)}")
     assert set(statuses) == {OK, *KINDS}, "mutations that all end alike are too weak or too strong"
     assert sum(statuses.values()) >= UPLOADS

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.app.fakes import photo, picture
+from tests.app.fakes import image_file, photo
 from tests.app.running import Running, serving
 
 
@@ -40,13 +40,13 @@ def test_a_query_gives_the_same_response(both: tuple[Running, Running], query: s
         {"content": b"cat"},
         {"content": b""},
         {"content": b"cat", "headers": {"Content-Type": "text/plain"}},
-        {"content": picture()[:-40]},
-        {"content": picture(), "headers": {"X-Request-Timeout": "nan"}},
-        {"files": [("file", ("a.png", picture())), ("file", ("b.png", b"cat"))]},
-        {"files": [("other", ("a.png", picture()))]},
+        {"content": image_file()[:-40]},
+        {"content": image_file(), "headers": {"X-Request-Timeout": "nan"}},
+        {"files": [("file", ("a.png", image_file())), ("file", ("b.png", b"cat"))]},
+        {"files": [("other", ("a.png", image_file()))]},
         {"method": "GET"},
-        {"method": "PUT", "content": picture()},
-        {"url": "/predict/", "content": picture()},
+        {"method": "PUT", "content": image_file()},
+        {"url": "/predict/", "content": image_file()},
         {"url": "/explain", "content": photo()},
     ],
     ids=" ".join,
@@ -60,6 +60,6 @@ def test_a_request_gives_the_same_response(both: tuple[Running, Running], option
 
 def test_a_request_is_counted_as_its_route(both: tuple[Running, Running]) -> None:
     for service in both:
-        service.post(picture(), headers=HEADERS)
+        service.post(image_file(), headers=HEADERS)
         metrics = service.client.get("/metrics", headers=HEADERS).text
         assert 'tenfold_requests_total{route="/predict",status="200"}' in metrics

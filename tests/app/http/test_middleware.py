@@ -3,14 +3,14 @@ import re
 
 import pytest
 
-from tests.app.fakes import picture
+from tests.app.fakes import image_file
 from tests.app.running import Running, eventually, serving
 
 NEW_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @pytest.mark.parametrize("given", ["abc", "A-b_c.9", "7", "x" * 64])
-def test_a_sane_request_id_is_echoed(running: Running, given: str) -> None:
+def test_a_valid_request_id_is_returned(running: Running, given: str) -> None:
     assert running.client.get("/livez", headers={"X-Request-ID": given}).headers["X-Request-ID"] == given
 
 
@@ -32,11 +32,11 @@ def test_a_sane_request_id_is_echoed(running: Running, given: str) -> None:
     ids=["empty", "space", "65", "200", "unicode", "no UTF-8", "tab", "quote", "semicolon", "path", "percent"],
 )
 def test_a_hostile_request_id_is_replaced(running: Running, given: bytes) -> None:
-    answer = running.client.get("/livez", headers=[(b"X-Request-ID", given)])
-    assert NEW_ID.fullmatch(answer.headers["X-Request-ID"])
+    response = running.client.get("/livez", headers=[(b"X-Request-ID", given)])
+    assert NEW_ID.fullmatch(response.headers["X-Request-ID"])
 
 
-def test_no_two_requests_get_the_same_id(running: Running) -> None:
+def test_request_ids_are_unique(running: Running) -> None:
     ids = {running.client.get("/livez").headers["X-Request-ID"] for _ in range(20)}
     assert len(ids) == 20
     assert all(NEW_ID.fullmatch(one) for one in ids)
@@ -57,18 +57,18 @@ def test_no_two_requests_get_the_same_id(running: Running) -> None:
     ],
 )
 def test_every_response_carries_its_id_and_timing(running: Running, method: str, path: str, status: int) -> None:
-    answer = running.client.request(method, path, headers={"X-Request-ID": "mine"})
-    assert answer.status_code == status
-    assert answer.headers.get_list("X-Request-ID") == ["mine"]
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert re.fullmatch(r"(\w+;dur=\d+\.\d, )*total;dur=\d+\.\d", answer.headers["Server-Timing"])
+    response = running.client.request(method, path, headers={"X-Request-ID": "mine"})
+    assert response.status_code == status
+    assert response.headers.get_list("X-Request-ID") == ["mine"]
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert re.fullmatch(r"(\w+;dur=\d+\.\d, )*total;dur=\d+\.\d", response.headers["Server-Timing"])
 
 
 def test_the_access_log_has_a_line_for_each_request(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tenfold.access")
     with serving() as service:
         caplog.clear()
-        service.post(picture(), headers={"X-Request-ID": "first"})
+        service.post(image_file(), headers={"X-Request-ID": "first"})
         service.client.get("/nowhere?secret=1", headers={"X-Request-ID": "second"})
         eventually(lambda: "second" in caplog.text, "both requests are logged")
     first, second = (record.getMessage() for record in caplog.records if record.name == "tenfold.access")
@@ -88,7 +88,7 @@ def test_a_path_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture)
 
 
 def test_a_body_of_exactly_the_limit_is_read() -> None:
-    data = picture()
+    data = image_file()
     with serving(max_body_bytes=len(data)) as service:
         assert service.post(data).status_code == 200
         assert service.post(data + b"x").status_code == 413
@@ -102,14 +102,14 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent() -> None:
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_route_that_reads_no_body_does_not_mind_its_size() -> None:
+def test_the_size_of_a_body_that_is_not_read_does_not_matter() -> None:
     with serving(max_body_bytes=10) as service:
         assert service.client.request("GET", "/livez", content=bytes(100)).status_code == 200
 
 
 def test_connections_are_kept_alive_until_the_service_drains() -> None:
     with serving(drain_delay=60.0) as service:
-        assert "Connection" not in service.post(picture()).headers
+        assert "Connection" not in service.post(image_file()).headers
         service.service.drain()
-        for answer in (service.post(picture()), service.client.get("/readyz"), service.client.get("/nowhere")):
-            assert answer.headers["Connection"] == "close"
+        for response in (service.post(image_file()), service.client.get("/readyz"), service.client.get("/nowhere")):
+            assert response.headers["Connection"] == "close"

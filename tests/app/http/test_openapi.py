@@ -53,11 +53,11 @@ def test_the_problem_has_its_five_members(schema: dict[str, Any]) -> None:
     Problem.model_validate(dict.fromkeys(component["properties"], "x") | {"status": 400})
 
 
-def test_nothing_is_left_of_the_frameworks_own_errors(schema: dict[str, Any]) -> None:
+def test_the_errors_of_the_framework_are_not_documented(schema: dict[str, Any]) -> None:
     assert not [name for name in schema["components"]["schemas"] if "Validation" in name]
 
 
-def test_every_reference_leads_somewhere_and_every_component_is_used(schema: dict[str, Any]) -> None:
+def test_every_reference_resolves_and_every_component_is_used(schema: dict[str, Any]) -> None:
     components = {f"#/components/schemas/{name}" for name in schema["components"]["schemas"]}
     assert references(schema) == components
 
@@ -82,7 +82,7 @@ def test_the_body_of_predict_is_documented(schema: dict[str, Any]) -> None:
     assert form["properties"]["file"]["items"]["format"] == "binary"
 
 
-def test_explain_takes_one_file_and_answers_in_json_or_png(schema: dict[str, Any]) -> None:
+def test_explain_accepts_one_file_and_returns_json_or_png(schema: dict[str, Any]) -> None:
     operation = schema["paths"]["/explain"]["post"]
     body = operation["requestBody"]
     assert body["required"] is True
@@ -132,7 +132,7 @@ def test_the_fields_of_a_result_are_documented(schema: dict[str, Any]) -> None:
         assert entry["description"].endswith("."), name
 
 
-def test_operations_have_names_of_their_own_and_a_summary(schema: dict[str, Any]) -> None:
+def test_operations_have_unique_names_and_a_summary(schema: dict[str, Any]) -> None:
     entries = operations(schema)
     names = [entry["operationId"] for entry in entries.values()]
     assert len(set(names)) == len(names)

@@ -15,7 +15,7 @@ import pytest
 from app.http.problems import TABLE, problem_of, problem_response
 from app.serving.errors import NotAlive, NotReady, QueueFull
 from model import MAX_VIEWS, Classifier, ImageError, UnreadableImage
-from tests.app.fakes import FakeEngine, fake_classifier, photo, picture
+from tests.app.fakes import FakeEngine, fake_classifier, image_file, photo
 from tests.app.running import Running, eventually, serving
 
 SECRET = "the-secret-of-/srv/weights"
@@ -54,11 +54,11 @@ def multipart(body: bytes) -> Callable[[Running], httpx.Response]:
 
 
 def parameter(name: str, value: str) -> Callable[[Running], httpx.Response]:
-    return lambda service: service.post(picture(), params={name: value})
+    return lambda service: service.post(image_file(), params={name: value})
 
 
 def files(count: int) -> Callable[[Running], httpx.Response]:
-    return lambda service: service.upload(*[("a.png", picture())] * count)
+    return lambda service: service.upload(*[("a.png", image_file())] * count)
 
 
 def chunks() -> Iterator[bytes]:
@@ -81,16 +81,16 @@ def huge_png() -> bytes:
         + struct.pack(">I", len(header))
         + chunk
         + struct.pack(">I", zlib.crc32(chunk))
-        + picture()[33:]
+        + image_file()[33:]
     )
 
 
 def a_full_queue(service: Running) -> httpx.Response:
     service.engine.block()
-    files = [("file", ("a.png", picture()))] * 4
+    files = [("file", ("a.png", image_file()))] * 4
     holding = service.in_background(lambda: service.client.post("/predict", files=files))
     service.wait_admitted(4)
-    refused = service.post(picture())
+    refused = service.post(image_file())
     service.engine.release()
     assert holding.result().status_code == 200
     return refused
@@ -98,13 +98,13 @@ def a_full_queue(service: Running) -> httpx.Response:
 
 def a_blocked_engine(service: Running, headers: dict[str, str] | None = None) -> httpx.Response:
     service.engine.block()
-    answer = service.post(picture(), headers=headers)
+    response = service.post(image_file(), headers=headers)
     service.engine.release()
-    return answer
+    return response
 
 
 def no_time(service: Running) -> httpx.Response:
-    return service.post(picture(), headers={"X-Request-Timeout": "0"})
+    return service.post(image_file(), headers={"X-Request-Timeout": "0"})
 
 
 def begun(service: Running, length: int) -> bytes:
@@ -115,24 +115,24 @@ def begun(service: Running, length: int) -> bytes:
 def a_slow_upload(service: Running) -> httpx.Response:
     with service.connect() as connection:
         connection.sendall(begun(service, 1000) + bytes(500))
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        return httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        return httpx.Response(response.status, headers=response.getheaders(), content=response.read())
 
 
 def a_dead_engine(service: Running) -> httpx.Response:
     service.engine.failure = RuntimeError(SECRET)
     for _ in range(3):
-        service.post(picture())
+        service.post(image_file())
     eventually(lambda: service.service.state == "failed", "the service gives up")
-    return service.post(picture())
+    return service.post(image_file())
 
 
 def an_upload_too_many(service: Running) -> httpx.Response:
     with service.connect() as connection:
         connection.sendall(begun(service, 1000) + bytes(500))
         eventually(lambda: b"uploads_under_way 1.0" in service.service.telemetry.exposition(), "the upload has begun")
-        refused = service.post(picture())
+        refused = service.post(image_file())
     eventually(lambda: b"uploads_under_way 0.0" in service.service.telemetry.exposition(), "the upload has ended")
     return refused
 
@@ -144,42 +144,42 @@ def a_full_memory(service: Running) -> httpx.Response:
         time.sleep(0.1)
         refused = service.post(bytes(700))
     eventually(lambda: b"uploads_under_way 0.0" in service.service.telemetry.exposition(), "the upload has ended")
-    assert service.post(picture()).status_code == 200, "the room is given back"
+    assert service.post(image_file()).status_code == 200, "the room is released"
     return refused
 
 
 def a_failing_engine(service: Running) -> httpx.Response:
     service.engine.failure = RuntimeError(SECRET)
-    answer = service.post(picture())
+    response = service.post(image_file())
     service.engine.failure = None
-    assert service.post(picture()).status_code == 200, "the next request is answered"
-    return answer
+    assert service.post(image_file()).status_code == 200, "the next request is answered"
+    return response
 
 
 def an_engine_that_times_out(service: Running) -> httpx.Response:
     service.engine.failure = TimeoutError(SECRET)
-    answer = service.post(picture())
+    response = service.post(image_file())
     service.engine.failure = None
-    return answer
+    return response
 
 
-def an_engine_of_two_minds(service: Running) -> httpx.Response:
+def an_engine_with_too_many_rows(service: Running) -> httpx.Response:
     service.engine.surplus = 1
-    answer = service.upload(*[("a.png", picture())] * (3 if service.path == "/predict" else 1))
+    response = service.upload(*[("a.png", image_file())] * (3 if service.path == "/predict" else 1))
     service.engine.surplus = 0
-    assert service.post(picture()).status_code == 200, "the next request is answered"
-    return answer
+    assert service.post(image_file()).status_code == 200, "the next request is answered"
+    return response
 
 
 def a_network_without_maps(service: Running) -> httpx.Response:
     service.engine.has_maps = False
-    response = service.post(picture())
+    response = service.post(image_file())
     service.engine.has_maps = True
     return response
 
 
-PNG = picture()
-JPEG = picture(size=(300, 200), kind="JPEG")
+PNG = image_file()
+JPEG = image_file(size=(300, 200), kind="JPEG")
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"></svg>'
 
 CASES = [
@@ -254,7 +254,7 @@ CASES = [
         lambda service: service.client.post(service.path, content=chunks_of_multipart(), headers=MULTIPART),
         {"max_body_bytes": 20_000},
     ),
-    Case("more pixels than the limit", 413, "picture-too-large", raw(picture(size=(40, 26))), {"max_pixels": 1039}),
+    Case("more pixels than the limit", 413, "picture-too-large", raw(image_file(size=(40, 26))), {"max_pixels": 1039}),
     Case("3.6 gigapixels by the header", 413, "picture-too-large", raw(huge_png())),
     Case("one file too many", 413, "too-many-files", files(5), {"max_files": 4}),
     Case("far too many files", 413, "too-many-files", files(300), {"max_files": 4}),
@@ -273,29 +273,29 @@ CASES = [
     Case("a label that is none", 422, "unknown-label", parameter("label", "cats"), paths=("/explain",)),
     Case("no label", 422, "unknown-label", parameter("label", ""), paths=("/explain",)),
     Case("a format that is none", 422, "invalid-parameter", parameter("format", "gif"), paths=("/explain",)),
-    Case("two pictures to explain", 413, "too-many-files", files(2), paths=("/explain",)),
+    Case("two images to explain", 413, "too-many-files", files(2), paths=("/explain",)),
     Case("top_k in letters", 422, "invalid-parameter", parameter("top_k", "abc")),
     Case("an empty top_k", 422, "invalid-parameter", parameter("top_k", "")),
     Case("no view", 422, "invalid-parameter", parameter("views", "0")),
     Case("a confidence above 1", 422, "invalid-parameter", parameter("min_confidence", "1.1")),
     Case("an engine that raises", 500, "internal-error", a_failing_engine),
     Case("an engine that raises TimeoutError", 500, "internal-error", an_engine_that_times_out),
-    Case("an engine that gives a row too many", 500, "internal-error", an_engine_of_two_minds),
+    Case("an engine that gives a row too many", 500, "internal-error", an_engine_with_too_many_rows),
     Case("a network without maps", 501, "not-explainable", a_network_without_maps, paths=("/explain",)),
     Case("a full queue", 503, "queue-full", a_full_queue, {"queue_size": 4, "max_files": 4}, retry_after=True),
     Case("a model that is still loading", 503, "not-ready", raw(PNG), retry_after=True, loading=True),
-    Case("an engine that does not answer", 504, "deadline-passed", a_blocked_engine, {"timeout": 0.2}),
+    Case("an engine that does not respond", 504, "deadline-passed", a_blocked_engine, {"timeout": 0.2}),
     Case(
-        "an engine slower than the caller wants to wait",
+        "an engine slower than X-Request-Timeout",
         504,
         "deadline-passed",
         lambda service: a_blocked_engine(service, {"X-Request-Timeout": "0.2"}),
     ),
-    Case("a caller with no time at all", 422, "invalid-parameter", no_time),
+    Case("a timeout of zero", 422, "invalid-parameter", no_time),
     Case("an upload that does not end", 408, "upload-too-slow", a_slow_upload, {"timeout": 0.2}),
     Case("one upload too many", 503, "too-many-uploads", an_upload_too_many, {"max_uploads": 1}, retry_after=True),
     Case(
-        "a body for which there is no memory",
+        "bodies beyond the memory limit",
         503,
         "too-many-uploads",
         a_full_memory,
@@ -307,17 +307,17 @@ CASES = [
 ]
 
 
-def is_a_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
-    """Assert that an answer is a well-formed problem, and give it."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["Content-Type"] == "application/problem+json"
-    problem: dict[str, Any] = answer.json()
+def is_a_problem(response: httpx.Response, status: int) -> dict[str, Any]:
+    """Assert that a response is a well-formed problem, and give it."""
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
     assert set(problem) == {"type", "title", "status", "detail", "instance"}
     assert problem["status"] == status
     assert problem["title"]
     assert len(problem["detail"]) > 10
-    assert problem["instance"] == answer.headers["X-Request-ID"]
-    assert "total;dur=" in answer.headers["Server-Timing"]
+    assert problem["instance"] == response.headers["X-Request-ID"]
+    assert "total;dur=" in response.headers["Server-Timing"]
     return problem
 
 
@@ -326,7 +326,7 @@ def is_a_problem(answer: httpx.Response, status: int) -> dict[str, Any]:
     [(case, path) for case in CASES for path in case.paths],
     ids=lambda part: part if isinstance(part, str) else part.name,
 )
-def test_a_failed_request_is_told_as_a_problem(case: Case, path: str) -> None:
+def test_a_failed_request_gets_its_problem(case: Case, path: str) -> None:
     loaded = threading.Event()
     engine = FakeEngine()
 
@@ -337,40 +337,40 @@ def test_a_failed_request_is_told_as_a_problem(case: Case, path: str) -> None:
 
     with serving(engine, load=load, wait_ready=not case.loading, **case.settings) as service:
         service.path = path
-        answer = case.provoke(service)
+        response = case.provoke(service)
         loaded.set()
-        problem = is_a_problem(answer, case.status)
+        problem = is_a_problem(response, case.status)
         assert problem["type"] == f"urn:tenfold:{case.kind}"
         if case.retry_after:
-            assert int(answer.headers["Retry-After"]) >= 1
+            assert int(response.headers["Retry-After"]) >= 1
         else:
-            assert "Retry-After" not in answer.headers
-        assert SECRET not in answer.text
-        assert "Traceback" not in answer.text
+            assert "Retry-After" not in response.headers
+        assert SECRET not in response.text
+        assert "Traceback" not in response.text
         service.wait_admitted(0)
         if not case.loading:
             assert service.client.get("/readyz").status_code == (503 if case.ends else 200)
 
 
-def test_our_own_fault_names_the_request_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_internal_error_names_only_the_request(caplog: pytest.LogCaptureFixture) -> None:
     with serving() as service:
-        answer = a_failing_engine(service)
-    problem = is_a_problem(answer, 500)
+        response = a_failing_engine(service)
+    problem = is_a_problem(response, 500)
     assert problem["instance"] in problem["detail"]
-    assert "RuntimeError" not in answer.text
-    assert SECRET in caplog.text, "the log has what the caller is not told"
+    assert "RuntimeError" not in response.text
+    assert SECRET in caplog.text, "the log has what the client does not see"
     assert problem["instance"] in caplog.text
 
 
-def test_a_path_that_does_not_exist_is_a_problem(running: Running) -> None:
+def test_an_unknown_path_is_a_problem(running: Running) -> None:
     assert is_a_problem(running.client.get("/nowhere"), 404)["title"] == "Not Found"
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/predict"), ("DELETE", "/model"), ("POST", "/readyz")])
-def test_a_method_that_is_not_served_is_a_problem(running: Running, method: str, path: str) -> None:
-    answer = running.client.request(method, path)
-    assert is_a_problem(answer, 405)["title"] == "Method Not Allowed"
-    assert answer.headers["Allow"]
+def test_an_unsupported_method_is_a_problem(running: Running, method: str, path: str) -> None:
+    response = running.client.request(method, path)
+    assert is_a_problem(response, 405)["title"] == "Method Not Allowed"
+    assert response.headers["Allow"]
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_retry_after_is_a_whole_second_or_more() -> None:
         assert int(problem_response(error, "id").headers["Retry-After"]) >= 1
 
 
-def test_a_derived_error_is_told_as_its_base() -> None:
+def test_a_derived_error_is_reported_as_its_base_class() -> None:
     class Torn(UnreadableImage):
         pass
 
@@ -413,8 +413,8 @@ def test_a_derived_error_is_told_as_its_base() -> None:
 
 
 def test_every_error_of_the_table_is_provoked_by_a_case() -> None:
-    told = {kind.slug for kind in TABLE.values()}
-    assert told == {case.kind for case in CASES}
+    slugs = {kind.slug for kind in TABLE.values()}
+    assert slugs == {case.kind for case in CASES}
 
 
 def test_every_image_error_of_the_model_is_in_the_table() -> None:

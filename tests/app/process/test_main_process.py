@@ -14,7 +14,7 @@ import pytest
 
 from app.telemetry.metrics import SHARED_FOLDER
 from model import MAX_VIEWS
-from tests.app.fakes import picture
+from tests.app.fakes import image_file
 from tests.app.running import ROOT, Process, Visitor, eventually, process
 
 CLIENTS = 32
@@ -40,7 +40,7 @@ def test_a_process_becomes_ready_predicts_and_ends_with_0_on_ctrl_c(int8_bundle:
     with process(environment(int8_bundle, TENFOLD_DRAIN_DELAY="60"), log) as running:
         running.wait_ready()
         with running.client() as client:
-            response = client.post("/predict", content=picture(), headers={"X-Request-ID": "mine"})
+            response = client.post("/predict", content=image_file(), headers={"X-Request-ID": "mine"})
             assert response.status_code == 200
             assert response.json()["model"]["name"] == "tiny"
             assert len(response.json()["results"][0]["top_k"]) == 5
@@ -88,7 +88,7 @@ def test_an_engine_that_stops_working_ends_the_process_so_that_it_is_restarted(f
     with process({"TENFOLD_PORT": "0", **limits}, log, arguments=arguments) as running:
         running.wait_ready()
         with running.client() as client:
-            statuses = [client.post("/predict", content=picture()).status_code for _ in range(3)]
+            statuses = [client.post("/predict", content=image_file()).status_code for _ in range(3)]
             assert statuses == [500] * 3 if fault == "fails" else statuses[0] == 504
             assert client.get("/livez").status_code == 503
         assert running.exit_code() == 1
@@ -184,7 +184,7 @@ def test_uvicorn_can_serve_the_application_by_its_name(int8_bundle: Path, log: P
     with process(environment(int8_bundle), log, arguments=arguments) as running:
         running.wait_ready()
         with running.client() as client:
-            assert client.post("/predict", content=picture()).status_code == 200
+            assert client.post("/predict", content=image_file()).status_code == 200
         running.popen.send_signal(signal.SIGINT)
         running.exit_code()
     assert "Traceback" not in running.log

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.app.fakes import picture
+from tests.app.fakes import image_file
 from tests.app.running import Running, eventually, serving
 
 TIMEOUT = 0.5
 # The protocol waits a second longer.
 CLOSED = TIMEOUT + 1.0
-HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(picture())
+HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(image_file())
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_the_deadline_counts_from_the_first_byte(service: Running) -> None:
     with service.connect() as connection:
         connection.sendall(HEAD[:10])
         time.sleep(TIMEOUT + 0.2)
-        connection.sendall(HEAD[10:] + picture())
+        connection.sendall(HEAD[10:] + image_file())
         assert connection.recv(65536).startswith((b"HTTP/1.1 408 ", b"HTTP/1.1 504 "))
 
 

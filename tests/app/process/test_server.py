@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.app.fakes import picture
+from tests.app.fakes import image_file
 from tests.app.running import Running, Visitor, eventually, serving
 
 CLIENTS = 8
-HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(picture())
+HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(image_file())
 
 
 def send_signal(service: Running, sig: signal.Signals = signal.SIGTERM) -> None:
@@ -55,7 +55,7 @@ def test_none_of_many_short_connections_is_lost_when_the_service_ends(attempt: i
                 ended.append(type(error))
                 return
             with connection:
-                connection.sendall(HEAD + picture())
+                connection.sendall(HEAD + image_file())
                 if status_of(connection)[0] != 200:
                     return
 
@@ -72,7 +72,7 @@ def test_none_of_many_short_connections_is_lost_when_the_service_ends(attempt: i
 def test_a_request_under_way_is_finished() -> None:
     with serving() as service:
         service.engine.block()
-        pending = service.in_background(lambda: service.post(picture()))
+        pending = service.in_background(lambda: service.post(image_file()))
         service.engine.wait_entered()
         send_signal(service)
         eventually(lambda: stopped_listening(service), "it stops listening")
@@ -85,18 +85,18 @@ def test_a_request_under_way_is_finished() -> None:
 
 def test_an_upload_under_way_is_finished() -> None:
     with serving() as service, service.connect() as connection:
-        connection.sendall(HEAD + picture()[:50])
+        connection.sendall(HEAD + image_file()[:50])
         eventually(lambda: bool(service.server.server_state.tasks), "the request has begun")
         send_signal(service)
         eventually(lambda: stopped_listening(service), "it stops listening")
         time.sleep(0.4)
-        connection.sendall(picture()[50:])
+        connection.sendall(image_file()[50:])
         assert status_of(connection) == (200, "close")
 
 
 @pytest.mark.parametrize("before", [0, 1, len(HEAD) - 1], ids=["nothing", "a byte", "most of its head"])
 def test_a_request_that_arrives_late_on_an_accepted_connection_is_answered(before: int) -> None:
-    first, rest = HEAD[:before], HEAD[before:] + picture()
+    first, rest = HEAD[:before], HEAD[before:] + image_file()
     with serving() as service, service.connect() as connection:
         connection.sendall(first)
         send_signal(service)
@@ -114,7 +114,7 @@ def test_a_connection_without_a_request_does_not_keep_it_from_ending() -> None:
 def test_an_idle_connection_is_closed_at_once() -> None:
     def seconds() -> float:
         with serving(drain_timeout=60) as service:
-            assert service.post(picture()).status_code == 200
+            assert service.post(image_file()).status_code == 200
             began = time.monotonic()
             send_signal(service)
             service.thread.join(20)
@@ -129,7 +129,7 @@ def test_it_answers_during_the_drain_delay_and_then_ends() -> None:
         began = time.monotonic()
         send_signal(service)
         eventually(lambda: service.client.get("/readyz").status_code == 503, "it is not ready")
-        assert service.post(picture()).status_code == 200
+        assert service.post(image_file()).status_code == 200
         eventually(lambda: stopped_listening(service), "it stops listening")
         assert time.monotonic() - began >= 2.0
 
@@ -137,7 +137,7 @@ def test_it_answers_during_the_drain_delay_and_then_ends() -> None:
 def test_ctrl_c_skips_the_drain_delay_but_not_the_requests_under_way() -> None:
     with serving(drain_delay=60.0) as service:
         service.engine.block()
-        pending = service.in_background(lambda: service.post(picture()))
+        pending = service.in_background(lambda: service.post(image_file()))
         service.engine.wait_entered()
         send_signal(service, signal.SIGINT)
         eventually(lambda: stopped_listening(service), "it stops listening")
@@ -149,7 +149,7 @@ def test_a_second_signal_does_not_wait_for_requests() -> None:
     with serving(drain_delay=60.0, drain_timeout=60) as service:
         service.engine.block()
         with service.connect() as connection:
-            connection.sendall(HEAD + picture())
+            connection.sendall(HEAD + image_file())
             service.engine.wait_entered()
             send_signal(service)
             send_signal(service)
@@ -160,7 +160,7 @@ def test_a_request_that_takes_longer_than_the_drain_timeout_is_cancelled() -> No
     with serving(drain_timeout=1) as service:
         service.engine.block()
         with service.connect() as connection:
-            connection.sendall(HEAD + picture())
+            connection.sendall(HEAD + image_file())
             service.engine.wait_entered()
             began = time.monotonic()
             send_signal(service)

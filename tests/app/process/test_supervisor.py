@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.app.fakes import picture
+from tests.app.fakes import image_file
 from tests.app.process.test_workers import children, metric
 from tests.app.running import Visitor, eventually, process
 
@@ -19,7 +19,7 @@ FAKE = ["-m", "tests.app.fake_service"]
 SETTINGS = {"TENFOLD_PORT": "0", "TENFOLD_WORKERS": "2", "TENFOLD_DRAIN_DELAY": "0.5", "TENFOLD_TIMEOUT": "60"}
 CLIENTS = 8
 LOADED = "serving fake-net"
-REQUEST = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(picture()) + picture()
+REQUEST = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(image_file()) + image_file()
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_worker_that_is_terminated_loses_no_request_and_is_replaced(log: Path)
         running.wait_logged(f"worker {first} ended with exit code 0")
         for _ in range(10):
             with running.client() as client:
-                assert client.post("/predict", content=picture()).status_code == 200
+                assert client.post("/predict", content=image_file()).status_code == 200
         running.wait_logged(LOADED, 3)
         assert second in children(running)
         assert len(children(running)) == 2

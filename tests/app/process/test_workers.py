@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.app.fakes import picture
+from tests.app.fakes import image_file
 from tests.app.process.test_main_process import environment
 from tests.app.running import Process, Visitor, eventually, process
 
@@ -71,7 +71,7 @@ def test_a_worker_that_is_killed_is_replaced(int8_bundle: Path, log: Path) -> No
         before = children(running)
         assert len(before) == 2
         with running.client() as client:
-            client.post("/predict", content=picture())
+            client.post("/predict", content=image_file())
         os.kill(before[0], signal.SIGKILL)
         running.wait_logged("serving tiny", 3)
         after = children(running)

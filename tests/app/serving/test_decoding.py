@@ -7,7 +7,7 @@ import pytest
 
 from app.serving.decoding import Decoder, Flow
 from model import ImageTooLarge, UnreadableImage, UnsupportedImage, preprocess
-from tests.app.fakes import CARD, photo, picture
+from tests.app.fakes import CARD, image_file, photo
 
 
 @asynccontextmanager
@@ -48,7 +48,7 @@ async def until_began(jobs: Jobs, count: int) -> None:
             await asyncio.sleep(0.001)
 
 
-@pytest.mark.parametrize("data", [picture(), photo()], ids=["in the event loop", "in a thread"])
+@pytest.mark.parametrize("data", [image_file(), photo()], ids=["in the event loop", "in a thread"])
 def test_an_image_is_preprocessed(data: bytes) -> None:
     async def main() -> None:
         async with decoding() as decoder:
@@ -63,10 +63,10 @@ def test_an_image_is_preprocessed(data: bytes) -> None:
     ("data", "error"),
     [
         (b"cat", UnsupportedImage),
-        (picture()[:-40], UnreadableImage),
+        (image_file()[:-40], UnreadableImage),
         (photo()[:-400], UnreadableImage),
-        (picture(size=(200, 200)), ImageTooLarge),
-        (picture(size=(40, 26)), ImageTooLarge),
+        (image_file(size=(200, 200)), ImageTooLarge),
+        (image_file(size=(40, 26)), ImageTooLarge),
     ],
     ids=["text", "a small one cut off", "a large one cut off", "too large", "small and too large"],
 )

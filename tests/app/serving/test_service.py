@@ -13,7 +13,7 @@ from app.serving.images import ClassifiedImage, Upload
 from app.serving.service import Service
 from app.settings import Settings
 from model import Classifier, IntegrityError, UnreadableImage, UnsupportedImage
-from tests.app.fakes import FakeEngine, fake_classifier, photo, picture
+from tests.app.fakes import FakeEngine, fake_classifier, image_file, photo
 from tests.app.running import serving
 
 
@@ -108,7 +108,12 @@ def test_a_failure_to_load_is_reported_once() -> None:
 def test_a_bad_image_does_not_affect_the_others() -> None:
     async def main() -> None:
         service = await started(FakeEngine())
-        uploads = [Upload("a", picture(1)), Upload("b", b"cat"), Upload("c", picture(2)[:-40]), Upload("d", picture(3))]
+        uploads = [
+            Upload("a", image_file(1)),
+            Upload("b", b"cat"),
+            Upload("c", image_file(2)[:-40]),
+            Upload("d", image_file(3)),
+        ]
         good, text, damaged, other = await service.model.classify(uploads, 1)
         assert isinstance(good, ClassifiedImage)
         assert isinstance(text, UnsupportedImage)
@@ -127,7 +132,7 @@ def test_a_large_image_is_classified_with_the_requested_views() -> None:
     async def main() -> None:
         engine = FakeEngine()
         service = await started(engine)
-        large, small = await service.model.classify([Upload("a", photo()), Upload("b", picture())], 4)
+        large, small = await service.model.classify([Upload("a", photo()), Upload("b", image_file())], 4)
         assert isinstance(large, ClassifiedImage)
         assert isinstance(small, ClassifiedImage)
         assert large.image.pixels.shape == (4, 32, 32, 3)
@@ -141,7 +146,7 @@ def test_a_large_image_is_classified_with_the_requested_views() -> None:
 def test_preprocessed_pixels_are_classified_as_the_images_that_they_are_of() -> None:
     async def main() -> None:
         service = await started(FakeEngine())
-        images = [picture(seed) for seed in range(3)]
+        images = [image_file(seed) for seed in range(3)]
         expected = await service.model.classify([Upload(None, data) for data in images], 1)
         pixels = np.concatenate([each.image.pixels for each in expected if isinstance(each, ClassifiedImage)])
         found = await service.model.classify_pixels(pixels)

@@ -6,7 +6,7 @@ import time
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.app.fakes import CARD, FakeEngine, photo, picture
+from tests.app.fakes import CARD, FakeEngine, image_file, photo
 from tests.app.running import Running, eventually, serving
 
 
@@ -26,10 +26,10 @@ def test_images_are_counted_with_their_outcomes_and_stages() -> None:
     with serving() as service:
         results = [
             result
-            for response in (service.post(picture(seed)) for seed in range(6))
+            for response in (service.post(image_file(seed)) for seed in range(6))
             for result in response.json()["results"]
         ]
-        service.upload(("a", photo()), ("b", b"cat"), ("c", picture()[:-40]))
+        service.upload(("a", photo()), ("b", b"cat"), ("c", image_file()[:-40]))
         found = samples(service)
         assert found["tenfold_pictures_total{outcome=answered}"] == 7
         assert found["tenfold_pictures_total{outcome=unsupported-picture}"] == 1
@@ -55,8 +55,8 @@ def test_images_are_counted_with_their_outcomes_and_stages() -> None:
 
 def test_requests_are_counted_by_route_and_status_and_refusals_by_reason() -> None:
     with serving(max_body_bytes=5000) as service:
-        service.post(picture())
-        service.post(picture())
+        service.post(image_file())
+        service.post(image_file())
         service.post(b"cat")
         service.post(bytes(6000))
         service.client.get("/nowhere")
@@ -85,7 +85,7 @@ def test_requests_are_counted_by_route_and_status_and_refusals_by_reason() -> No
 def test_gauges_follow_what_is_under_way_and_return_to_zero() -> None:
     with serving() as service:
         service.engine.block()
-        pending = service.in_background(lambda: service.upload(*[("a", picture())] * 3))
+        pending = service.in_background(lambda: service.upload(*[("a", image_file())] * 3))
         service.engine.wait_entered()
         service.wait_admitted(3)
         with service.connect() as connection:
@@ -106,14 +106,14 @@ def test_gauges_follow_what_is_under_way_and_return_to_zero() -> None:
 def test_the_gauges_return_to_zero_after_failures_and_disconnects() -> None:
     with serving(timeout=0.3) as service:
         service.engine.block()
-        service.post(picture())
+        service.post(image_file())
         with service.connect() as connection:
-            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(picture()))
-            connection.sendall(picture())
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(image_file()))
+            connection.sendall(image_file())
             time.sleep(0.05)
         service.engine.failure = RuntimeError("broken")
         service.engine.release()
-        service.post(picture())
+        service.post(image_file())
         eventually(lambda: samples(service)["tenfold_pictures_under_way"] == 0, "nothing is under way")
         assert samples(service)["tenfold_uploads_under_way"] == 0
 
@@ -132,6 +132,6 @@ def test_readiness_and_the_model_are_reported() -> None:
 def test_two_applications_in_one_process_count_apart() -> None:
     with contextlib.ExitStack() as stack:
         first, second = (stack.enter_context(serving()) for _ in range(2))
-        first.post(picture())
+        first.post(image_file())
         assert samples(first)["tenfold_confidence_count"] == 1
         assert samples(second)["tenfold_confidence_count"] == 0

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import model
 from app.cli.classify.command import classify
-from tests.app.fakes import FakeEngine, photo, picture
+from tests.app.fakes import FakeEngine, image_file, photo
 from tests.app.running import ROOT, Running, default_sigint, eventually, serving
 
 COMMAND = typer.Typer()
@@ -69,7 +69,7 @@ def rows(text: str) -> list[dict[str, str]]:
 def folder(tmp_path: Path) -> Path:
     """Four images, one of them large and oblong, and a text file."""
     (tmp_path / "images").mkdir()
-    for name, data in (("a.png", picture(1)), ("b.png", picture(2)), ("c.bmp", picture(3, kind="BMP"))):
+    for name, data in (("a.png", image_file(1)), ("b.png", image_file(2)), ("c.bmp", image_file(3, kind="BMP"))):
         (tmp_path / "images" / name).write_bytes(data)
     (tmp_path / "images" / "large.png").write_bytes(photo())
     (tmp_path / "notes.txt").write_text("plain text")
@@ -142,7 +142,7 @@ def test_success_is_0_and_silent(running: Running, folder: Path) -> None:
 
 def test_paths_on_standard_input_are_classified_as_they_arrive(running: Running, folder: Path) -> None:
     odd = os.fsdecode(b"caf\xe9\n.png")
-    (folder / odd).write_bytes(picture())
+    (folder / odd).write_bytes(image_file())
     with start(url_of(running), "-", "-0", cwd=folder, text=False, stdin=subprocess.PIPE) as process:
         process.stdin.write(b"images/a.png\0")
         process.stdin.flush()

@@ -13,7 +13,7 @@ import pytest
 from app.cli.classify.paths import BadPath
 from app.cli.classify.remote import RemoteClassifier
 from app.cli.classify.results import CommandError, Result
-from tests.app.fakes import FakeEngine, photo, picture
+from tests.app.fakes import FakeEngine, image_file, photo
 from tests.app.running import Running, eventually, serving
 
 
@@ -21,7 +21,7 @@ from tests.app.running import Running, eventually, serving
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A hundred different images."""
     folder = tmp_path_factory.mktemp("images")
-    return [write(folder / f"{seed:03}.png", picture(seed)) for seed in range(100)]
+    return [write(folder / f"{seed:03}.png", image_file(seed)) for seed in range(100)]
 
 
 def write(path: Path, data: bytes) -> str:
@@ -78,7 +78,7 @@ def test_several_files_share_a_request_and_each_is_sent_once(files: list[str]) -
 
 def test_errors_are_reported_in_place(running: Running, files: list[str], tmp_path: Path) -> None:
     text = write(tmp_path / "notes.txt", b"plain text")
-    cut = write(tmp_path / "cut.png", picture()[:60])
+    cut = write(tmp_path / "cut.png", image_file()[:60])
     empty = write(tmp_path / "empty.png", b"")
     huge = write(tmp_path / "huge.png", b"x" * 1001)
     gone = str(tmp_path / "gone.png")
@@ -98,7 +98,7 @@ def test_errors_are_reported_in_place(running: Running, files: list[str], tmp_pa
 
 @pytest.mark.parametrize("alone", ["notes.txt", "cut.png"])
 def test_a_bad_file_alone_in_its_request_is_reported_too(running: Running, tmp_path: Path, alone: str) -> None:
-    path = write(tmp_path / alone, b"plain text" if alone == "notes.txt" else picture()[:60])
+    path = write(tmp_path / alone, b"plain text" if alone == "notes.txt" else image_file()[:60])
     assert set(errors_in(Client(running).all([path]))) == {alone}
 
 
@@ -106,9 +106,9 @@ def test_requests_to_a_busy_service_are_retried_after_the_time_it_says(files: li
     engine = FakeEngine()
     with serving(engine, queue_size=32) as running:
         for seed in range(40):  # so that it has measured its rate, and Retry-After is 1
-            running.post(picture(seed))
+            running.post(image_file(seed))
         engine.block()
-        others = [running.in_background(lambda: running.post(picture())) for _ in range(32)]
+        others = [running.in_background(lambda: running.post(image_file())) for _ in range(32)]
         running.wait_admitted(32)
         client = Client(running)
         results: list[Result] = []
@@ -131,7 +131,7 @@ def test_a_service_that_stays_busy_is_given_up(files: list[str]) -> None:
     engine = FakeEngine()
     with serving(engine, queue_size=32) as running:
         engine.block()
-        others = [running.in_background(lambda: running.post(picture())) for _ in range(32)]
+        others = [running.in_background(lambda: running.post(image_file())) for _ in range(32)]
         running.wait_admitted(32)
         errors = errors_in(Client(running, retry_timeout=1.2).all(files))
         engine.release()
@@ -150,7 +150,7 @@ def test_the_service_limits_the_files_per_request(files: list[str]) -> None:
 
 
 def test_the_service_limits_the_bytes_per_request(tmp_path: Path, files: list[str]) -> None:
-    too_large = write(tmp_path / "large.bmp", picture(size=(100, 100), kind="BMP"))
+    too_large = write(tmp_path / "large.bmp", image_file(size=(100, 100), kind="BMP"))
     with serving(max_body_bytes=2000) as running:
         results = Client(running).all([*files, too_large])
         assert running.engine.views == len(files)
@@ -161,7 +161,7 @@ def test_the_service_limits_the_bytes_per_request(tmp_path: Path, files: list[st
 
 def test_a_request_that_exceeds_the_deadline_is_split(tmp_path: Path) -> None:
     engine = FakeEngine()
-    paths = [write(tmp_path / f"{seed}.png", picture(seed)) for seed in range(4)]
+    paths = [write(tmp_path / f"{seed}.png", image_file(seed)) for seed in range(4)]
     results: list[Result] = []
     with serving(engine, timeout=2.0) as running:
         engine.block()

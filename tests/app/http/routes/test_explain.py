@@ -8,33 +8,33 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model import MAX_VIEWS, Prediction, PreprocessedImage, overlay, preprocess
-from tests.app.fakes import CARD, HEAD, LABELS, FakeEngine, fake_classifier, photo, picture
+from tests.app.fakes import CARD, HEAD, LABELS, FakeEngine, fake_classifier, image_file, photo
 from tests.app.running import Running, eventually, serving
 from tests.conftest import maps_of
 
 
 def explain(running: Running, data: bytes, **params: Any) -> dict[str, Any]:
-    """The answer in JSON."""
-    answer = running.client.post("/explain", content=data, params=params)
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["Content-Type"] == "application/json"
-    found: dict[str, Any] = answer.json()
+    """The response in JSON."""
+    response = running.client.post("/explain", content=data, params=params)
+    assert response.status_code == 200, response.text
+    assert response.headers["Content-Type"] == "application/json"
+    found: dict[str, Any] = response.json()
     return found
 
 
 def directly(data: bytes, views: int) -> tuple[PreprocessedImage, Prediction]:
-    """What preprocess() and the classifier say when they are asked directly."""
+    """What preprocess() and the classifier say when they are called directly."""
     prepared = preprocess(data, CARD.input, max_pixels=10**9, views=views)
     (prediction,) = fake_classifier(FakeEngine()).classify([prepared.pixels])
     return prepared, prediction
 
 
 def drawn(running: Running, data: bytes, **params: Any) -> NDArray[np.uint8]:
-    """The answer as a PNG, decoded."""
-    answer = running.client.post("/explain", content=data, params={"format": "png", **params})
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["Content-Type"] == "image/png"
-    image = Image.open(io.BytesIO(answer.content))
+    """The response as a PNG, decoded."""
+    response = running.client.post("/explain", content=data, params={"format": "png", **params})
+    assert response.status_code == 200, response.text
+    assert response.headers["Content-Type"] == "image/png"
+    image = Image.open(io.BytesIO(response.content))
     assert (image.format, image.mode) == ("PNG", "RGB")
     return np.asarray(image)
 
@@ -46,14 +46,14 @@ def decoded(url: str) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(rest))))
 
 
-def test_a_picture_is_explained_in_the_documented_shape(running: Running) -> None:
-    prepared, prediction = directly(picture(1), 1)
+def test_an_explanation_has_the_documented_fields(running: Running) -> None:
+    prepared, prediction = directly(image_file(1), 1)
     (first,) = prediction.top_k(1)
-    answer = running.client.post("/explain", files={"file": ("a.png", picture(1))}, params={"top_k": 3})
-    found = answer.json()
+    response = running.client.post("/explain", files={"file": ("a.png", image_file(1))}, params={"top_k": 3})
+    found = response.json()
     assert set(found) == {"model", "result", "label", "index", "probability", "method", "views"}
     assert found["model"] == {"name": "fake-net", "version": CARD.version}
-    (expected,) = running.upload(("a.png", picture(1)), params={"top_k": 3}).json()["results"]
+    (expected,) = running.upload(("a.png", image_file(1)), params={"top_k": 3}).json()["results"]
     assert found["result"] == expected, "the same as /predict says"
     assert (found["label"], found["index"]) == (first.label, first.index)
     assert found["probability"] == found["result"]["top_k"][0]["probability"]
@@ -78,7 +78,7 @@ def test_every_view_has_its_box_its_pixels_and_its_map(running: Running, views: 
         assert np.sum(view["map"]) == pytest.approx(quarters.ravel() @ HEAD[:, 6], abs=1e-3), "the logit"
 
 
-def test_the_setting_says_how_many_views_unless_the_request_does() -> None:
+def test_the_default_number_of_views_is_a_setting() -> None:
     with serving(views=3) as service:
         assert len(explain(service, photo())["views"]) == 3
         assert len(explain(service, photo(), views=1)["views"]) == 1
@@ -86,33 +86,33 @@ def test_the_setting_says_how_many_views_unless_the_request_does() -> None:
 
 
 @pytest.mark.parametrize("label", [*LABELS, "FROG", "Truck"])
-def test_any_class_can_be_asked_for(running: Running, label: str) -> None:
-    found = explain(running, picture(2), label=label, top_k=10)
+def test_any_class_can_be_explained(running: Running, label: str) -> None:
+    found = explain(running, image_file(2), label=label, top_k=10)
     index = LABELS.index(label.lower())
     assert (found["label"], found["index"]) == (LABELS[index], index)
     (ranked,) = (ranked for ranked in found["result"]["top_k"] if ranked["index"] == index)
     assert found["probability"] == ranked["probability"]
-    np.testing.assert_allclose(found["views"][0]["map"], maps_of(directly(picture(2), 1)[1])[0, index], atol=1e-6)
+    np.testing.assert_allclose(found["views"][0]["map"], maps_of(directly(image_file(2), 1)[1])[0, index], atol=1e-6)
 
 
 @pytest.mark.parametrize("label", ["cats", "3", "", " cat", "猫"])
-def test_an_unknown_label_is_told_which_there_are_and_costs_nothing(running: Running, label: str) -> None:
+def test_an_unknown_label_is_refused_with_the_known_ones(running: Running, label: str) -> None:
     seen = running.engine.views
-    answer = running.client.post("/explain", content=picture(), params={"label": label})
-    assert answer.status_code == 422
-    assert answer.json()["type"] == "urn:tenfold:unknown-label"
-    assert ", ".join(LABELS) in answer.json()["detail"]
+    response = running.client.post("/explain", content=image_file(), params={"label": label})
+    assert response.status_code == 422
+    assert response.json()["type"] == "urn:tenfold:unknown-label"
+    assert ", ".join(LABELS) in response.json()["detail"]
     assert running.engine.views == seen
 
 
-def test_the_least_confidence_counts_as_for_predict(running: Running) -> None:
-    seed = next(seed for seed in range(12) if directly(picture(seed), 1)[1].accepted())
-    assert explain(running, picture(seed))["result"]["accepted"] is True
-    assert explain(running, picture(seed), min_confidence=1)["result"]["accepted"] is False
+def test_min_confidence_works_as_for_predict(running: Running) -> None:
+    seed = next(seed for seed in range(12) if directly(image_file(seed), 1)[1].accepted())
+    assert explain(running, image_file(seed))["result"]["accepted"] is True
+    assert explain(running, image_file(seed), min_confidence=1)["result"]["accepted"] is False
 
 
 @pytest.mark.parametrize("views", [1, 3])
-def test_the_png_is_the_picture_with_the_map_over_it(running: Running, views: int) -> None:
+def test_the_png_is_the_image_with_the_heat_map(running: Running, views: int) -> None:
     prepared, prediction = directly(photo(), views)
     for label, index in (("frog", 6), ("ship", 8)):
         expected = overlay(photo(), prepared, maps_of(prediction)[:, index], max_pixels=10**9)
@@ -129,22 +129,22 @@ def test_the_png_is_upright_and_has_a_bounded_size(
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = picture(9, size=size, kind="JPEG", exif=exif)
+    data = image_file(9, size=size, kind="JPEG", exif=exif)
     assert drawn(running, data).shape == (*shape, 3)
 
 
-def test_server_timing_tells_of_the_drawing_too(running: Running) -> None:
+def test_server_timing_has_the_drawing(running: Running) -> None:
     for kind in ("json", "png"):
-        answer = running.client.post("/explain", content=picture(), params={"format": kind})
-        names = [entry.split(";")[0] for entry in answer.headers["Server-Timing"].split(", ")]
+        response = running.client.post("/explain", content=image_file(), params={"format": kind})
+        names = [entry.split(";")[0] for entry in response.headers["Server-Timing"].split(", ")]
         assert names == ["decode", "queue", "inference", "draw", "total"]
-        assert answer.headers["X-Request-ID"]
+        assert response.headers["X-Request-ID"]
 
 
-def test_the_telemetry_tells_of_explained_pictures() -> None:
+def test_explained_images_are_counted_in_the_metrics() -> None:
     with serving() as service:
-        explain(service, picture(1))
-        drawn(service, picture(1))
+        explain(service, image_file(1))
+        drawn(service, image_file(1))
         assert service.client.post("/explain", content=b"cat").status_code == 415
         text = service.client.get("/metrics").text
     assert 'tenfold_pictures_total{outcome="answered"} 2.0' in text
@@ -152,12 +152,12 @@ def test_the_telemetry_tells_of_explained_pictures() -> None:
     assert 'tenfold_requests_total{route="/explain",status="200"} 2.0' in text
 
 
-def test_a_caller_who_hangs_up_while_waiting_costs_no_inference() -> None:
-    body = picture(2)
+def test_an_image_whose_client_disconnects_is_not_run() -> None:
+    body = image_file(2)
     head = f"POST /explain HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
     with serving() as service:
         service.engine.block()
-        first = service.in_background(lambda: service.post(picture(1)))
+        first = service.in_background(lambda: service.post(image_file(1)))
         service.engine.wait_entered()
         with service.connect() as connection:
             connection.sendall(head.encode() + body)
@@ -169,14 +169,14 @@ def test_a_caller_who_hangs_up_while_waiting_costs_no_inference() -> None:
         assert service.engine.views == 1
 
 
-def test_explained_and_classified_pictures_share_a_batch() -> None:
+def test_explained_and_classified_images_share_a_batch() -> None:
     with serving() as service:
         service.engine.block()
-        first = service.in_background(lambda: service.post(picture(1)))
+        first = service.in_background(lambda: service.post(image_file(1)))
         service.engine.wait_entered()
         others = [
-            service.in_background(lambda: service.post(picture(2))),
-            service.in_background(lambda: service.client.post("/explain", content=picture(3))),
+            service.in_background(lambda: service.post(image_file(2))),
+            service.in_background(lambda: service.client.post("/explain", content=image_file(3))),
         ]
         service.wait_admitted(3)
         eventually(lambda: service.service.admission.images_in_progress == 3, "all wait")

@@ -5,7 +5,7 @@ import httpx
 import pytest
 
 from model import Classifier, IntegrityError
-from tests.app.fakes import FakeEngine, fake_classifier, picture
+from tests.app.fakes import FakeEngine, fake_classifier, image_file
 from tests.app.http.test_problems import is_a_problem
 from tests.app.running import Running, eventually, serving
 
@@ -38,22 +38,22 @@ def fails_to_load(error: Exception) -> Callable[[], Classifier]:
     return load
 
 
-def is_unready(answer: httpx.Response, reason: str) -> None:
-    assert reason in is_a_problem(answer, 503)["detail"]
-    assert int(answer.headers["Retry-After"]) >= 1
+def is_unready(response: httpx.Response, reason: str) -> None:
+    assert reason in is_a_problem(response, 503)["detail"]
+    assert int(response.headers["Retry-After"]) >= 1
 
 
-def test_probes_find_a_ready_service_well(running: Running) -> None:
+def test_probes_of_a_ready_service_are_200(running: Running) -> None:
     assert running.client.get("/livez").json() == {"status": "alive"}
     for path in READY_PATHS:
-        answer = running.client.get(path)
-        assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+        response = running.client.get(path)
+        assert (response.status_code, response.json()) == (200, {"status": "ready"})
 
 
 @pytest.mark.parametrize("path", ["/livez", *READY_PATHS])
-def test_probes_take_head(running: Running, path: str) -> None:
-    answer = running.client.head(path)
-    assert (answer.status_code, answer.content) == (200, b"")
+def test_probes_accept_head(running: Running, path: str) -> None:
+    response = running.client.head(path)
+    assert (response.status_code, response.content) == (200, b"")
 
 
 @pytest.mark.parametrize("path", READY_PATHS)
@@ -62,10 +62,10 @@ def test_a_loading_service_is_alive_but_not_ready(loading: Running, loaded: thre
     is_unready(loading.client.get(path), "loading")
     assert loading.client.head(path).status_code == 503
     is_unready(loading.client.get("/model"), "loading")
-    is_unready(loading.post(picture()), "loading")
+    is_unready(loading.post(image_file()), "loading")
     loaded.set()
     eventually(lambda: loading.client.get(path).status_code == 200, "the service is ready")
-    assert loading.post(picture()).status_code == 200
+    assert loading.post(image_file()).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -74,77 +74,77 @@ def test_a_loading_service_is_alive_but_not_ready(loading: Running, loaded: thre
 def test_a_model_that_cannot_be_loaded_is_neither_ready_nor_alive(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told = threading.Event()
-    with serving(load=fails_to_load(error), on_failure=told.set, wait_ready=False) as running:
-        assert told.wait(20), "on_failure is called"
+    called = threading.Event()
+    with serving(load=fails_to_load(error), on_failure=called.set, wait_ready=False) as running:
+        assert called.wait(20), "on_failure is called"
         for path in ("/livez", *READY_PATHS):
             is_unready(running.client.get(path), "could not be loaded")
             assert str(error) not in running.client.get(path).text
-        is_unready(running.post(picture()), "could not be loaded")
+        is_unready(running.post(image_file()), "could not be loaded")
     assert str(error) in caplog.text
     expected = isinstance(error, IntegrityError)
-    assert ("Traceback" in caplog.text) != expected, "an error of the model's own is told in a sentence"
+    assert ("Traceback" in caplog.text) != expected, "an error of the model is one sentence"
 
 
 @pytest.mark.parametrize("path", READY_PATHS)
-def test_a_draining_service_is_alive_but_not_ready_and_goes_on_answering(path: str) -> None:
+def test_a_draining_service_is_alive_and_not_ready_and_still_answers(path: str) -> None:
     with serving() as running:
         running.service.drain()
         is_unready(running.client.get(path), "shutting down")
         assert running.client.get("/livez").status_code == 200
-        assert running.post(picture()).status_code == 200
+        assert running.post(image_file()).status_code == 200
         assert running.client.get("/model").status_code == 200
 
 
-def test_a_service_told_to_drain_while_it_loads_never_becomes_ready(loading: Running, loaded: threading.Event) -> None:
+def test_a_service_that_drains_while_it_loads_never_becomes_ready(loading: Running, loaded: threading.Event) -> None:
     loading.service.drain()
     loaded.set()
     eventually(lambda: loading.client.get("/model").status_code == 200, "the model is loaded")
     is_unready(loading.client.get("/readyz"), "shutting down")
 
 
-def test_an_engine_that_stalls_is_given_up_for_good(caplog: pytest.LogCaptureFixture) -> None:
-    told = threading.Event()
-    with serving(stall_timeout=0.1, on_failure=told.set) as running:
+def test_an_engine_that_stalls_fails_the_service(caplog: pytest.LogCaptureFixture) -> None:
+    called = threading.Event()
+    with serving(stall_timeout=0.1, on_failure=called.set) as running:
         running.engine.block()
-        pending = running.in_background(lambda: running.post(picture()))
+        pending = running.in_background(lambda: running.post(image_file()))
         running.engine.wait_entered()
-        assert told.wait(20), "on_failure is called"
+        assert called.wait(20), "on_failure is called"
         for path in ("/livez", *READY_PATHS):
             is_unready(running.client.get(path), "restart the service")
-        is_unready(running.post(picture()), "restart the service")
+        is_unready(running.post(image_file()), "restart the service")
         running.engine.release()
-        assert pending.result().status_code == 200, "who waited for it is answered all the same"
+        assert pending.result().status_code == 200, "the request that waited for it is answered"
         is_unready(running.client.get("/livez"), "restart the service")
     assert "the engine does not work any more: a forward pass has run for more than 0.1 s" in caplog.text
 
 
-def test_an_engine_that_fails_three_times_running_is_given_up() -> None:
-    told = threading.Event()
-    with serving(on_failure=told.set) as running:
+def test_three_failures_in_succession_fail_the_service() -> None:
+    called = threading.Event()
+    with serving(on_failure=called.set) as running:
         running.engine.failure = RuntimeError("CUDA on fire")
-        assert [running.post(picture()).status_code for _ in range(3)] == [500] * 3
+        assert [running.post(image_file()).status_code for _ in range(3)] == [500] * 3
         is_unready(running.client.get("/livez"), "3 forward passes in succession have failed")
-        assert told.wait(20), "on_failure is called"
+        assert called.wait(20), "on_failure is called"
         running.engine.failure = None
-        is_unready(running.post(picture()), "3 forward passes in succession have failed")
+        is_unready(running.post(image_file()), "3 forward passes in succession have failed")
         assert running.engine.batches == [1] * 3, "nothing is run any more"
 
 
-def test_failures_with_a_success_between_them_are_forgiven() -> None:
-    told = threading.Event()
-    with serving(on_failure=told.set) as running:
+def test_failures_with_a_success_between_them_do_not_count() -> None:
+    called = threading.Event()
+    with serving(on_failure=called.set) as running:
         for failure in (RuntimeError("one"), RuntimeError("two"), None, RuntimeError("three"), RuntimeError("four")):
             running.engine.failure = failure
-            assert running.post(picture()).status_code == (500 if failure else 200)
-        assert not told.wait(1.2)
+            assert running.post(image_file()).status_code == (500 if failure else 200)
+        assert not called.wait(1.2)
         assert running.client.get("/livez").status_code == 200
 
 
 def test_probes_are_answered_while_the_engine_is_busy() -> None:
     with serving() as running:
         running.engine.block()
-        pending = running.in_background(lambda: running.post(picture()))
+        pending = running.in_background(lambda: running.post(image_file()))
         running.engine.wait_entered()
         assert running.client.get("/livez").status_code == 200
         assert running.client.get("/readyz").status_code == 200

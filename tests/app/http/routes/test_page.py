@@ -34,28 +34,28 @@ class Inline(html.parser.HTMLParser):
         self.links += [value for name in ("src", "href") if (value := names.get(name))]
 
 
-def test_the_page_is_served_where_one_looks_for_it(running: Running) -> None:
-    answer = running.client.get("/")
-    assert answer.status_code == 200
-    assert answer.headers["Content-Type"] == TYPES["html"]
-    assert answer.content == (ROOT / "app/static/index.html").read_bytes()
+def test_the_page_is_served_at_the_root(running: Running) -> None:
+    response = running.client.get("/")
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == TYPES["html"]
+    assert response.content == (ROOT / "app/static/index.html").read_bytes()
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_each_file_has_its_type_its_policy_and_a_tag(running: Running, path: str) -> None:
-    answer = running.client.get(path)
-    assert answer.status_code == 200
-    assert answer.headers["Content-Type"] == TYPES[path.rpartition(".")[2] if "." in path else "html"]
-    assert answer.headers["Content-Security-Policy"] == POLICY
-    assert answer.headers["Cache-Control"] == "no-cache"
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert re.fullmatch(r'"[0-9a-f]{32}"', answer.headers["ETag"])
+def test_each_file_has_its_type_its_policy_and_an_etag(running: Running, path: str) -> None:
+    response = running.client.get(path)
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == TYPES[path.rpartition(".")[2] if "." in path else "html"]
+    assert response.headers["Content-Security-Policy"] == POLICY
+    assert response.headers["Cache-Control"] == "no-cache"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert re.fullmatch(r'"[0-9a-f]{32}"', response.headers["ETag"])
     head = running.client.head(path)
     assert (head.status_code, head.content) == (200, b"")
-    assert head.headers["Content-Length"] == str(len(answer.content))
+    assert head.headers["Content-Length"] == str(len(response.content))
 
 
-def test_the_policy_lets_nothing_in_from_elsewhere() -> None:
+def test_the_policy_allows_nothing_from_other_hosts() -> None:
     assert POLICY == (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -63,31 +63,31 @@ def test_the_policy_lets_nothing_in_from_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}'])
-def test_what_the_browser_has_already_is_not_sent_again(running: Running, form: str) -> None:
+def test_a_file_that_the_browser_has_is_not_sent_again(running: Running, form: str) -> None:
     tag = running.client.get("/static/page.js").headers["ETag"]
-    answer = running.client.get("/static/page.js", headers={"If-None-Match": form.format(tag)})
-    assert (answer.status_code, answer.content) == (304, b"")
-    assert answer.headers["ETag"] == tag
+    response = running.client.get("/static/page.js", headers={"If-None-Match": form.format(tag)})
+    assert (response.status_code, response.content) == (304, b"")
+    assert response.headers["ETag"] == tag
 
 
-def test_another_version_of_it_is(running: Running) -> None:
-    answer = running.client.get("/static/page.js", headers={"If-None-Match": '"0123456789abcdef"'})
-    assert answer.status_code == 200
+def test_another_version_of_a_file_is_sent(running: Running) -> None:
+    response = running.client.get("/static/page.js", headers={"If-None-Match": '"0123456789abcdef"'})
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/static/", "/static/nothing.js", "/static/..%2Fmain.py", "/static/../main.py"])
-def test_other_files_are_not_there(running: Running, path: str) -> None:
+def test_other_files_are_not_served(running: Running, path: str) -> None:
     is_a_problem(running.client.get(path), 404)
 
 
-def test_it_needs_no_key_where_the_service_does() -> None:
+def test_the_page_needs_no_key() -> None:
     with serving(api_keys=("key",)) as service:
         assert service.client.get("/model").status_code == 401
         for path in PATHS:
             assert service.client.get(path).status_code == 200
 
 
-def test_it_is_there_before_the_model_is() -> None:
+def test_the_page_is_served_before_the_model_is_loaded() -> None:
     def load() -> None:
         raise OSError("no such weights")
 
@@ -95,12 +95,12 @@ def test_it_is_there_before_the_model_is() -> None:
         assert service.client.get("/").status_code == 200
 
 
-def test_all_of_it_is_served_and_small() -> None:
+def test_the_page_is_small() -> None:
     assert {path.suffix.removeprefix(".") for path in FILES} == set(TYPES)
     assert sum(path.stat().st_size for path in FILES) < 60_000
 
 
-def test_nothing_is_inline_and_every_link_is_relative_so_that_it_works_behind_a_prefix() -> None:
+def test_nothing_is_inline_and_every_link_is_relative() -> None:
     page = Inline((FOLDER / "index.html").read_text())
     assert page.forbidden == []
     assert page.links

@@ -11,12 +11,12 @@ from PIL import Image
 
 from model import MAX_VIEWS, Prediction, image, preprocess
 from model.engines.base import Outputs
-from tests.app.fakes import CARD, LABELS, FakeEngine, fake_classifier, photo, picture
+from tests.app.fakes import CARD, LABELS, FakeEngine, fake_classifier, image_file, photo
 from tests.app.running import Running, eventually, serving
 
 
 def predicted(data: bytes, views: int = 1) -> Prediction:
-    """What the classifier says of a picture when it is asked directly."""
+    """What the classifier says of an image when it is called directly."""
     pixels = preprocess(data, CARD.input, max_pixels=10**9, views=views).pixels
     (prediction,) = fake_classifier(FakeEngine()).classify([pixels])
     return prediction
@@ -31,28 +31,28 @@ def ranking(prediction: Prediction, k: int) -> list[dict[str, Any]]:
 
 
 def expected_ranking(data: bytes, k: int, views: int = 1) -> list[dict[str, Any]]:
-    """The ranking that the classifier gives when it is asked directly."""
+    """The ranking that the classifier gives when it is called directly."""
     return ranking(predicted(data, views), k)
 
 
 def confident(seeds: Iterable[int]) -> int:
-    """The first of these seeds whose picture looks like the classes."""
-    return next(seed for seed in seeds if predicted(picture(seed)).accepted())
+    """The first of these seeds whose image looks like the classes."""
+    return next(seed for seed in seeds if predicted(image_file(seed)).accepted())
 
 
-def test_one_picture_is_answered_in_the_documented_shape(running: Running) -> None:
-    answer = running.upload(("cat.png", picture(1)), params={"top_k": 2})
-    assert answer.status_code == 200
-    assert answer.headers["Content-Type"] == "application/json"
-    assert answer.json() == {
+def test_the_result_for_an_image_has_the_documented_fields(running: Running) -> None:
+    response = running.upload(("cat.png", image_file(1)), params={"top_k": 2})
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.json() == {
         "model": {"name": "fake-net", "version": CARD.version},
         "results": [
             {
                 "filename": "cat.png",
                 "width": 32,
                 "height": 32,
-                "top_k": expected_ranking(picture(1), 2),
-                "in_distribution": pytest.approx(predicted(picture(1)).in_distribution, abs=1e-5),
+                "top_k": expected_ranking(image_file(1), 2),
+                "in_distribution": pytest.approx(predicted(image_file(1)).in_distribution, abs=1e-5),
                 "accepted": False,
                 "views": 1,
                 "warnings": [],
@@ -61,34 +61,34 @@ def test_one_picture_is_answered_in_the_documented_shape(running: Running) -> No
     }
 
 
-def test_several_pictures_are_answered_in_their_order(running: Running) -> None:
-    pictures = [picture(seed) for seed in range(9)]
-    answer = running.upload(*((f"{seed}.png", data) for seed, data in enumerate(pictures)))
-    results = answer.json()["results"]
+def test_results_are_in_the_order_of_the_images(running: Running) -> None:
+    images = [image_file(seed) for seed in range(9)]
+    response = running.upload(*((f"{seed}.png", data) for seed, data in enumerate(images)))
+    results = response.json()["results"]
     assert [result["filename"] for result in results] == [f"{seed}.png" for seed in range(9)]
-    assert [result["top_k"] for result in results] == [expected_ranking(data, 5) for data in pictures]
+    assert [result["top_k"] for result in results] == [expected_ranking(data, 5) for data in images]
 
 
-def test_a_bad_picture_among_several_carries_its_own_problem(running: Running) -> None:
-    answer = running.upload(
-        ("good.png", picture(1)), ("torn.png", picture(2)[:-40]), ("text.png", b"cat"), ("b.png", picture(3))
+def test_a_bad_image_among_several_has_its_own_problem(running: Running) -> None:
+    response = running.upload(
+        ("good.png", image_file(1)), ("torn.png", image_file(2)[:-40]), ("text.png", b"cat"), ("b.png", image_file(3))
     )
-    assert answer.status_code == 200
-    good, torn, text, other = answer.json()["results"]
-    assert good["top_k"] == expected_ranking(picture(1), 5)
-    assert other["top_k"] == expected_ranking(picture(3), 5)
+    assert response.status_code == 200
+    good, torn, text, other = response.json()["results"]
+    assert good["top_k"] == expected_ranking(image_file(1), 5)
+    assert other["top_k"] == expected_ranking(image_file(3), 5)
     for result, name, status in ((torn, "torn.png", 422), (text, "text.png", 415)):
         assert set(result) == {"filename", "problem"}
         assert result["filename"] == name
         assert set(result["problem"]) == {"type", "title", "status", "detail", "instance"}
         assert result["problem"]["status"] == status
-        assert result["problem"]["instance"] == answer.headers["X-Request-ID"]
+        assert result["problem"]["instance"] == response.headers["X-Request-ID"]
 
 
-def test_a_request_of_bad_pictures_only_is_answered_one_by_one(running: Running) -> None:
-    answer = running.upload(("a", b"cat"), ("b", b"dog"))
-    assert answer.status_code == 200
-    assert [result["problem"]["status"] for result in answer.json()["results"]] == [415, 415]
+def test_a_request_with_only_bad_images_has_a_problem_for_each(running: Running) -> None:
+    response = running.upload(("a", b"cat"), ("b", b"dog"))
+    assert response.status_code == 200
+    assert [result["problem"]["status"] for result in response.json()["results"]] == [415, 415]
 
 
 @pytest.mark.parametrize(
@@ -101,38 +101,38 @@ def test_a_request_of_bad_pictures_only_is_answered_one_by_one(running: Running)
     ],
     ids=["image/png", "octet-stream", "capitals and a parameter", "none"],
 )
-def test_a_raw_body_is_one_picture_without_a_name(running: Running, headers: dict[str, str]) -> None:
-    (result,) = running.post(picture(4), headers=headers).json()["results"]
+def test_a_raw_body_is_one_image_without_a_filename(running: Running, headers: dict[str, str]) -> None:
+    (result,) = running.post(image_file(4), headers=headers).json()["results"]
     assert result["filename"] is None
-    assert result["top_k"] == expected_ranking(picture(4), 5)
+    assert result["top_k"] == expected_ranking(image_file(4), 5)
 
 
-def test_the_type_that_a_picture_is_sent_with_does_not_matter(running: Running) -> None:
-    (result,) = running.post(picture(5), headers={"Content-Type": "image/jpeg"}).json()["results"]
-    assert result["top_k"] == expected_ranking(picture(5), 5)
+def test_the_content_type_of_an_image_does_not_matter(running: Running) -> None:
+    (result,) = running.post(image_file(5), headers={"Content-Type": "image/jpeg"}).json()["results"]
+    assert result["top_k"] == expected_ranking(image_file(5), 5)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_every_common_format_is_accepted(running: Running, kind: str) -> None:
-    data = picture(6, size=(50, 40), kind=kind)
+    data = image_file(6, size=(50, 40), kind=kind)
     (result,) = running.post(data).json()["results"]
     assert (result["width"], result["height"]) == (50, 40)
     assert result["top_k"] == expected_ranking(data, 5)
 
 
 @pytest.mark.parametrize("k", range(1, 11))
-def test_top_k_says_how_many_classes_are_returned(running: Running, k: int) -> None:
-    (result,) = running.post(picture(7), params={"top_k": k}).json()["results"]
+def test_top_k_is_the_number_of_classes_returned(running: Running, k: int) -> None:
+    (result,) = running.post(image_file(7), params={"top_k": k}).json()["results"]
     assert len(result["top_k"]) == k
 
 
-def test_five_classes_are_returned_if_nothing_is_said(running: Running) -> None:
-    (result,) = running.post(picture(7)).json()["results"]
+def test_five_classes_are_returned_by_default(running: Running) -> None:
+    (result,) = running.post(image_file(7)).json()["results"]
     assert len(result["top_k"]) == 5
 
 
 def test_the_ranking_is_sorted_and_its_probabilities_sum_to_one(running: Running) -> None:
-    (result,) = running.post(picture(8), params={"top_k": 10}).json()["results"]
+    (result,) = running.post(image_file(8), params={"top_k": 10}).json()["results"]
     probabilities = [ranked["probability"] for ranked in result["top_k"]]
     assert probabilities == sorted(probabilities, reverse=True)
     assert sum(probabilities) == pytest.approx(1, abs=1e-5)
@@ -140,21 +140,21 @@ def test_the_ranking_is_sorted_and_its_probabilities_sum_to_one(running: Running
     assert all(LABELS[ranked["index"]] == ranked["label"] for ranked in result["top_k"])
 
 
-def test_width_and_height_are_those_of_the_picture_as_seen(running: Running) -> None:
+def test_width_and_height_are_those_after_exif_orientation(running: Running) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
-    data = picture(9, size=(60, 40), kind="JPEG", exif=exif)
+    data = image_file(9, size=(60, 40), kind="JPEG", exif=exif)
     (result,) = running.post(data).json()["results"]
     assert (result["width"], result["height"]) == (40, 60)
 
 
-def test_a_small_picture_is_answered_with_a_warning(running: Running) -> None:
-    (result,) = running.post(picture(10, size=(8, 8))).json()["results"]
+def test_a_small_image_has_a_warning(running: Running) -> None:
+    (result,) = running.post(image_file(10, size=(8, 8))).json()["results"]
     assert result["warnings"] == ["upscaled from 8x8"]
     assert result["top_k"]
 
 
-def test_a_large_picture_is_run_in_the_views_asked_for_in_one_pass() -> None:
+def test_the_requested_views_run_in_one_forward_pass() -> None:
     with serving() as service:
         (result,) = service.post(photo(), params={"views": 3}).json()["results"]
         assert service.engine.batches == [3]
@@ -176,12 +176,12 @@ def test_every_number_of_views_is_served(running: Running, views: int) -> None:
     assert result["top_k"] == expected_ranking(photo(1), 5, views)
 
 
-def test_a_small_picture_has_one_view_whatever_is_asked() -> None:
+def test_a_small_image_always_has_one_view() -> None:
     with serving() as service:
-        (result,) = service.post(picture(1), params={"views": MAX_VIEWS}).json()["results"]
+        (result,) = service.post(image_file(1), params={"views": MAX_VIEWS}).json()["results"]
         assert service.engine.batches == [1]
     assert result["views"] == 1
-    assert result["top_k"] == expected_ranking(picture(1), 5)
+    assert result["top_k"] == expected_ranking(image_file(1), 5)
 
 
 def test_one_view_is_the_plain_test_transform() -> None:
@@ -194,7 +194,7 @@ def test_one_view_is_the_plain_test_transform() -> None:
     assert result["in_distribution"] == pytest.approx(plain.in_distribution, abs=1e-5)
 
 
-def test_the_setting_says_how_many_views_unless_the_request_does() -> None:
+def test_the_default_number_of_views_is_a_setting() -> None:
     with serving(views=4) as service:
         for params, views in (({}, 4), ({"views": 2}, 2), ({"views": 1}, 1), ({"views": MAX_VIEWS}, MAX_VIEWS)):
             (result,) = service.post(photo(), params=params).json()["results"]
@@ -203,57 +203,57 @@ def test_the_setting_says_how_many_views_unless_the_request_does() -> None:
         assert service.engine.batches == [4, 2, 1, MAX_VIEWS]
 
 
-def test_large_and_small_pictures_of_a_request_each_get_their_own_answer(running: Running) -> None:
-    pictures = [photo(3), picture(4), photo(5, size=(63, 90)), picture(6), photo(7, size=(64, 90))]
-    answer = running.upload(*((str(number), data) for number, data in enumerate(pictures)), params={"views": 3})
-    results = answer.json()["results"]
+def test_large_and_small_images_of_a_request_get_their_own_results(running: Running) -> None:
+    images = [photo(3), image_file(4), photo(5, size=(63, 90)), image_file(6), photo(7, size=(64, 90))]
+    response = running.upload(*((str(number), data) for number, data in enumerate(images)), params={"views": 3})
+    results = response.json()["results"]
     assert [result["views"] for result in results] == [3, 1, 1, 1, 3]
-    assert [result["top_k"] for result in results] == [expected_ranking(data, 5, 3) for data in pictures]
+    assert [result["top_k"] for result in results] == [expected_ranking(data, 5, 3) for data in images]
 
 
-def test_a_picture_of_more_views_than_a_batch_holds_is_answered_all_the_same() -> None:
+def test_an_image_with_more_views_than_a_batch_is_classified() -> None:
     with serving(max_batch=2) as service:
         (result,) = service.post(photo(), params={"views": 4}).json()["results"]
         assert service.engine.batches == [4]
     assert result["top_k"] == expected_ranking(photo(), 5, 4)
 
 
-def test_a_picture_below_the_cards_threshold_is_not_accepted_but_ranked_in_full(running: Running) -> None:
+def test_an_image_below_the_threshold_of_the_card_is_ranked_and_not_accepted(running: Running) -> None:
     seeds = range(12)
-    answer = running.upload(*((str(seed), picture(seed)) for seed in seeds))
-    results = answer.json()["results"]
+    response = running.upload(*((str(seed), image_file(seed)) for seed in seeds))
+    results = response.json()["results"]
     threshold = CARD.out_of_distribution.threshold
     assert {result["accepted"] for result in results} == {True, False}
     for seed, result in zip(seeds, results, strict=True):
-        assert result["in_distribution"] == pytest.approx(predicted(picture(seed)).in_distribution, abs=1e-5)
+        assert result["in_distribution"] == pytest.approx(predicted(image_file(seed)).in_distribution, abs=1e-5)
         assert result["accepted"] is (result["in_distribution"] >= threshold)
-        assert result["top_k"] == expected_ranking(picture(seed), 5)
+        assert result["top_k"] == expected_ranking(image_file(seed), 5)
 
 
-def test_an_answer_less_confident_than_asked_is_not_accepted_but_ranked_in_full(running: Running) -> None:
+def test_an_image_below_min_confidence_is_ranked_and_not_accepted(running: Running) -> None:
     seed = confident(range(12))
-    confidence = float(predicted(picture(seed)).probabilities.max())
+    confidence = float(predicted(image_file(seed)).probabilities.max())
     for least, accepted in ((0, True), (confidence - 0.01, True), (confidence + 0.01, False), (1, False)):
-        (result,) = running.post(picture(seed), params={"min_confidence": least}).json()["results"]
+        (result,) = running.post(image_file(seed), params={"min_confidence": least}).json()["results"]
         assert result["accepted"] is accepted, least
-        assert result["top_k"] == expected_ranking(picture(seed), 5)
+        assert result["top_k"] == expected_ranking(image_file(seed), 5)
 
 
-def test_confidence_does_not_make_up_for_what_looks_like_no_class(running: Running) -> None:
-    seed = next(seed for seed in range(12) if not predicted(picture(seed)).accepted())
-    (result,) = running.post(picture(seed), params={"min_confidence": 0}).json()["results"]
+def test_confidence_does_not_compensate_for_a_low_in_distribution(running: Running) -> None:
+    seed = next(seed for seed in range(12) if not predicted(image_file(seed)).accepted())
+    (result,) = running.post(image_file(seed), params={"min_confidence": 0}).json()["results"]
     assert result["accepted"] is False
 
 
-def test_the_setting_says_the_least_confidence_unless_the_request_does() -> None:
+def test_the_default_min_confidence_is_a_setting() -> None:
     seed = confident(range(12))
-    confidence = float(predicted(picture(seed)).probabilities.max())
+    confidence = float(predicted(image_file(seed)).probabilities.max())
     for setting, accepted in ((confidence - 0.01, True), (confidence + 0.01, False)):
         with serving(min_confidence=setting) as service:
             for params, expected in (({}, accepted), ({"min_confidence": 0}, True), ({"min_confidence": 1}, False)):
-                (result,) = service.post(picture(seed), params=params).json()["results"]
+                (result,) = service.post(image_file(seed), params=params).json()["results"]
                 assert result["accepted"] is expected, (setting, params)
-                assert result["top_k"] == expected_ranking(picture(seed), 5)
+                assert result["top_k"] == expected_ranking(image_file(seed), 5)
 
 
 @pytest.mark.parametrize(
@@ -261,79 +261,80 @@ def test_the_setting_says_the_least_confidence_unless_the_request_does() -> None
     ["кошка 猫 🐈.png", "a;b=c, d.png", "it's.png", "../../etc/passwd", "x" * 300, "%41%2f.png"],
     ids=["unicode", "separators", "apostrophe", "path", "long", "percent"],
 )
-def test_the_filename_is_echoed(running: Running, filename: str) -> None:
-    (result,) = running.upload((filename, picture())).json()["results"]
+def test_the_filename_is_returned(running: Running, filename: str) -> None:
+    (result,) = running.upload((filename, image_file())).json()["results"]
     assert result["filename"] == filename
 
 
-def test_a_filename_with_quotes_is_echoed_as_curl_sends_it(running: Running) -> None:
+def test_a_filename_with_quotes_is_returned_as_curl_sends_it(running: Running) -> None:
     body = (
         b'--b\r\nContent-Disposition: form-data; name="file"; filename="the \\"cat\\".png"\r\n\r\n'
-        + picture()
+        + image_file()
         + b"\r\n--b--\r\n"
     )
     (result,) = running.post(body, headers={"Content-Type": "multipart/form-data; boundary=b"}).json()["results"]
     assert result["filename"] == 'the "cat".png'
 
 
-def test_an_empty_filename_is_echoed_as_none(running: Running) -> None:
-    body = b'--b\r\nContent-Disposition: form-data; name="file"; filename=""\r\n\r\n' + picture() + b"\r\n--b--\r\n"
+def test_an_empty_filename_is_returned_as_null(running: Running) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="file"; filename=""\r\n\r\n' + image_file() + b"\r\n--b--\r\n"
     (result,) = running.post(body, headers={"Content-Type": "multipart/form-data; boundary=b"}).json()["results"]
     assert result["filename"] is None
 
 
 def test_other_fields_of_a_form_are_ignored(running: Running) -> None:
-    answer = running.client.post(
-        "/predict", files=[("file", ("a.png", picture(1))), ("other", ("b.png", b"no picture"))], data={"note": "mine"}
+    response = running.client.post(
+        "/predict",
+        files=[("file", ("a.png", image_file(1))), ("other", ("b.png", b"no picture"))],
+        data={"note": "mine"},
     )
-    (result,) = answer.json()["results"]
+    (result,) = response.json()["results"]
     assert result["filename"] == "a.png"
 
 
-def test_server_timing_tells_of_decoding_waiting_and_inference(running: Running) -> None:
+def test_server_timing_has_decode_queue_and_inference(running: Running) -> None:
     running.engine.seconds = 0.05
-    answer = running.post(picture())
+    response = running.post(image_file())
     running.engine.seconds = 0.0
-    timings = dict(entry.split(";dur=") for entry in answer.headers["Server-Timing"].split(", "))
+    timings = dict(entry.split(";dur=") for entry in response.headers["Server-Timing"].split(", "))
     assert set(timings) == {"decode", "queue", "inference", "total"}
     milliseconds = {name: float(value) for name, value in timings.items()}
     assert 50 <= milliseconds["inference"] <= milliseconds["total"]
     assert milliseconds["total"] < 20_000
 
 
-def test_concurrent_requests_each_get_their_own_answer_out_of_shared_batches() -> None:
+def test_concurrent_requests_get_their_own_results_from_shared_batches() -> None:
     count, each = 40, 3
     with serving(max_batch=16) as service, ThreadPoolExecutor(count + 1) as threads:
         service.engine.block()
-        first = threads.submit(service.post, picture(1000))
+        first = threads.submit(service.post, image_file(1000))
         service.engine.wait_entered()
-        pictures = [[picture(each * request + part) for part in range(each)] for request in range(count)]
-        answers = [
-            threads.submit(service.upload, *((str(part), data) for part, data in enumerate(files)))
-            for files in pictures
+        images = [[image_file(each * request + part) for part in range(each)] for request in range(count)]
+        responses = [
+            threads.submit(service.upload, *((str(part), data) for part, data in enumerate(files))) for files in images
         ]
         service.wait_admitted(1 + count * each)
         service.engine.release()
-        for files, answer in zip(pictures, answers, strict=True):
-            results = answer.result().json()["results"]
+        for files, response in zip(images, responses, strict=True):
+            results = response.result().json()["results"]
             assert [result["top_k"] for result in results] == [expected_ranking(data, 5) for data in files]
         assert first.result().status_code == 200
         assert sum(service.engine.batches) == 1 + count * each
         assert 8 < max(service.engine.batches) <= 16
 
 
-def test_a_bad_picture_never_joins_the_batch_of_others() -> None:
+def test_a_bad_image_never_joins_a_batch() -> None:
     with serving() as service:
-        assert service.upload(("a", picture(1)), ("b", b"cat"), ("c", picture(2)[:-40])).status_code == 200
+        assert service.upload(("a", image_file(1)), ("b", b"cat"), ("c", image_file(2)[:-40])).status_code == 200
         assert service.engine.views == 1
 
 
-def test_a_caller_who_hangs_up_while_waiting_costs_no_inference() -> None:
-    body = picture(2)
+def test_an_image_whose_client_disconnects_is_not_run() -> None:
+    body = image_file(2)
     head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
     with serving() as service:
         service.engine.block()
-        first = service.in_background(lambda: service.post(picture(1)))
+        first = service.in_background(lambda: service.post(image_file(1)))
         service.engine.wait_entered()
         with service.connect() as connection:
             connection.sendall(head.encode() + body)
@@ -342,26 +343,26 @@ def test_a_caller_who_hangs_up_while_waiting_costs_no_inference() -> None:
         service.engine.release()
         assert first.result().status_code == 200
         service.wait_admitted(0)
-        assert service.post(picture(3)).status_code == 200
-        assert service.engine.views == 2, "that of who hung up was not computed"
+        assert service.post(image_file(3)).status_code == 200
+        assert service.engine.views == 2, "the image of the client that disconnected was not run"
         assert b'tenfold_requests_total{route="/predict",status="499"} 1.0' in service.service.telemetry.exposition()
 
 
-@pytest.mark.parametrize(("asked", "granted"), [("0.3", 0.3), ("60", 0.6)])
-def test_a_request_may_lower_its_deadline_but_not_raise_it(asked: str, granted: float) -> None:
+@pytest.mark.parametrize(("requested", "granted"), [("0.3", 0.3), ("60", 0.6)])
+def test_a_request_may_lower_its_deadline_but_not_raise_it(requested: str, granted: float) -> None:
     with serving(timeout=0.6) as service:
         service.engine.block()
         began = time.monotonic()
-        answer = service.post(picture(), headers={"X-Request-Timeout": asked})
-        assert answer.status_code == 504
-        assert f"within {granted:g} s" in answer.json()["detail"]
+        response = service.post(image_file(), headers={"X-Request-Timeout": requested})
+        assert response.status_code == 504
+        assert f"within {granted:g} s" in response.json()["detail"]
         assert time.monotonic() - began > granted - 0.05
 
 
-def test_a_full_queue_is_told_before_the_body_is_read() -> None:
+def test_a_full_queue_refuses_before_the_body_is_read() -> None:
     with serving(queue_size=2, max_files=2) as service, service.connect() as connection:
         service.engine.block()
-        holding = service.in_background(lambda: service.upload(*[("a.png", picture())] * 2))
+        holding = service.in_background(lambda: service.upload(*[("a.png", image_file())] * 2))
         service.wait_admitted(2)
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 503 ")
@@ -369,17 +370,17 @@ def test_a_full_queue_is_told_before_the_body_is_read() -> None:
         assert holding.result().status_code == 200
 
 
-def test_a_caller_who_hangs_up_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_disconnects_is_not_an_error(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     with serving() as service:
         with service.connect() as connection:
             connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n" + bytes(500))
             eventually(lambda: bool(service.server.server_state.tasks), "the request has begun")
-        eventually(lambda: " 499 " in caplog.text, "the access log tells of it")
+        eventually(lambda: " 499 " in caplog.text, "the access log has it")
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_pictures_of_a_failed_request_leave_the_queue_with_it() -> None:
+def test_images_of_a_failed_request_leave_the_queue_with_it() -> None:
     class FirstCallFails(FakeEngine):
         def run(self, pixels: NDArray[np.uint8]) -> Outputs:
             if not self.batches:
@@ -390,8 +391,8 @@ def test_pictures_of_a_failed_request_leave_the_queue_with_it() -> None:
     engine = FirstCallFails()
     with serving(engine, max_batch=1) as service:
         engine.block()
-        assert service.upload(*[("a.png", picture())] * 10).status_code == 500
+        assert service.upload(*[("a.png", image_file())] * 10).status_code == 500
         service.wait_admitted(0)
         engine.release()
-        assert service.post(picture()).status_code == 200
+        assert service.post(image_file()).status_code == 200
         assert engine.views <= 3, "what failed, what the engine had begun by then, and the next request"
