@@ -78,7 +78,7 @@ def create_app(
 
 
 def __getattr__(name: str) -> FastAPI:
-    """Build `app` when a server asks for it, not when `python -m app` imports this module for create_app."""
+    """Build `app` when a server needs it, not when `python -m app` imports this module for create_app."""
     if name != "app":
         raise AttributeError(name)
     return create_app()

@@ -145,5 +145,5 @@ def default_weights() -> Path:
     """The bundle for the commands: the environment's, else the default one, from wherever they are run."""
     default: Path = Settings.model_fields["weights"].default
     named = Path(os.environ.get("TENFOLD_WEIGHTS", default))
-    beside = Path(__file__).resolve().parents[1] / default
-    return beside if named == default and not named.exists() and beside.exists() else named
+    in_checkout = Path(__file__).resolve().parents[1] / default
+    return in_checkout if named == default and not named.exists() and in_checkout.exists() else named

@@ -70,7 +70,7 @@ class Deadline:
         return getattr(self._request.state, "body_read", False)
 
     def _watch(self) -> None:
-        if self._body_read:  # before, receive() belongs to whoever reads the body
+        if self._body_read:  # before, receive() belongs to the code that reads the body
             self._watcher = asyncio.create_task(self._wait_for_disconnect())
         else:
             self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER, self._watch)

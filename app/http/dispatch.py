@@ -15,7 +15,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class ImageRoutes:
-    """Calls the endpoint of a route directly; any other request goes on to FastAPI.
+    """Calls the endpoint of a route directly; FastAPI handles any other request.
 
     FastAPI takes longer to find a route and to resolve its dependencies than the service to decode a small image. The
     routes are declared in FastAPI as well, for the documentation and for requests with another method. Their endpoints

@@ -175,7 +175,7 @@ class Errors:
 
     def __init__(self, renderers: Mapping[str, Renderer] | None = None) -> None:
         self.known: tuple[type[Exception], ...] = tuple(cls for cls in (*TABLE, HTTPException) if cls is not Exception)
-        """What `response` is for. Other exceptions go on to the middleware, which logs them."""
+        """The exceptions that `response` is for. The middleware logs the others."""
         self._renderers = sorted((renderers or {}).items(), key=lambda item: len(item[0]), reverse=True)
 
     def response(self, scope: Scope, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""GET /metrics, for Prometheus."""
 
 from typing import Annotated
 
