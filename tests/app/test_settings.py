@@ -32,6 +32,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "max_uploads": ("8", 8),
     "max_held_bytes": ("100000000", 100_000_000),
     "max_pixels": ("2000", 2000),
+    "max_decode_bytes": ("2000000", 2_000_000),
     "max_files": ("9", 9),
     "timeout": ("2.5", 2.5),
     "stall_timeout": ("30.5", 30.5),
@@ -43,7 +44,7 @@ VALUES: dict[str, tuple[str, Any]] = {
 
 
 def read_settings(**environment: str) -> dict[str, str]:
-    """The settings as a fresh process reads them from its environment: name to repr."""
+    """The settings that a new process reads from its environment: name -> repr."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TENFOLD_")}
     program = "from app.settings import Settings\nfor name, value in Settings(): print(name, repr(value), sep='=')"
     done = subprocess.run(
@@ -61,9 +62,9 @@ def test_every_setting_is_read_from_its_variable() -> None:
     assert set(VALUES) == set(Settings.model_fields), "a setting without a value here"
     found = read_settings(**{f"TENFOLD_{name.upper()}": text for name, (text, _) in VALUES.items()})
     assert found == {name: repr(value) for name, (_, value) in VALUES.items()}
-    defaults = read_settings(PORT="1", TENFOLD_PORTS="2")  # of no setting, so they are ignored
+    defaults = read_settings(PORT="1", TENFOLD_PORTS="2")  # not names of settings
     assert defaults == {name: repr(field.default) for name, field in Settings.model_fields.items()}
-    assert not [name for name in VALUES if found[name] == defaults[name]], "these values prove nothing"
+    assert not [name for name in VALUES if found[name] == defaults[name]], "values equal to the defaults"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,8 @@ def test_every_setting_is_read_from_its_variable() -> None:
         ("device", "tpu"),
         ("threads", "-1"),
         ("decode_threads", "0"),
-        ("max_batch", "0"),
+        ("max_batch", "-1"),
+        ("max_decode_bytes", "0"),
         ("views", "0"),
         ("views", str(MAX_VIEWS + 1)),
         ("views", "1.5"),
@@ -106,7 +108,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         ("log_level", "loud"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_its_name(name: str, value: str) -> None:
+def test_a_value_out_of_range_is_an_error_of_its_setting(name: str, value: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Settings.model_validate({name: value})
     assert [problem["loc"] for problem in caught.value.errors()] == [(name,)]
@@ -129,14 +131,14 @@ def test_an_invalid_value_is_reported_by_the_name_of_its_variable(values: dict[s
     assert found.startswith(message)
 
 
-def test_a_queue_that_cannot_hold_a_full_request_is_refused() -> None:
+def test_a_queue_below_the_images_of_one_request_is_an_error() -> None:
     with pytest.raises(ValidationError, match=r"TENFOLD_QUEUE_SIZE \(7\) is below TENFOLD_MAX_FILES \(8\)"):
         Settings(queue_size=7, max_files=8)
     assert Settings(queue_size=8, max_files=8).queue_size == 8
 
 
 @pytest.mark.parametrize("keys", ["two words", "ключ", "a\tb"])
-def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(keys: str) -> None:
+def test_a_key_that_no_header_can_contain_is_an_error_and_not_shown(keys: str) -> None:
     with pytest.raises(ValidationError, match="a key is made of ASCII") as caught:
         Settings.model_validate({"api_keys": keys})
     assert caught.value.errors()[0]["loc"] == ("api_keys", 0)
@@ -146,7 +148,7 @@ def test_keys_are_not_shown() -> None:
     assert "sesame" not in repr(Settings.model_validate({"api_keys": "sesame"}))
 
 
-def test_memory_that_cannot_hold_a_full_request_is_refused() -> None:
+def test_memory_below_the_largest_request_is_an_error() -> None:
     with pytest.raises(ValidationError, match=r"TENFOLD_MAX_HELD_BYTES \(7\) is below TENFOLD_MAX_BODY_BYTES \(8\)"):
         Settings(max_held_bytes=7, max_body_bytes=8)
     assert Settings(max_held_bytes=8, max_body_bytes=8).max_held_bytes == 8
@@ -155,7 +157,7 @@ def test_memory_that_cannot_hold_a_full_request_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("views", 1), ("views", MAX_VIEWS), ("min_confidence", 0.0), ("min_confidence", 1.0)]
 )
-def test_the_ends_of_a_range_belong_to_it(name: str, value: float) -> None:
+def test_the_bounds_of_a_range_are_valid(name: str, value: float) -> None:
     assert getattr(Settings.model_validate({name: str(value)}), name) == value
 
 
