@@ -5,7 +5,7 @@ import { count, percent, thousands } from "./words.js";
 
 export function showCard(card) {
 	const { name, labels, metrics, input, openvino } = card;
-	find("chip").replaceChildren(name, h("span", card.files["model.safetensors"].slice(0, 12)));
+	find("chip").replaceChildren(name);
 	find("classes").replaceChildren(...labels.map((label) => h("li", label)));
 	const others = Object.entries(metrics.accepted).filter(([kind]) => kind !== "test");
 	const quantised = openvino ? `; ${percent(openvino.top1)} with the quantised model for CPUs` : "";

@@ -93,6 +93,7 @@ for (const [name, draw] of Object.entries(EXAMPLES)) {
 let announcedAt = 0;
 queue.addEventListener("changed", ({ detail: job }) => {
 	if (job === detail.job) detail.update();
+	if (job.answer) showVersion(job.answer.model);
 	if (!job.settled) return;
 	const { all } = queue;
 	const left = all.filter((each) => !each.settled).length;
@@ -104,6 +105,9 @@ queue.addEventListener("changed", ({ detail: job }) => {
 		announce(left ? `${left} images left.` : `All ${all.length} images are done.`);
 	}
 });
+
+// The card has no version: it comes with each response.
+const showVersion = ({ name, version }) => find("chip").replaceChildren(name, h("span", version));
 
 // State of the service: retry countdown and API key.
 

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from model import Classifier
-from tests.app.fakes import FakeEngine, fake_classifier, image_file
+from tests.app.fakes import CARD, FakeEngine, fake_classifier, image_file
 from tests.app.running import Running, serving
 from tests.page.browsing import (
     EXPLAIN,
@@ -122,7 +122,7 @@ def test_it_waits_for_the_model_to_load(browser: Browser) -> None:
         expect(headline(page)).to_have_text("Waiting for the service")
         loaded.set()
         expect(page.locator(".ranking")).to_be_visible()
-        expect(page.locator("#chip")).to_have_text("fake-net0123456789ab")
+        expect(page.locator("#chip")).to_have_text(f"{CARD.name}{CARD.version}")
         expect(page.locator("#banner")).to_be_hidden()
 
 
