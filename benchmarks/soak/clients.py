@@ -67,7 +67,7 @@ async def upload_slowly(pool: Pool, sample: Sample, tally: Tally, until: asyncio
             tally.misbehaving[f"slow upload: {await _upload_slowly_once(pool, sample, tally, until)}"] += 1
         except NoResponse as error:
             tally.misbehaving[f"slow upload: {error}"] += 1
-            await asyncio.sleep(_SLOW_INTERVAL)
+        await asyncio.sleep(_SLOW_INTERVAL)  # an overloaded service rejects it at once
 
 
 async def _upload_slowly_once(pool: Pool, sample: Sample, tally: Tally, until: asyncio.Event) -> str:
