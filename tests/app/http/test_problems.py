@@ -11,8 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import Response
 
-from app.http.problems import TABLE, problem_of, problem_response
+from app.http.problems import TABLE, Errors, problem_of, problem_response
 from app.serving.errors import NotAlive, NotReady, QueueFull
 from model import MAX_VIEWS, Classifier, ImageError, UnreadableImage
 from tests.app.fakes import FakeEngine, fake_classifier, image_file, photo
@@ -419,3 +420,15 @@ def test_every_error_of_the_table_is_provoked_by_a_case() -> None:
 
 def test_every_image_error_of_the_model_is_in_the_table() -> None:
     assert all(cls in TABLE for cls in ImageError.__subclasses__() if cls.__module__ == "model.errors")
+
+
+def test_routes_may_have_an_error_format_of_their_own() -> None:
+    def plain(error: Exception, request_id: str) -> Response:
+        return Response(f"{error} {request_id}", 400)
+
+    errors = Errors({"/v2": plain, "/v2/other": problem_response})
+    scopes = [{"path": path, "state": {"request_id": "id"}} for path in ("/v2/models", "/v2/other/x", "/predict")]
+    responses = [errors.response(scope, QueueFull("full", 1.0)) for scope in scopes]
+    assert [response.status_code for response in responses] == [400, 503, 503]
+    assert responses[0].body == b"full id"
+    assert {scope["state"]["rejected"] for scope in scopes} == {"queue-full"}  # type: ignore[index]
