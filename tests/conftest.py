@@ -1,4 +1,4 @@
-"""Fixtures that the tests of both halves share."""
+"""Fixtures of the tests of both app and model."""
 
 import io
 import os
@@ -33,7 +33,7 @@ def maps_of(answer: Outputs | model.Prediction) -> NDArray[np.float32]:
 
 
 class Silent:
-    """An observer of training that says nothing."""
+    """An observer of training that ignores every event."""
 
     def begin(self, done: float) -> None: ...
 
@@ -50,7 +50,7 @@ def spec() -> InputSpec:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole bundle around a narrow ResNet-18 with random weights. Not to be altered."""
+    """A bundle of a narrow ResNet-18 with random weights. Tests must not change it."""
     folder = tmp_path_factory.mktemp("weights") / "tiny"
     recipe = recipe_named("smoke").with_network("resnet18", width=8)
     data = datasets.load("synthetic", Path(), holdout=recipe.holdout, limit=40)
@@ -69,13 +69,13 @@ def tiny_classifier(tiny_bundle: Path) -> model.Classifier:
 
 @pytest.fixture(scope="session")
 def int8_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with an OpenVINO model in 8-bit integers. Not to be altered."""
+    """The same with an OpenVINO model in int8. Tests must not change it."""
     return _with_openvino(tiny_bundle, tmp_path_factory.mktemp("int8") / "tiny", "int8")
 
 
 @pytest.fixture(scope="session")
 def float16_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with an OpenVINO model in floating point. Not to be altered."""
+    """The same with an OpenVINO model in float16. Tests must not change it."""
     return _with_openvino(tiny_bundle, tmp_path_factory.mktemp("float16") / "tiny", "float16")
 
 
@@ -110,7 +110,7 @@ def _trained(recipe: Recipe, folder: Path, *, limit: int) -> Path:
 
 @pytest.fixture(scope="session")
 def cifar10_root() -> Path:
-    """Folder of the CIFAR-10 files; a test that needs them is skipped where there are none."""
+    """Folder of the CIFAR-10 files. A test that needs them is skipped without them."""
     root = Path(os.environ.get("CIFAR10_ROOT", "data"))
     if not (root / "cifar-10-batches-py" / "test_batch").is_file():
         pytest.skip(f"no CIFAR-10 in {root}: set CIFAR10_ROOT to the folder that holds cifar-10-batches-py")
@@ -119,13 +119,13 @@ def cifar10_root() -> Path:
 
 @pytest.fixture(scope="session")
 def cat_jpeg() -> bytes:
-    """A photograph of a cat, 451 x 300 pixels."""
+    """A photograph of a cat as JPEG, 451 x 300 pixels."""
     return _encoded("JPEG")
 
 
 @pytest.fixture(scope="session")
 def cat_png() -> bytes:
-    """The same cat without loss."""
+    """The same photograph as PNG."""
     return _encoded("PNG")
 
 
