@@ -1,4 +1,4 @@
-"""The Markdown documents of the repository, and what is in them."""
+"""The Markdown documents and Python files of the repository, and what is in them."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Folders that are not part of the repository.
 _IGNORED = {"data", "runs"}
 
-_FENCED = re.compile(r"^(```+)(\w*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(r"^ *(```+)(\w*)\n(.*?)^ *\1$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?:(?: {4}|\t).*\n|\n)+", re.MULTILINE)
 _INLINE = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"")
@@ -23,6 +23,12 @@ def documents() -> list[Path]:
             continue
         found += sorted(entry.rglob("*.md")) if entry.is_dir() else [entry] * (entry.suffix == ".md")
     return [path.relative_to(ROOT) for path in found]
+
+
+def sources() -> list[Path]:
+    """Every Python file, relative to the root."""
+    folders = ("app", "benchmarks", "docs", "model", "tests")
+    return [path.relative_to(ROOT) for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def read(path: Path | str) -> str:

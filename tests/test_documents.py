@@ -33,6 +33,8 @@ from tests.documents import ROOT, anchors, blocks, documents, inline_code, links
 README_LIMIT = 6_144
 # Read by the tests and by `tenfold classify`, not by the service.
 OTHER_VARIABLES = {"TENFOLD_DOCKER", "TENFOLD_API_KEY"}
+# Files that a document describes for the reader to write.
+EXAMPLES = {"model/nets/plaincnn.py"}
 WEIGHTS = ROOT / "weights" / "resnet18-cifar10"
 
 every_document = pytest.mark.parametrize("path", documents(), ids=str)
@@ -68,7 +70,7 @@ def test_paths_exist(path: Path) -> None:
         if re.fullmatch(r"[\w.-]+\.(py|toml|yml)|Makefile|Dockerfile", name):
             assert (ROOT / name).is_file(), code
         elif re.fullmatch(r"[\w./-]+", name) and name.partition("/")[0] in folders and "/NAME" not in name:
-            assert (ROOT / name).exists(), code
+            assert (ROOT / name).exists() or name in EXAMPLES, code
 
 
 @every_document
@@ -158,6 +160,13 @@ def test_the_recipes_are_listed() -> None:
     for name, summary in rows:
         recipe = RECIPES[name.strip("`")]
         assert f"{recipe.epochs} epochs" in summary, name
+
+
+def test_the_error_in_the_example_of_the_command_line_is_true() -> None:
+    spec = read_card(WEIGHTS / "card.json").input
+    with pytest.raises(model.UnsupportedImage) as caught:
+        model.preprocess(b"some notes", spec, max_pixels=10**6)
+    assert read("docs/command-line.md").count(str(caught.value)) == 2
 
 
 def command_of(function: Any) -> typer.core.TyperCommand:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from app.http.problems import ClientDisconnected, DeadlinePassed, UploadTooSlow
 
 # Seconds before the first check whether the client is still connected. The check takes a task, and most requests are
-# answered by then.
+# finished by then.
 _WATCH_AFTER = 0.25
 
 

@@ -107,7 +107,7 @@ class Admission:
 
     @contextmanager
     def images(self, count: int, *, deadline: float = math.inf) -> Iterator[None]:
-        """Hold room for `count` images, from before they are decoded until they are answered.
+        """Hold room for `count` images, from before they are decoded until their response is built.
 
         Raises:
             QueueFull: see `check_images`.
@@ -120,7 +120,7 @@ class Admission:
             self._images -= count
 
     def check_images(self, count: int, *, deadline: float = math.inf) -> None:
-        """Check that `count` more images could be admitted and answered before the deadline.
+        """Check that `count` more images could be admitted and completed before the deadline.
 
         Args:
             count: number of images.

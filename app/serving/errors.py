@@ -19,7 +19,7 @@ class ServingError(Exception):
 
 
 class QueueFull(ServingError):
-    """There is no room for more images, or they could not be answered before their deadline."""
+    """There is no room for more images, or they could not be completed before their deadline."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)

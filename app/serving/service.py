@@ -24,7 +24,7 @@ State = Literal["loading", "ready", "draining", "failed"]
 
 
 class Service:
-    """Loads the model in the background, so that probes are answered meanwhile, and watches its engine.
+    """Loads the model in the background, so that probes get responses meanwhile, and watches its engine.
 
     Its methods belong to the event loop's thread.
 
@@ -64,7 +64,7 @@ class Service:
         self._life = asyncio.create_task(self._load_and_watch(), name="life")
 
     async def stop(self) -> None:
-        """Release the threads. The server has answered every request before."""
+        """Release the threads. The server has finished every request before."""
         self._life.cancel()
         await asyncio.wait([self._life])
         for model in self.models:

@@ -16,7 +16,7 @@ from model.errors import EngineError, IntegrityError
 # The sizes of a pass. OpenVINO keeps 3 to 4 MB for every size that it has ever run, and chooses the kernels of a size
 # in its first pass.
 _SIZES = (1, 2, 4, 8, 16, 32)
-# What a pass costs besides its images, in units of the cost of one image: 0.9 ms and 1.45 ms, on two slow cores.
+# What a pass costs in addition to its images, in units of the cost of one image: 0.9 ms and 1.45 ms, on two slow cores.
 _OVERHEAD = 0.6
 _PRECISIONS = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 

@@ -396,7 +396,7 @@ def describe(
 
 
 def cpu_name() -> str:
-    """The name of the processor, or of its architecture if the system does not tell."""
+    """The name of the processor, or of its architecture if the system does not report it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

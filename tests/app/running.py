@@ -88,7 +88,7 @@ class Pending:
 
     @property
     def done(self) -> bool:
-        """Whether it has been answered."""
+        """Whether the response has arrived."""
         return not self._thread.is_alive()
 
     def result(self) -> httpx.Response:
@@ -102,12 +102,12 @@ class Visitor:
     """A client that posts an image again and again on a kept-alive connection, until it cannot connect.
 
     Attributes:
-        answered: of each response, when its request was sent (time.monotonic), status and Connection header.
+        responses: of each response, when its request was sent (time.monotonic), status and Connection header.
         ended: why it stopped.
     """
 
     def __init__(self, port: int) -> None:
-        self.answered: list[tuple[float, int, str]] = []
+        self.responses: list[tuple[float, int, str]] = []
         self.ended: Exception | None = None
         self._port = port
         self._thread = threading.Thread(target=self._visit)
@@ -124,7 +124,7 @@ class Visitor:
                     self.ended = error
                 else:
                     connection = response.headers.get("Connection", "")
-                    self.answered.append((sent, response.status_code, connection))
+                    self.responses.append((sent, response.status_code, connection))
 
     def join(self) -> None:
         self._thread.join(60)

@@ -32,7 +32,7 @@ def tab(browser: Browser) -> Iterator[Tab]:
 
 @pytest.fixture
 def page(tab: Tab, running: Running) -> Iterator[Page]:
-    """The page, loaded anew in the shared window: for tests that change nothing else of the browser."""
+    """The page, loaded again in the shared window: for tests that change nothing else of the browser."""
     tab.open(f"{running.client.base_url}/")
     yield tab.page
     tab.check()

@@ -15,7 +15,7 @@ Format = Literal["csv", "jsonl", "table"]
 
 
 class CommandError(Exception):
-    """The command cannot go on. The message says why and what to do."""
+    """The command cannot continue. The message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from tests.app.http.test_problems import PATHS
 from tests.app.running import Running
 from tests.hostile import corpus
 
-# What a part or a body of the type "a picture" is made of, besides bytes of schemathesis's own.
+# Image files for parts and bodies, in addition to bytes that schemathesis generates.
 _FILES = st.sampled_from([image_file(), photo(), *(sample.data for sample in corpus() if 0 < len(sample.data) < 5_000)])
 schemathesis.openapi.media_type("image/*", _FILES | st.binary(max_size=100))
 

@@ -62,7 +62,7 @@ def test_sigterm_under_load_loses_nothing(int8_bundle: Path, log: Path) -> None:
     with process(environment(int8_bundle, TENFOLD_DRAIN_DELAY="3", TENFOLD_TIMEOUT="60"), log) as running:
         running.wait_ready()
         visitors = [Visitor(running.port) for _ in range(CLIENTS)]
-        eventually(lambda: all(len(visitor.answered) > 3 for visitor in visitors), "all are served", seconds=120)
+        eventually(lambda: all(len(visitor.responses) > 3 for visitor in visitors), "all are served", seconds=120)
         with running.client() as probe:
             draining = time.monotonic() + 0.5
             running.popen.send_signal(signal.SIGTERM)
@@ -74,9 +74,9 @@ def test_sigterm_under_load_loses_nothing(int8_bundle: Path, log: Path) -> None:
 
         for visitor in visitors:
             assert isinstance(visitor.ended, httpx.ConnectError), f"a request was lost: {visitor.ended!r}"
-            assert {status for _, status, _ in visitor.answered} == {200}
+            assert {status for _, status, _ in visitor.responses} == {200}
         # When a response was received proves nothing: it may have been written much earlier.
-        late = {connection for visitor in visitors for sent, _, connection in visitor.answered if sent > draining}
+        late = {connection for visitor in visitors for sent, _, connection in visitor.responses if sent > draining}
         assert late == {"close"}, "it answers during the delay, and closes connections"
         assert "Traceback" not in running.log
 

@@ -36,13 +36,13 @@ def status_of(connection: socket.socket) -> tuple[int, str | None]:
 def test_no_request_of_many_clients_is_lost_when_the_service_ends(attempt: int) -> None:
     with serving(drain_delay=1.0, timeout=60) as service:
         visitors = [Visitor(service.port) for _ in range(CLIENTS)]
-        eventually(lambda: all(len(visitor.answered) > 3 for visitor in visitors), "all are served")
+        eventually(lambda: all(len(visitor.responses) > 3 for visitor in visitors), "all are served")
         send_signal(service)
         for visitor in visitors:
             visitor.join()
     for visitor in visitors:
         assert isinstance(visitor.ended, httpx.ConnectError), f"a request was lost: {visitor.ended!r}"
-        assert {status for _, status, _ in visitor.answered} == {200}
+        assert {status for _, status, _ in visitor.responses} == {200}
 
 
 @pytest.mark.parametrize("attempt", range(3))
@@ -69,7 +69,7 @@ def test_none_of_many_short_connections_is_lost_when_the_service_ends(attempt: i
     assert ended == [ConnectionRefusedError] * CLIENTS
 
 
-def test_a_request_under_way_is_finished() -> None:
+def test_a_request_in_progress_is_finished() -> None:
     with serving() as service:
         service.engine.block()
         pending = service.in_background(lambda: service.post(image_file()))
@@ -83,7 +83,7 @@ def test_a_request_under_way_is_finished() -> None:
         assert pending.result().headers["Connection"] == "close"
 
 
-def test_an_upload_under_way_is_finished() -> None:
+def test_an_upload_in_progress_is_finished() -> None:
     with serving() as service, service.connect() as connection:
         connection.sendall(HEAD + image_file()[:50])
         eventually(lambda: bool(service.server.server_state.tasks), "the request has begun")
@@ -134,7 +134,7 @@ def test_it_answers_during_the_drain_delay_and_then_ends() -> None:
         assert time.monotonic() - began >= 2.0
 
 
-def test_ctrl_c_skips_the_drain_delay_but_not_the_requests_under_way() -> None:
+def test_ctrl_c_skips_the_drain_delay_but_not_the_requests_in_progress() -> None:
     with serving(drain_delay=60.0) as service:
         service.engine.block()
         pending = service.in_background(lambda: service.post(image_file()))

@@ -45,7 +45,7 @@ def test_a_worker_that_is_terminated_loses_no_request_and_is_replaced(log: Path)
         for visitor in visitors:
             visitor.join()
             assert isinstance(visitor.ended, httpx.ConnectError), f"a request was lost: {visitor.ended!r}"
-            assert {status for _, status, _ in visitor.answered} == {200}
+            assert {status for _, status, _ in visitor.responses} == {200}
         assert "Traceback" not in running.log
 
 

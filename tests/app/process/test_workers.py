@@ -52,16 +52,16 @@ def test_sigterm_under_load_loses_nothing_and_the_metrics_are_of_all_of_them(int
         running.wait_logged("serving tiny", 2)
         assert metric(running, "tenfold_ready") == 2
         visitors = [Visitor(running.port) for _ in range(CLIENTS)]
-        eventually(lambda: all(len(visitor.answered) > 3 for visitor in visitors), "all are served", seconds=120)
-        answered = sum(len(visitor.answered) for visitor in visitors)
+        eventually(lambda: all(len(visitor.responses) > 3 for visitor in visitors), "all are served", seconds=120)
+        answered = sum(len(visitor.responses) for visitor in visitors)
         counted = metric(running, 'tenfold_pictures_total{outcome="answered"}')
-        assert answered <= counted <= sum(len(visitor.answered) for visitor in visitors) + CLIENTS
+        assert answered <= counted <= sum(len(visitor.responses) for visitor in visitors) + CLIENTS
         running.popen.send_signal(signal.SIGTERM)
         assert running.exit_code() == 0
         for visitor in visitors:
             visitor.join()
             assert isinstance(visitor.ended, httpx.ConnectError), f"a request was lost: {visitor.ended!r}"
-            assert {status for _, status, _ in visitor.answered} == {200}
+            assert {status for _, status, _ in visitor.responses} == {200}
         assert "Traceback" not in running.log
 
 

@@ -82,7 +82,7 @@ def test_requests_are_counted_by_route_and_status_and_refusals_by_reason() -> No
         assert samples(service)["tenfold_requests_total{route=/metrics}{status=200}"] == 1
 
 
-def test_gauges_follow_what_is_under_way_and_return_to_zero() -> None:
+def test_gauges_follow_what_is_in_progress_and_return_to_zero() -> None:
     with serving() as service:
         service.engine.block()
         pending = service.in_background(lambda: service.upload(*[("a", image_file())] * 3))

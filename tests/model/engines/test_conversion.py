@@ -74,7 +74,7 @@ def test_a_convolution_that_runs_twice_is_not_fused() -> None:
     assert trace(Twice().eval(), 32).fusible == []
 
 
-def test_layers_of_the_features_are_told_from_layers_of_the_head() -> None:
+def test_layers_of_the_features_are_distinguished_from_layers_of_the_head() -> None:
     net = MixedNetwork().eval()
     traced = trace(net, 32)
     names = {name for name, module in net.named_modules() if module in traced.layers}

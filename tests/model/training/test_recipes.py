@@ -14,7 +14,7 @@ def test_the_error_for_an_unknown_recipe_lists_the_names() -> None:
     assert all(name in str(caught.value) for name in RECIPES)
 
 
-def test_the_article_is_followed_to_the_letter() -> None:
+def test_the_article_is_followed_exactly() -> None:
     recipe = recipe_named("article")
     assert recipe.network == "resnet18"
     assert recipe.arguments == {"stem": "cifar", "width": 64, "conv_bias": True}

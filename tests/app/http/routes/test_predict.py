@@ -23,7 +23,7 @@ def predicted(data: bytes, views: int = 1) -> Prediction:
 
 
 def ranking(prediction: Prediction, k: int) -> list[dict[str, Any]]:
-    """A prediction as it is answered."""
+    """A prediction as in the response."""
     return [
         {"label": one.label, "index": one.index, "probability": pytest.approx(one.probability, rel=1e-4, abs=1e-6)}
         for one in prediction.top_k(k)
