@@ -4,6 +4,7 @@ import ctypes
 import os
 import socket
 import sys
+import warnings
 from contextlib import suppress
 from typing import Never
 
@@ -46,6 +47,8 @@ def main(arguments: list[str]) -> int:
         for message in error_messages(error):
             print(f"error: {message}", file=sys.stderr)
         return 2
+    # Pillow warns of oddities in files that it reads nevertheless, thousands of times for some.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     with logging_to_stderr(settings.log_level, settings.log_format):
         if arguments:
             return serve(settings, listening=socket.socket(fileno=int(arguments[0])), control=sys.stdin.fileno())

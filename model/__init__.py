@@ -12,7 +12,7 @@ The public API is `__all__`. `app` uses nothing else.
 
 from model.card import InputSpec, ModelCard
 from model.classifier import Classifier, Prediction, Ranked, load
-from model.decode import FORMATS, decode_memory
+from model.decode import FORMATS
 from model.engines.base import DeviceName, Engine, EngineName
 from model.errors import (
     BundleError,
@@ -30,7 +30,7 @@ from model.errors import (
     UnsupportedImage,
 )
 from model.heatmap import overlay, png
-from model.image import MAX_VIEWS, PreprocessedImage, preprocess
+from model.image import MAX_VIEWS, PreprocessedImage, decode_memory, preprocess
 
 __all__ = [
     "FORMATS",

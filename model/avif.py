@@ -1,7 +1,7 @@
-"""What an AVIF file makes its decoder allocate, read from its boxes and its AV1 headers.
+"""The memory that decoding an AVIF file takes, from its boxes and its AV1 headers.
 
-The size that the boxes announce is not the size that is decoded: that one stands in the AV1 sequence header, and dav1d
-allocates by it before libavif compares the two. So the sequence headers are read here.
+The decoder dav1d allocates frames of the size in the AV1 sequence header, whatever size the boxes announce. Therefore
+the sequence headers are read here.
 
 Sources: ISO/IEC 14496-12 (boxes), AV1 Bitstream & Decoding Process Specification, sections 5.3 (OBU), 5.5 (sequence
 header) and 5.9 (frame header).
@@ -12,18 +12,20 @@ from typing import NamedTuple
 
 from model.errors import UnreadableImage
 
-# More boxes, items or OBUs than these are refused: walking through millions of empty ones takes seconds.
+# Boxes, items or OBUs, at most. Walking through millions of empty ones takes seconds.
 _MOST_PARTS = 20_000
 
-# Boxes that hold boxes, and the bytes of their own before these.
+# Boxes that contain boxes, and the number of bytes before these.
 _CONTAINERS = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"moov": 0, b"trak": 0, b"mdia": 0, b"minf": 0, b"stbl": 0}
 
 _KEY_FRAME, _SWITCH_FRAME = 0, 3
 _SELECTED_PER_FRAME = 2
-# dav1d keeps eight reference frames, the current one and the one that it puts out.
+# dav1d keeps eight reference frames, the current frame and the output.
 _MOST_FRAMES = 10
 # Bytes that dav1d holds for each tile of a frame, of which a frame has at most 4,096 of at least 64 x 64 pixels.
 _TILE, _MOST_TILES, _TILE_SIDE, _TILE_DATA = 15_000, 4_096, 64, 8
+# Frames are multiples of so many pixels wide and high.
+_BLOCK = 128
 # Bytes per pixel of dav1d's other tables: block information, motion vectors, filter masks.
 _TABLES = 0.9
 
@@ -59,8 +61,9 @@ def avif_needs(data: bytes) -> Needs:
         sequence = _sequence(sample)
         sizes.append((sequence.width, sequence.height))
         largest = max(largest, sequence.pixel_bytes)
-        frames += int(sequence.pixels * (sequence.pixel_bytes * sequence.copies + _TABLES))
-        pixels += sequence.pixels
+        padded = -(-sequence.width // _BLOCK) * -(-sequence.height // _BLOCK) * _BLOCK**2
+        frames += int(padded * (sequence.pixel_bytes * sequence.copies + _TABLES))
+        pixels += padded
     width, height = max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
     if any(kind == b"grid" for kind in _item_kinds(data, boxes).values()):
         frames += int(width * height * (largest + 2))  # the canvas, with its alpha, beside its tiles
@@ -178,10 +181,10 @@ class _Bits:
 
 
 class _Sequence:
-    """What the AV1 headers of an item say."""
+    """The fields of an item's AV1 headers that decide the size of its frames."""
 
     def __init__(self) -> None:
-        self.width = self.height = self.pixels = 0
+        self.width = self.height = 0
         self.pixel_bytes = 0.0
         self.frames = 0
         self.copied = False
@@ -198,8 +201,8 @@ class _Sequence:
 
     def grow(self, width: int, height: int) -> None:
         """A frame of this size may be decoded."""
-        if width * height > self.pixels:
-            self.width, self.height, self.pixels = width, height, width * height
+        if width * height > self.width * self.height:
+            self.width, self.height = width, height
 
     def read_header(self, data: bytes) -> None:
         """A sequence header OBU."""
@@ -303,12 +306,12 @@ class _Sequence:
             bits.read(1)
         bits.read(self.number_bits)
         if kind == _SWITCH_FRAME or bits.read(1):
-            # The size follows after fields that depend on earlier frames, so the largest that it can hold counts.
+            # An upper bound: the size itself follows fields that depend on earlier frames.
             self.grow(1 << self.width_bits, 1 << self.height_bits)
 
 
 def _sequence(sample: bytes) -> _Sequence:
-    """What the OBUs of an item say."""
+    """Read the OBUs of an item."""
     found, at, count = _Sequence(), 0, 0
     while at < len(sample):
         head = sample[at]

@@ -21,7 +21,7 @@ FORMATS: tuple[str, ...] = tuple(
 )
 """The Pillow formats that are accepted, MPO as JPEG; AVIF and HEIF where this Pillow reads them."""
 
-# The value of EXIF tag 0x0112 -> what turns the stored image upright.
+# Value of EXIF tag 0x0112 -> the operation that turns the stored image upright.
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,19 +32,21 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Of these, the ones after which what was stored last, to the right or at the bottom, comes first.
+# The orientations whose upright image begins at the right or at the bottom end of the stored one.
 _FROM_RIGHT, _FROM_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)
 
 # Pixels that are converted at once. Conversions take up to `_BAND_BYTES` for each.
 _BAND, _BAND_BYTES = 1 << 18, 40
 # Grey of 16 bits in 8.
 _SIXTEEN_BITS = np.rint(np.arange(1 << 16, dtype=np.float32) * np.float32(1 / 257)).astype(np.uint8)
-# Longer than this many times its width, an image is a strip, of which little is seen.
+# What Python and the decoders allocate for an image of any size.
+_FIXED = 2_000_000
+# An image longer than this many times its width is cut to its middle before it is resized.
 STRIP = 16
 
 
 class LargeImage:
-    """A decoded image that is converted to upright RGB a part at a time, since a copy of all of it takes much memory.
+    """A decoded image that is converted to upright RGB in parts, because a converted copy would double the memory.
 
     It has the methods of Pillow's Image that the transforms use, with the same results.
     """
@@ -53,9 +55,9 @@ class LargeImage:
         """
         Args:
             stored: as decoded.
-            orientation: how it lies, 1 to 8, as EXIF counts.
+            orientation: 1 to 8, as in EXIF.
             gain: of `_gain`.
-            box: the part that counts, in the upright image.
+            box: the part that this object stands for, in the upright image.
         """
         self._stored, self._orientation, self._gain, self._box = stored, orientation, gain, box
         self.width, self.height = self.size = box[2] - box[0], box[3] - box[1]
@@ -101,7 +103,7 @@ class LargeImage:
         box: Box | None = None,
         reducing_gap: float | None = None,
     ) -> Image.Image:
-        """As Pillow's. With a gap or a box, the image or what the gap leaves of it must not be large."""
+        """As Pillow's. With a box or a gap, the image is converted whole after it has been reduced by the gap."""
         if box is None and reducing_gap is None:
             return self._resize(size, resample)
         left, top, right, bottom = box or (0, 0, *self.size)
@@ -113,7 +115,7 @@ class LargeImage:
 
     def _resize(self, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
         """Resize along one side in bands, and the result of it along the other, in Pillow's order."""
-        # Pillow 13 begins with the columns where the height shrinks by more than twice what the width does.
+        # Pillow 13 resizes the height first where it shrinks by more than twice as much as the width.
         shrunk = self.height - size[1]
         if shrunk > max(0, 2 * (self.width - size[0])):
             columns = max(1, _BAND // self.height)
@@ -135,12 +137,12 @@ class Decoded(NamedTuple):
 
     Attributes:
         image: RGB, smaller than the upload where a JPEG could be decoded so.
-        width: of the upload as seen (after EXIF orientation), pixels.
+        width: of the upright upload, pixels.
         height: likewise.
         notes: warnings for the client.
         scale: pixels of the upload to one of `image`, across and down.
-        left: where in `image` the upload begins: a JPEG decoded smaller has what fills up its last block before that.
-        top: likewise.
+        left: column of `image` where the upload begins. The padding of a reduced, turned JPEG comes before it.
+        top: row, likewise.
     """
 
     image: Image.Image | LargeImage
@@ -152,7 +154,7 @@ class Decoded(NamedTuple):
     top: float
 
     def in_upload(self, box: Box) -> Box:
-        """Where a part of `image` lies in the upload."""
+        """The part of the upload that a part of `image` shows."""
         left, top, right, bottom = box
         return (
             max(0.0, (left - self.left) * self.scale),
@@ -162,8 +164,8 @@ class Decoded(NamedTuple):
         )
 
 
-def decode_memory(data: bytes, *, side: int, max_pixels: int) -> int:
-    """Estimate the most memory that decoding an image file and the test transform take, from its header only.
+def estimate(data: bytes, *, side: int, max_pixels: int) -> int:
+    """Estimate how much memory decoding an image file and the transforms take at most, from its header only.
 
     Args:
         data: the whole file.
@@ -171,7 +173,7 @@ def decode_memory(data: bytes, *, side: int, max_pixels: int) -> int:
         max_pixels: as for `decode`.
 
     Returns:
-        Bytes, at most `guard.MEMORY_PER_PIXEL` for each pixel of the limit and some fixed ones.
+        Bytes.
 
     Raises:
         ImageError: as `decode`, as far as the header shows it.
@@ -204,7 +206,7 @@ def decode(data: bytes, *, side: int, max_pixels: int) -> Decoded:
         raise
     except Image.DecompressionBombError as error:
         raise ImageTooLarge("the image has more pixels than Pillow accepts: upload a smaller one") from error
-    except Exception as error:  # Pillow's plugins let out whatever a damaged file makes them run into
+    except Exception as error:  # Pillow's plugins raise exceptions of any kind for damaged files
         raise UnreadableImage("the image is truncated or damaged: save it again and upload it again") from error
 
 
@@ -215,11 +217,11 @@ def _inspect(data: bytes, side: int, max_pixels: int) -> tuple[list[str], Needs]
         raise UnsupportedImage(f"this is not an image in an accepted format: upload {', '.join(FORMATS)}")
     found = needs(kinds[-1], data, side=side, max_pixels=max_pixels)
     pixels, (short, long) = found.width * found.height, sorted((found.width, found.height))
-    # What is converted at once, the rows while they are resized, and the reduced image that the views are cut from.
+    # Memory of a band, of the image that is resized along one side, and of the reduced image for further views.
     bands = _BAND_BYTES * min(pixels, _BAND)
     rows = side * min(long, STRIP * short)
     reduced = min(4 * pixels, 64 * side**2 * min(STRIP, -(-long // max(1, short))))
-    return kinds, found._replace(memory=found.memory + bands + rows + reduced)
+    return kinds, found._replace(memory=_FIXED + found.memory + bands + rows + reduced)
 
 
 class _Loaded(NamedTuple):
@@ -228,7 +230,7 @@ class _Loaded(NamedTuple):
     Attributes:
         image: decoded.
         animated: whether more frames follow.
-        orientation: how it lies, 1 to 8, as EXIF counts.
+        orientation: 1 to 8, as in EXIF.
         scale: pixels of the upload to one of `image`, and the width and height of the upload as stored.
     """
 
@@ -304,7 +306,7 @@ def _open(data: bytes, kinds: list[str]) -> ImageFile.ImageFile:
 
 
 def _orientation(image: Image.Image) -> int:
-    """How the stored image lies, 1 to 8, by its EXIF; upright where that is damaged."""
+    """The orientation of the stored image, 1 to 8, from its EXIF data; 1 if that is damaged."""
     try:
         if not orientation_is_plain(image.info.get("exif", b"")):
             return 1
@@ -348,7 +350,7 @@ def _to_rgb(image: Image.Image, gain: float | None) -> Image.Image:
 
 
 def _gain(image: Image.Image) -> float | None:
-    """What brings integers of 32 bits and floating-point grey to 0 to 255, by the range that the values are in."""
+    """The factor that scales 32-bit integers and floating-point grey to 0 to 255, from the range of the values."""
     if image.mode not in ("I", "F"):
         return None
     width, height = image.im.size
@@ -365,7 +367,7 @@ def _gain(image: Image.Image) -> float | None:
 
 
 def _wide(image: Image.Image) -> NDArray[np.float32]:
-    """The values of integers of 32 bits or floating-point grey; NaN and those below are 0."""
+    """The values of 32-bit integers or floating-point grey, with 0 for NaN and negative values."""
     values = np.array(image, dtype=np.float32)
     if not np.isfinite(values).all():
         np.nan_to_num(values, copy=False)

@@ -4,7 +4,7 @@
     ├── ImageError                  one image is invalid
     │   ├── UnsupportedImage        not an image in an accepted format
     │   ├── UnreadableImage         accepted format, but truncated or damaged
-    │   └── ImageTooLarge           more pixels than the limit, according to the header
+    │   └── ImageTooLarge           more pixels than the limit, or more memory to decode, by its header
     ├── BundleError                 a weights folder cannot be used
     │   ├── CardError               card.json is missing, invalid or has another format version
     │   └── IntegrityError          a hash or the self-test disagrees with the card
@@ -35,7 +35,7 @@ class UnreadableImage(ImageError):
 
 
 class ImageTooLarge(ImageError):
-    """The image has more pixels than the limit, according to its header."""
+    """The image has more pixels than the limit, or takes more memory or time to decode, according to its header."""
 
 
 class BundleError(ModelError):

@@ -1,7 +1,7 @@
-"""What an image file makes its decoder do, found out from its header before Pillow decodes it.
+"""The memory and the work that decoding an image file takes, from its header.
 
-A small file can announce any size. `needs` reads the size, and how much memory Pillow's decoder of the format takes for
-it at most. The figures were measured with Pillow 13; tests hold them to the memory that decoding really takes.
+A small file can announce any size. `needs` reads the size from the header and estimates the peak memory of Pillow's
+decoder for the format. The constants were measured with Pillow 13. Tests compare the estimates with measured peaks.
 """
 
 import io
@@ -13,18 +13,18 @@ from typing import Final, Literal, NamedTuple
 from model.avif import avif_needs
 from model.errors import ImageTooLarge, UnreadableImage
 
-# A file is read in no more pieces than these and one for each so many bytes: millions of empty blocks keep Pillow busy
-# for minutes, while 20 MB of honest GIF come in pieces of some hundred bytes.
+# A file is read in at most this many pieces, and one more for each 32 bytes. Millions of empty blocks keep Pillow busy
+# for minutes, while an ordinary GIF of 20 MB has pieces of some hundred bytes.
 _PIECES, _PIECE_BYTES = 10_000, 32
 
 MEMORY_PER_PIXEL: Final = 6.4
 """Bytes for each pixel of the limit that decoding one image may take: 320 MB with a limit of 50,000,000 pixels."""
 
-# Scan lines of a PNG hold at most so many bytes for each pixel of the limit. More take seconds to filter.
+# Bytes of a PNG's scan lines for each pixel of the limit, at most. More take seconds to filter.
 _LINES_PER_PIXEL = 6
-# Pillow expands run lengths of a BMP in Python, so such an image may have this share of the pixels of another.
+# Pillow expands the run lengths of a BMP in Python, so the limit of pixels is divided by this.
 _RUN_LENGTH_SHARE = 5
-# So may one in CIELAB, for each part of which Pillow builds a transform of colours.
+# Likewise for CIELAB, because Pillow builds a colour transform for each part that is converted.
 _LAB_SHARE = 2
 
 # The markers of a JPEG that a length follows, and the end of the image.
@@ -32,22 +32,25 @@ _SEGMENT = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")
 _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
 _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
-# Most segments of a JPEG. Of large metadata each holds 64 KB; Pillow copies all EXIF before it for each piece of EXIF.
+# Segments of a JPEG, at most. Large metadata has 64 KB in each. Pillow copies the EXIF data so far for each segment.
 _SEGMENTS = 500
-# A scan of 75 bytes goes over all pixels. Files have ten scans, with four colours 18; more than so many are taken only
-# of smaller images.
+# A scan of 75 bytes covers all pixels. Files have ten scans, with four colours 18. More are accepted for smaller images
+# only.
 _SCANS = 20
-# Pillow makes an object of each number in an array of EXIF.
+# Bytes of a JPEG's EXIF data, at most, and of memory for each: Pillow makes an object of each number in an array.
 _EXIF_BYTES, _EXIF_OBJECTS = 4_000_000, 40
 
-# A compressed text of a PNG has a megabyte, its characters up to four bytes, and Pillow keeps 64 of them.
+# Pillow keeps at most 64 compressed texts of a PNG, of a megabyte each, and up to four bytes per character.
 _TEXTS, _COMPRESSED_TEXT, _INTERNATIONAL_TEXT = 64, 1_100_000, 4_400_000
 
-# The tables of codes of a lossless WebP: bytes of one group of them, the most groups, and the pixels and the bytes of
-# the file that each has at least.
+# Huffman tables of a lossless WebP: bytes of one group, number of groups at most, and the pixels and the bytes of the
+# file that a group has at least.
 _CODES, _CODE_GROUPS, _CODE_PIXELS, _CODE_BYTES = 5_800, 65_536, 16, 4
 
-# The tags of a TIFF that tell how its pixels are stored.
+# Larger blocks are mapped, and unmapped when they are freed (M_MMAP_THRESHOLD's maximum).
+_KEPT = 32 << 20
+
+# The tags of a TIFF that describe how its pixels are stored.
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _ROWS, _TILE_WIDTH, _TILE_HEIGHT, _SIGNED = (
     256, 257, 258, 259, 262, 277, 278, 322, 323, 339,
 )  # fmt: skip
@@ -56,25 +59,25 @@ _SIZES = {_WIDTH, _HEIGHT, _SAMPLES, _ROWS, _TILE_WIDTH, _TILE_HEIGHT}
 # The bytes of a number by its type in a TIFF, and those of whole numbers without a sign.
 _TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _INTEGERS, _TEXT_TYPES = {3: 2, 4: 4, 16: 8}, {1, 2, 6, 7}
-# Pillow makes an object of each strip, and of each number of an array that it reads; tags from here on it leaves alone.
+# Pillow makes an object of each strip, and of each number in the arrays of tags below 400.
 _STRIPS, _STRIP_OBJECT, _READ_TAGS = 65_536, 600, 400
 _FAX, _JPEGS, _WEBP = {2, 3, 4}, {6, 7}, {50_001}
-# libtiff lets libjpeg take this much.
+# Memory that libtiff allows libjpeg.
 _TIFF_JPEG_BYTES = 110_000_000
 
 
 class Needs(NamedTuple):
-    """What decoding a file takes.
+    """The memory and the work that decoding a file takes.
 
     Attributes:
         width: as stored, pixels.
         height: likewise.
         held: bytes of the decoded image in Pillow's memory.
         memory: bytes at the most, `held` and the decoder's own included.
-        possible: bytes where the header cannot tell all: more than `memory`, but no honest file takes them.
+        possible: bytes that a crafted file may take beyond `memory`, where the header does not show them; or 0.
         tile: width and height of a TIFF's tiles, which may be larger than the image.
         scans: of a JPEG, each of which goes over all pixels.
-        work: how many times the limit of pixels must hold the image, because its decoder is slow.
+        work: factor on the pixels for the check of the limit, because the decoder is slow.
     """
 
     width: int
@@ -119,7 +122,7 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def needs(kind: str, data: bytes, *, side: int, max_pixels: int) -> Needs:
-    """What decoding a file takes, by its header.
+    """Read what decoding a file takes from its header.
 
     Args:
         kind: Pillow's name of its format.
@@ -128,7 +131,7 @@ def needs(kind: str, data: bytes, *, side: int, max_pixels: int) -> Needs:
         max_pixels: the largest width x height.
 
     Raises:
-        UnreadableImage: the header is damaged, or the file is made to keep its decoder busy.
+        UnreadableImage: the header is damaged, or the file has more parts than any encoder writes.
         ImageTooLarge: more pixels than the limit, or more memory than `MEMORY_PER_PIXEL` for each pixel of the limit.
     """
     try:
@@ -149,12 +152,12 @@ def needs(kind: str, data: bytes, *, side: int, max_pixels: int) -> Needs:
     return found._replace(memory=max(found.memory, min(found.possible, limit)))
 
 
-# Of an image of any size: what Python and Pillow allocate besides pixels.
+# Allowance for metadata where the limit of pixels is small.
 _SMALL = 1_000_000
 
 
 def _jpeg(data: bytes, side: int) -> Needs:
-    """A JPEG, its markers found as libjpeg does. The file may hold other things after the image."""
+    """A JPEG. Markers are found as libjpeg does. The file may contain other data after the image."""
     frame, kind = b"", 0
     scans = segments = position = exif = header = 0
     several_scans = False
@@ -204,7 +207,7 @@ def _png(data: bytes) -> Needs:
     channels = _PNG_CHANNELS.get(colour, 4)
     pixel = 4 if channels > 1 else 2 if depth > 8 else 1
     held = _held(pixel, width, height)
-    # Whatever is no pixels may be metadata, which Pillow copies; compressed texts expand.
+    # All other chunks may be metadata, which Pillow copies. Compressed texts expand.
     pixels, position = 0, 8
     for _ in range(_PIECES):
         if position >= len(data):
@@ -245,7 +248,9 @@ def _gif(data: bytes) -> Needs:
             break
         position += 1
     held = _held(1, width, height)
-    return Needs(width, height, held, 2 * held + 3 * len(data))  # what the frame is disposed to is of its size
+    return Needs(
+        width, height, held, 2 * held + 3 * len(data)
+    )  # the image, and the one that replaces it after the frame
 
 
 def _bmp(data: bytes) -> Needs:
@@ -277,8 +282,9 @@ def _webp(data: bytes) -> Needs:
     canvases = 12 * pixels + 16 * 4 * width
     memory = canvases + (5 if kind == b"VP8X" else 2) * len(data)
     codes = min(_CODE_GROUPS, pixels // _CODE_PIXELS, len(data) // _CODE_BYTES) * _CODES if lossless else 0
-    # While the codes are in memory, the second canvas is not.
-    return Needs(width, height, _held(4, width, height), memory, possible=memory - 4 * pixels + codes)
+    # While the codes are in memory, the second canvas is not. glibc keeps what is freed of less than `_KEPT` bytes.
+    possible = memory + max(min(4 * pixels, _KEPT), codes - 4 * pixels) if lossless else 0
+    return Needs(width, height, _held(4, width, height), memory, possible=possible)
 
 
 def _avif(data: bytes) -> Needs:
@@ -291,7 +297,7 @@ def _avif(data: bytes) -> Needs:
 
 
 def _unknown(data: bytes) -> Needs:
-    """A format that a plugin of Pillow adds, such as HEIF: of its size only what the boxes say is known."""
+    """HEIF, if a plugin of Pillow reads it: only the size is known, from the boxes."""
     found = avif_needs(data)
     pixels = found.width * found.height
     return Needs(found.width, found.height, _held(4, found.width, found.height), 24 * pixels + 4 * len(data))
@@ -304,7 +310,7 @@ class _Directory:
         values: by tag, the largest of the first whole numbers that its entries hold; of the tags below `_READ_TAGS`.
         counts: by tag, how many numbers its entries hold at most; of these tags.
         odd: tags whose values are of another type or too long to be read here.
-        array_bytes: of what all entries refer to.
+        array_bytes: of all arrays that entries refer to.
     """
 
     def __init__(self, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""A class activation map drawn over the picture that it is of."""
+"""A class-activation map drawn over its image."""
 
 import io
 from typing import Final
@@ -11,10 +11,11 @@ from model.decode import decode
 from model.image import PreprocessedImage
 
 LONGEST: Final = 1024
-"""Most pixels of the longer side of what is drawn."""
+"""Pixels of the longer side of a drawing, at most."""
 
 # Every sixteenth colour of "inferno", by Nathaniel J. Smith and Stéfan van der Walt (CC0,
-# https://bids.github.io/colormap): equal steps look equal, to eyes that do not tell red from green, too.
+# https://bids.github.io/colormap): equal steps look equal, with
+# red-green blindness too.
 _INFERNO = np.frombuffer(
     bytes.fromhex(
         "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 "
@@ -23,11 +24,11 @@ _INFERNO = np.frombuffer(
     np.uint8,
 ).reshape(-1, 3)
 
-# How much of the picture the hottest place hides, which of the dark colours are left out, and how much of the picture's
-# own colour is kept, so that none of it looks like heat.
+# The opacity of the hottest place, the share of the colour map that is left out at its dark end, and the share of the
+# image's own saturation that is kept. With less of its own colour, no part of the image looks like heat.
 _OPACITY, _COLDEST, _OWN = 0.7, 0.25, 0.4
 
-# By heat of 0 to 255: what is left of the picture's colour, float32[256, 1], and what is added, float32[256, 3].
+# By heat, 0 to 255: the factor of the image's colour, float32[256, 1], and the colour added, float32[256, 3].
 _HEATS = np.linspace(0, 1, 256)
 _LEFT = (1 - _OPACITY * _HEATS[:, None]).astype(np.float32)
 _ADDED = (1 - _LEFT) * np.stack(
@@ -36,18 +37,16 @@ _ADDED = (1 - _LEFT) * np.stack(
 ).astype(np.float32)
 
 
-def overlay(
-    data: bytes, picture: PreprocessedImage, maps: NDArray[np.float32], *, max_pixels: int
-) -> NDArray[np.uint8]:
-    """The upload with the positive part of a class's maps over it, hotter where more of the logit comes from.
+def overlay(data: bytes, image: PreprocessedImage, maps: NDArray[np.float32], *, max_pixels: int) -> NDArray[np.uint8]:
+    """Draw the positive part of a class's activation maps over the upload.
 
-    The parts of all views are added up where they lie in the upload; the hottest place sets the scale.
+    The maps of all views are added up at their places in the upload. The hottest place sets the scale.
 
     Args:
         data: the whole file.
-        picture: what `preprocess` made of it.
-        maps: of one class, what each cell of each view adds to its logit, float32[V, h, w].
-        max_pixels: as for `preprocess`.
+        image: the result of `preprocess` for this file.
+        maps: of one class, the contribution of each cell of each view to its logit, float32[V, h, w].
+        max_pixels: as for `preprocess`. Memory is limited as for it, too.
 
     Returns:
         uint8[H, W, 3], RGB, upright, the longer side at most `LONGEST`.
@@ -55,23 +54,23 @@ def overlay(
     Raises:
         ImageError: as `preprocess`.
     """
-    seen = _reduced(data, picture, max_pixels)
-    heat = _heat(picture, maps, seen.shape[1], seen.shape[0])
+    seen = _reduced(data, image, max_pixels)
+    heat = _heat(image, maps, seen.shape[1], seen.shape[0])
     level = (heat * (255 / (heat.max() or 1))).astype(np.uint8)
     return (seen * _LEFT[level] + _ADDED[level]).astype(np.uint8)
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """A picture, uint8[H, W, 3], as a PNG file."""
+    """Encode an image, uint8[H, W, 3], as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)  # 6 takes four times as long for a tenth less
     return file.getvalue()
 
 
-def _reduced(data: bytes, picture: PreprocessedImage, max_pixels: int) -> NDArray[np.uint8]:
-    """The upload as seen, its longer side at most `LONGEST`, its colours paler."""
-    scale = min(1.0, LONGEST / max(picture.width, picture.height))
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+def _reduced(data: bytes, image: PreprocessedImage, max_pixels: int) -> NDArray[np.uint8]:
+    """The upload, upright, its longer side at most `LONGEST`, its colours paler."""
+    scale = min(1.0, LONGEST / max(image.width, image.height))
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     found = decode(data, side=min(size), max_pixels=max_pixels)
     left, top = found.left, found.top
     box = left, top, left + found.width / found.scale, top + found.height / found.scale
@@ -79,20 +78,20 @@ def _reduced(data: bytes, picture: PreprocessedImage, max_pixels: int) -> NDArra
     return np.asarray(ImageEnhance.Color(reduced).enhance(_OWN))
 
 
-def _heat(picture: PreprocessedImage, maps: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
-    """The positive part of the views' maps, added up by the pixels of a drawing of the upload, float32[height, width].
+def _heat(image: PreprocessedImage, maps: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+    """The positive part of the views' maps, summed for each pixel of the drawing, float32[height, width].
 
-    A cell's part is spread over the pixels that it covers. Between the middles of two cells it is interpolated, and
-    beyond the edge of a view it fades out, for nothing is known there; at the edge of the picture it goes on.
+    The value of a cell is spread over the pixels that it covers. Values are interpolated between the centres of cells.
+    They fade out beyond the edge of a view, but not at the edge of the image.
     """
     heat = np.zeros((height, width), np.float32)
-    across, down = width / picture.width, height / picture.height
-    for box, cells in zip(picture.boxes, maps, strict=True):
+    across, down = width / image.width, height / image.height
+    for box, cells in zip(image.boxes, maps, strict=True):
         rows, columns = cells.shape
         left, top, right, bottom = box[0] * across, box[1] * down, box[2] * across, box[3] * down
         wide, high = (right - left) / columns, (bottom - top) / rows
         grid = np.pad(np.maximum(cells, 0) / (wide * high), 1)
-        # To the left and to the right, above and below; the corners come along.
+        # Left, right, top and bottom, with the corners.
         if left < 0.5:
             grid[:, 0] = grid[:, 1]
         if right > width - 0.5:
@@ -101,9 +100,9 @@ def _heat(picture: PreprocessedImage, maps: NDArray[np.float32], width: int, hei
             grid[0] = grid[1]
         if bottom > height - 0.5:
             grid[-1] = grid[-2]
-        # From pixels of the drawing to those of the grid, whose first cell lies before the view.
+        # From pixels of the drawing to those of the grid, which has one cell of padding.
         where = (1 / wide, 0.0, 1 - left / wide, 0.0, 1 / high, 1 - top / high)
-        image = Image.fromarray(grid.astype(np.float32))
-        spread = image.transform((width, height), Image.Transform.AFFINE, where, Image.Resampling.BICUBIC)
+        padded = Image.fromarray(grid.astype(np.float32))
+        spread = padded.transform((width, height), Image.Transform.AFFINE, where, Image.Resampling.BICUBIC)
         heat += np.asarray(spread).clip(0, grid.max())  # the interpolation overshoots
     return heat

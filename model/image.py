@@ -1,6 +1,6 @@
-"""From bytes to the pixels that the network sees: decoding within limits, then the card's test transform.
+"""From bytes to the network's input pixels: decoding within limits, then the card's test transform.
 
-Evaluation and serving both come through here, so they can never differ.
+Evaluation and serving share this code, so that they cannot differ.
 """
 
 from dataclasses import dataclass
@@ -11,36 +11,36 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.card import InputSpec
-from model.decode import STRIP, Box, LargeImage, decode
+from model.decode import STRIP, Box, LargeImage, decode, estimate
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
-# A JPEG is decoded at the smallest of 1/8, 1/4, 1/2 that leaves this many times the side asked for.
+# A JPEG is decoded at the smallest of 1/8, 1/4, 1/2 that leaves this many times spec.resize on each side.
 _DRAFT_MARGIN = 4
 
-# Further views: side as a share of the shorter side (0: the whole picture, squeezed square), and where it lies in what
-# is left, from left to right and top to bottom. Closer ones made answers worse on the photo benchmark.
+# Views after the first: side as a share of the shorter side (0: the whole image, squeezed to a square), and position,
+# 0 to 1 from left to right and from top to bottom. Closer views lowered the accuracy on the photo benchmark.
 _VIEWS = ((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 MAX_VIEWS: Final = 1 + len(_VIEWS)
-"""Most views of one picture."""
+"""Views of one image, at most."""
 
-# From this ratio of its sides on, a picture is worth more than one view.
+# Images with at least this ratio of their sides get more than one view.
 _OBLONG = 1.1
 
-# Views but the first are cut from the picture reduced to this many times the side asked for.
+# Views after the first are cut from the image, reduced to this many times spec.resize.
 _VIEW_SOURCE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class PreprocessedImage:
-    """One upload, ready for the engine.
+    """One image, ready for the engine.
 
     Attributes:
-        pixels: uint8[V, crop, crop, 3], RGB: V views of it, the first by the exact test transform.
-        boxes: what part of the upload as seen each view shows.
-        width: of the upload as seen (after EXIF orientation), pixels.
+        pixels: uint8[V, crop, crop, 3], RGB: V views, the first by the exact test transform.
+        boxes: the part of the upright upload that each view shows, pixels.
+        width: of the upright upload, pixels.
         height: likewise.
-        warnings: what the caller should know, such as "upscaled from 8x8".
+        warnings: for the client, such as "upscaled from 8x8".
     """
 
     pixels: NDArray[np.uint8]
@@ -51,18 +51,18 @@ class PreprocessedImage:
 
 
 def preprocess(data: bytes, spec: InputSpec, *, max_pixels: int, views: int = 1) -> PreprocessedImage:
-    """Decode a picture file and apply the test transform.
+    """Decode an image file and apply the test transform.
 
     Args:
         data: the whole file, in one of `FORMATS`; of an animation the first frame counts.
         spec: of the card.
         max_pixels: the largest width x height, checked from the header before any pixel is decoded.
-        views: how many, 1 to `MAX_VIEWS`, of a picture that is large and oblong; else it has one.
+        views: number of views, 1 to `MAX_VIEWS`, of an image that is large and oblong. Others have one.
 
     Raises:
         UnsupportedImage: not one of the formats.
         UnreadableImage: truncated or damaged.
-        ImageTooLarge: more pixels than the limit.
+        ImageTooLarge: more pixels than the limit, or more memory or time to decode than they may take.
     """
     found = decode(data, side=spec.resize * _DRAFT_MARGIN, max_pixels=max_pixels)
     width, height, notes = found.width, found.height, found.notes
@@ -72,10 +72,27 @@ def preprocess(data: bytes, spec: InputSpec, *, max_pixels: int, views: int = 1)
     return PreprocessedImage(pixels, tuple(map(found.in_upload, boxes)), width, height, tuple(notes))
 
 
+def decode_memory(data: bytes, *, side: int, max_pixels: int) -> int:
+    """Estimate how much memory `preprocess` takes for an image file at most, from its header only.
+
+    Args:
+        data: the whole file.
+        side: spec.resize of the card.
+        max_pixels: as for `preprocess`.
+
+    Returns:
+        Bytes, at most 7.5 for each pixel of the limit.
+
+    Raises:
+        ImageError: as `preprocess`, as far as the header shows it.
+    """
+    return estimate(data, side=side * _DRAFT_MARGIN, max_pixels=max_pixels)
+
+
 def test_transform(image: Image.Image | LargeImage, spec: InputSpec) -> NDArray[np.uint8]:
     """Resize the shorter side to spec.resize, antialiased, and cut out the central square.
 
-    Equals torchvision's Compose([Resize(spec.resize), CenterCrop(spec.crop)]) on the same RGB picture, save that a
+    Equals torchvision's Compose([Resize(spec.resize), CenterCrop(spec.crop)]) on the same RGB image, except that a
     strip longer than 16 times its width is cut before it is resized.
 
     Args:
@@ -100,7 +117,7 @@ def test_transform(image: Image.Image | LargeImage, spec: InputSpec) -> NDArray[
 def _test_transform(
     width: int, height: int, spec: InputSpec
 ) -> tuple[tuple[int, int, int, int], tuple[int, int], tuple[int, int, int, int]]:
-    """The part of a picture that is resized, the width and height that it gets, and the part of this that is seen."""
+    """The part of an image that is resized, its new width and height, and the part of the result that is returned."""
     side = STRIP * min(width, height)
     left, top = max(0, (width - side) // 2), max(0, (height - side) // 2)
     cut = left, top, min(width, left + side), min(height, top + side)
@@ -112,23 +129,23 @@ def _test_transform(
 
 
 def _central_box(width: int, height: int, spec: InputSpec) -> Box:
-    """What part of a picture of this size the test transform shows."""
+    """The part of an image of this size that the test transform shows."""
     (left, top, right, bottom), (columns, rows), crop = _test_transform(width, height, spec)
     across, down = (right - left) / columns, (bottom - top) / rows
     return left + crop[0] * across, top + crop[1] * down, left + crop[2] * across, top + crop[3] * down
 
 
 def views_of(image: Image.Image | LargeImage, spec: InputSpec, count: int) -> tuple[NDArray[np.uint8], list[Box]]:
-    """The picture under the test transform, and then other squares of it, in the order of `_VIEWS`.
+    """The image after the test transform, then other squares of it, in the order of `_VIEWS`.
 
     Args:
         image: RGB.
         spec: of the card.
-        count: 1 to `MAX_VIEWS`. A picture that is nearly square, or has a side under twice spec.resize, has one view
-            all the same: the others would show nothing else.
+        count: 1 to `MAX_VIEWS`. An image that is nearly square, or has a side under twice spec.resize, has one view
+            for any count, since the others would show the same.
 
     Returns:
-        The views, uint8[V, crop, crop, 3], V = count or 1, and what part of the picture each shows.
+        The views, uint8[V, crop, crop, 3], V = count or 1, and the part of the image that each shows, pixels.
     """
     first, boxes = test_transform(image, spec), [_central_box(*image.size, spec)]
     short, long = sorted(image.size)
@@ -138,7 +155,7 @@ def views_of(image: Image.Image | LargeImage, spec: InputSpec, count: int) -> tu
         boxes += [_box(*image.size, *view) for view in _VIEWS[: count - 1]]
         return np.stack([first, *(_view_of_strip(image, box, spec) for box in boxes[1:])]), boxes
     across = down = 1.0
-    # Once, so that each view costs little however large the picture is.
+    # Once, so that each view costs little however large the image is.
     if short > _VIEW_SOURCE * spec.resize:
         scale = _VIEW_SOURCE * spec.resize / short
         size = (round(image.width * scale), round(image.height * scale))

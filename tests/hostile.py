@@ -1,4 +1,4 @@
-"""Hostile pictures, made to order: what each is, and what a service should answer to it."""
+"""Hostile images, and the response that each should get."""
 
 import io
 import struct
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 SIZE = (96, 64)
-"""Of the pictures that are read: large and oblong enough for several views."""
+"""Of the images that are read: large and oblong enough for several views."""
 
 OK, TOO_LARGE, UNSUPPORTED, UNREADABLE = 200, 413, 415, 422
 
@@ -25,9 +25,9 @@ class Sample:
     Attributes:
         name: what is wrong with it.
         data: the file.
-        status: of the documented answer.
-        size: width and height that the answer tells, if it is read.
-        warnings: that the answer tells, if it is read.
+        status: of the documented response.
+        size: width and height in the result, if it is accepted.
+        warnings: in the result, if it is accepted.
     """
 
     name: str
@@ -38,13 +38,13 @@ class Sample:
 
 
 def photo(mode: str = "RGB", size: tuple[int, int] = SIZE) -> Image.Image:
-    """A picture of soft noise, the same each time."""
+    """An image of soft noise, the same each time."""
     noise = np.random.RandomState(0).randint(0, 256, (6, 9, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).convert(mode)
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """The picture as a file of Pillow's format `kind`."""
+    """The image as a file of Pillow's format `kind`."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -92,7 +92,7 @@ def tiff(
 
 
 def grey_tiff(width: int, height: int, *, compression: int = 1, **options: Any) -> bytes:
-    """A TIFF of 8-bit grey that has as many bytes as a picture of `SIZE` needs."""
+    """A TIFF of 8-bit grey that has as many bytes as an image of `SIZE` needs."""
     body = zlib.compress(bytes(SIZE[0] * SIZE[1])) if compression == 8 else bytes(SIZE[0] * SIZE[1])
     at = 16 if options.get("big") else 8
     tags = {256: width, 257: height, 258: 8, 259: compression, 262: 1, 273: at, 277: 1, 278: height, 279: len(body)}
@@ -195,7 +195,7 @@ BOMBS: dict[str, tuple[tuple[int, int], ...]] = {
 
 
 def bombs() -> Iterator[Sample]:
-    """Small files that would become large pictures."""
+    """Small files that would become large images."""
     for kind, sizes in BOMBS.items():
         for width, height in sizes:
             yield Sample(f"{kind} of {width} x {height}", announcing(kind, width, height), TOO_LARGE)
@@ -205,6 +205,160 @@ def bombs() -> Iterator[Sample]:
     yield Sample("BigTIFF with a huge tile", tiled_tiff((2**15, 2**15), big=True), TOO_LARGE)
     # Pillow knows no type 17, libtiff does.
     yield Sample("TIFF whose tile size Pillow cannot read", tiled_tiff((2**15, 2**15), kind=17), UNREADABLE)
+
+
+@dataclass(frozen=True)
+class Heavy:
+    """A small file that takes much memory or time to decode.
+
+    Attributes:
+        name: what it is.
+        make: the file.
+        refused: whether it must be refused by its header, because its decoder takes too much.
+    """
+
+    name: str
+    make: Callable[[], bytes]
+    refused: bool = False
+
+
+def blank_png(width: int, height: int, depth: int, colour: int, *chunks: bytes, interlaced: bool = False) -> bytes:
+    """A PNG of zeros, compressed a thousand times, with the filter that takes longest."""
+    passes = [(0, 0, 1, 1)]
+    if interlaced:
+        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    packer, packed = zlib.compressobj(1), list[bytes]()
+    for left, top, across, down in passes:
+        columns, rows = -(-max(0, width - left) // across), -(-max(0, height - top) // down)
+        line = b"\4" + bytes(-(-columns * depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour] // 8))
+        lines = max(1, 2**20 // len(line))
+        while columns and rows > 0:
+            packed.append(packer.compress(line * min(rows, lines)))
+            rows -= lines
+    body = b"".join([*packed, packer.flush()])
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    parts = [chunk(b"IHDR", header), *chunks, chunk(b"IDAT", body), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def _blank(mode: str, size: tuple[int, int], kind: str, **options: Any) -> bytes:
+    return encoded(Image.new(mode, size), kind, **options)
+
+
+def _blank_palette(size: tuple[int, int], kind: str, **options: Any) -> bytes:
+    image = Image.new("P", size)
+    image.putpalette(bytes(range(255, -1, -1)) * 3)
+    return encoded(image, kind, **options)
+
+
+def _one_strip(width: int, height: int) -> bytes:
+    """A TIFF of RGB in a single strip, which libtiff decodes at once."""
+    body = zlib.compress(bytes(3 * width * height), 1)
+    tags: dict[int, int | tuple[int, int, int]] = {
+        256: width, 257: height, 258: 8, 259: 8, 262: 2, 273: 8, 277: 3, 278: height, 279: len(body),
+    }  # fmt: skip
+    return tiff(tags, body)
+
+
+def _fax(width: int, height: int) -> bytes:
+    """A TIFF of one bit, whose decoder keeps an array for the runs of a line."""
+    tags: dict[int, int | tuple[int, int, int]] = {
+        256: width, 257: height, 258: 1, 259: 4, 262: 0, 273: 8, 277: 1, 278: height, 279: 64,
+    }  # fmt: skip
+    return tiff(tags, b"\xff" * 64)  # every line as the one before, which is white
+
+
+def _many_strips(count: int) -> bytes:
+    """A TIFF whose strips, of a line each, are all the same bytes: Pillow makes an object of each."""
+    offsets = struct.pack("<I", 8) * count
+    tags: dict[int, int | tuple[int, int, int]] = {
+        256: 8, 257: count, 258: 8, 259: 1, 262: 1, 273: (4, count, 8), 277: 1, 278: 1, 279: (4, count, 8),
+    }  # fmt: skip
+    return tiff(tags, offsets)
+
+
+def _runs(width: int, height: int) -> bytes:
+    """A BMP in run lengths, of which Pillow fills the rest of a line in Python."""
+    header = struct.pack("<IiiHHIIIIII", 40, width, height, 1, 8, 1, 0, 0, 0, 256, 0)
+    body = b"\1\0\0\0" * height + b"\0\1"
+    offset = 14 + len(header) + 1024
+    return b"BM" + struct.pack("<IHHI", offset + len(body), 0, 0, offset) + header + bytes(1024) + body
+
+
+def _avif_of_another_size(width: int, height: int) -> bytes:
+    """An AVIF whose boxes announce a small image and whose AV1 header a large one."""
+    data = _blank("RGB", (width, height), "AVIF", speed=10, quality=10)
+    return _patched(data, data.index(b"ispe") + 8, struct.pack(">II", 100, 100))
+
+
+def _texts(count: int) -> bytes:
+    """A PNG with compressed texts of a megabyte of characters, of which Pillow takes four bytes each."""
+    text = zlib.compress(("x" * 1_000_000 + "\U0001f600").encode(), 9)
+    return after_header(encoded(photo(), "PNG"), *[chunk(b"iTXt", b"a\0\1\0\0\0" + text)] * count)
+
+
+def _constant_webp(width: int, height: int) -> bytes:
+    """A lossless WebP of one colour, which has 34 bytes at any size."""
+    data = bytearray(encoded(Image.new("RGB", (16, 16)), "WEBP", lossless=True))
+    data[21:25] = struct.pack("<I", width - 1 | height - 1 << 14 | data[24] >> 4 << 28)
+    return bytes(data)
+
+
+def _two_frames(size: tuple[int, int]) -> bytes:
+    """A lossless animation with alpha."""
+    frames = [Image.new("RGBA", size, (1, 2, 3, alpha)) for alpha in (4, 200)]
+    return encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True, method=0, quality=0)
+
+
+def _turned(data: bytes) -> bytes:
+    """Add EXIF data with an orientation of 6 to a PNG."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return after_header(data, chunk(b"eXIf", exif.tobytes()[6:]))
+
+
+_PALETTE = chunk(b"PLTE", bytes(range(256)) * 3), chunk(b"tRNS", bytes(range(256)))
+
+HEAVY = (
+    Heavy("PNG of one bit, 1 x 50,000,000", lambda: blank_png(1, 50_000_000, 1, 0), refused=True),
+    Heavy("PNG of grey and alpha, 1 x 50,000,000", lambda: blank_png(1, 50_000_000, 8, 4), refused=True),
+    Heavy("PNG of RGBA, 50,000,000 x 1", lambda: blank_png(50_000_000, 1, 8, 6), refused=True),
+    Heavy("PNG of RGBA in 16 bits", lambda: blank_png(7_071, 7_071, 16, 6), refused=True),
+    Heavy("PNG of one bit, 8 x 6,250,000", lambda: blank_png(8, 6_250_000, 1, 0)),
+    Heavy("PNG of grey, 50,000,000 x 1", lambda: blank_png(50_000_000, 1, 8, 0)),
+    Heavy("PNG of grey and alpha, 100 x 500,000", lambda: blank_png(100, 500_000, 8, 4)),
+    Heavy("PNG of grey and alpha, turned", lambda: _turned(blank_png(1_700, 29_411, 8, 4))),
+    Heavy("PNG of 16 bits", lambda: blank_png(7_071, 7_071, 16, 0)),
+    Heavy("PNG of a palette with transparency", lambda: blank_png(1_700, 29_411, 8, 3, *_PALETTE)),
+    Heavy("PNG of RGBA, interlaced", lambda: blank_png(7_071, 7_071, 8, 6, interlaced=True)),
+    Heavy("PNG of RGBA in 16 bits, interlaced", lambda: blank_png(6_000, 6_000, 16, 6, interlaced=True)),
+    Heavy("PNG with 60 compressed texts", lambda: _texts(60)),
+    Heavy("TIFF of floats", lambda: _blank("F", (7_071, 7_071), "TIFF", compression="tiff_adobe_deflate")),
+    Heavy("TIFF of floats, 8 x 6,250,000", lambda: _blank("F", (8, 6_250_000), "TIFF", compression="tiff_lzw")),
+    Heavy("TIFF in one strip", lambda: _one_strip(5_000, 6_000)),
+    Heavy("TIFF in one strip, larger", lambda: _one_strip(7_000, 7_000), refused=True),
+    Heavy("TIFF in JPEG", lambda: _blank("YCbCr", (7_071, 7_071), "TIFF", compression="jpeg")),
+    Heavy("TIFF in CIELAB", lambda: _blank("LAB", (5_000, 4_900), "TIFF", compression="tiff_adobe_deflate")),
+    Heavy("TIFF by fax, 50,000,000 x 1", lambda: _fax(50_000_000, 1), refused=True),
+    Heavy("TIFF by fax, 10,000,000 x 5", lambda: _fax(10_000_000, 5)),
+    Heavy("TIFF of 3,000 strips", lambda: _many_strips(3_000)),
+    Heavy("JPEG of CMYK", lambda: _blank("CMYK", (7_071, 7_071), "JPEG")),
+    Heavy("JPEG of CMYK, too low to be reduced", lambda: _blank("CMYK", (65_500, 255), "JPEG")),
+    Heavy("JPEG, progressive", lambda: _blank("RGB", (7_071, 7_071), "JPEG", progressive=True, subsampling=0)),
+    Heavy("JPEG of CMYK, progressive", lambda: _blank("CMYK", (6_200, 6_200), "JPEG", progressive=True)),
+    Heavy("JPEG of CMYK, progressive, larger", lambda: _blank("CMYK", (7_071, 7_071), "JPEG", progressive=True), True),
+    Heavy("JPEG of 25 scans", lambda: many_scans(25, (6_300, 6_300))),
+    Heavy("WebP of 34 bytes", lambda: _constant_webp(16_383, 1_600)),
+    Heavy("WebP of 34 bytes, larger", lambda: _constant_webp(16_383, 3_051), refused=True),
+    Heavy("WebP, animated", lambda: _two_frames((5_000, 5_000))),
+    Heavy("GIF with a hole", lambda: _blank_palette((7_071, 7_071), "GIF", transparency=3, disposal=2)),
+    Heavy("AVIF", lambda: _blank("RGBA", (4_900, 4_900), "AVIF", speed=10, quality=10)),
+    Heavy("AVIF of colours in full", lambda: _blank("RGB", (4_900, 4_900), "AVIF", speed=10, subsampling="4:4:4")),
+    Heavy("AVIF that lies about its size", lambda: _avif_of_another_size(7_500, 6_500), refused=True),
+    Heavy("BMP in run lengths", lambda: _runs(100_000, 99)),
+    Heavy("BMP in run lengths, larger", lambda: _runs(50_000_000, 1), refused=True),
+)
+"""Each within the default limit of 50,000,000 pixels."""
 
 
 def many_scans(scans: int, size: tuple[int, int] = (2_000, 2_000)) -> bytes:
@@ -293,7 +447,7 @@ def _cut() -> Iterator[Sample]:
 
 
 def _polyglots() -> Iterator[Sample]:
-    """Images that are something else too are answered as pictures."""
+    """Images that are something else too are answered as images."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("index.html", "<script>alert(1)</script>")
@@ -343,7 +497,7 @@ def _animations() -> Iterator[Sample]:
     yield Sample("GIF of 501 frames", many, OK, warnings=warnings)
     yield Sample("GIF whose second frame is cut", gif[:-1] + gif[first : first + 40], OK, warnings=warnings)
     mpo = encoded(photo(), "MPO", save_all=True, append_images=[photo()])
-    yield Sample("MPO of two pictures", mpo, OK)
+    yield Sample("MPO of two images", mpo, OK)
 
 
 def _modes() -> Iterator[Sample]:
@@ -389,7 +543,7 @@ def _other_formats() -> Iterator[Sample]:
     yield Sample(
         "XML that includes a file", b'<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>', UNSUPPORTED
     )
-    yield Sample("text", b"hello, this is no picture at all", UNSUPPORTED)
+    yield Sample("text", b"hello, this is no image at all", UNSUPPORTED)
     yield Sample("a byte", b"\0", UNSUPPORTED)
     yield Sample("zeros", bytes(100_000), UNSUPPORTED)
     yield Sample("a Python pickle", b"\x80\x04\x95\x05\0\0\0\0\0\0\0]\x94.", UNSUPPORTED)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -110,6 +111,7 @@ def _pass_on(context: typer.Context, load_command: Callable[[], Callable[..., No
 
 def main() -> None:
     """The program `tenfold`."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # oddities in files that it reads nevertheless
     app(prog_name="tenfold")
 
 

@@ -30,8 +30,8 @@ def spec_of(resize: int, crop: int, interpolation: str = "bilinear") -> InputSpe
     )
 
 
-def encoded(picture: Image.Image | NDArray[Any], file_format: str, **options: Any) -> bytes:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+def encoded(pixels: Image.Image | NDArray[Any], file_format: str, **options: Any) -> bytes:
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
     return buffer.getvalue()
@@ -44,12 +44,12 @@ def cat() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def corners() -> NDArray[np.uint8]:
-    """60 x 40 pixels with another colour in each corner, so that no turn looks like another."""
-    picture = np.zeros((40, 60, 3), np.uint8)
-    picture[:20, :30] = 255, 0, 0
-    picture[:20, 30:] = 0, 255, 0
-    picture[20:, :30] = 0, 0, 255
-    return picture
+    """60 x 40 pixels with a different colour in each corner, so that every orientation looks different."""
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:20, :30] = 255, 0, 0
+    image[:20, 30:] = 0, 255, 0
+    image[20:, :30] = 0, 0, 255
+    return image
 
 
 def far_apart(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
@@ -76,7 +76,7 @@ def test_the_transform_equals_torchvisions(resize: int, crop: int, interpolation
         assert np.array_equal(ours, np.asarray(theirs(image))), f"{width} x {height}"
 
 
-def test_the_prepared_pixels_belong_to_the_caller(cat_png: bytes, spec: InputSpec) -> None:
+def test_the_pixels_are_a_copy(cat_png: bytes, spec: InputSpec) -> None:
     pixels = preprocess(cat_png, spec, max_pixels=LIMIT).pixels
     assert pixels.shape == (1, 32, 32, 3)
     assert pixels.dtype == np.uint8
@@ -87,9 +87,9 @@ def test_the_prepared_pixels_belong_to_the_caller(cat_png: bytes, spec: InputSpe
 def test_a_long_strip_is_cut_before_it_is_enlarged(shape: tuple[int, int]) -> None:
     # Enlarged whole it would take 52 GB.
     strip = np.full((*shape, 3), (9, 8, 7), np.uint8)
-    picture = preprocess(encoded(strip, "PNG"), spec_of(256, 224), max_pixels=LIMIT)
-    assert (picture.height, picture.width) == shape
-    assert (picture.pixels == (9, 8, 7)).all()
+    image = preprocess(encoded(strip, "PNG"), spec_of(256, 224), max_pixels=LIMIT)
+    assert (image.height, image.width) == shape
+    assert (image.pixels == (9, 8, 7)).all()
 
 
 def test_a_strip_is_cut_to_its_middle(spec: InputSpec) -> None:
@@ -102,14 +102,14 @@ def test_a_strip_is_cut_to_its_middle(spec: InputSpec) -> None:
 
 
 @pytest.mark.parametrize("file_format", [*LOSSLESS, *LOSSY])
-def test_every_accepted_format_gives_the_same_picture(file_format: str, cat: Image.Image, spec: InputSpec) -> None:
+def test_every_accepted_format_gives_the_same_image(file_format: str, cat: Image.Image, spec: InputSpec) -> None:
     options = {**LOSSLESS, **LOSSY}[file_format]
     if file_format == "MPO":
         options = {**options, "save_all": True, "append_images": [Image.new("RGB", cat.size)]}
-    picture = preprocess(encoded(cat, file_format, **options), spec, max_pixels=LIMIT)
-    assert (picture.width, picture.height, picture.warnings) == (451, 300, ())
+    image = preprocess(encoded(cat, file_format, **options), spec, max_pixels=LIMIT)
+    assert (image.width, image.height, image.warnings) == (451, 300, ())
     # The shrunk GIF shows its palette, the shrunk JPEG next to nothing.
-    assert far_apart(picture.pixels[0], transform(cat, spec)) <= (0 if file_format in LOSSLESS else 4)
+    assert far_apart(image.pixels[0], transform(cat, spec)) <= (0 if file_format in LOSSLESS else 4)
 
 
 def test_the_formats_of_the_readme_are_accepted() -> None:
@@ -117,16 +117,16 @@ def test_the_formats_of_the_readme_are_accepted() -> None:
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_an_animation_the_first_frame_counts(file_format: str, spec: InputSpec) -> None:
+def test_the_first_frame_of_an_animation_is_used(file_format: str, spec: InputSpec) -> None:
     red, blue = (Image.new("RGB", (40, 40), colour) for colour in ("red", "blue"))
     data = encoded(red, file_format, save_all=True, append_images=[blue])
-    picture = preprocess(data, spec, max_pixels=LIMIT)
-    assert picture.warnings == ("only the first frame counts",)
-    assert far_apart(picture.pixels[0], np.full((32, 32, 3), (255, 0, 0), np.uint8)) < 3
+    image = preprocess(data, spec, max_pixels=LIMIT)
+    assert image.warnings == ("only the first frame counts",)
+    assert far_apart(image.pixels[0], np.full((32, 32, 3), (255, 0, 0), np.uint8)) < 3
 
 
 def stored_as(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """What a camera stores with this EXIF orientation: which side row 0 and column 0 are, by the standard."""
+    """What a camera stores with this EXIF orientation, by the definition of row 0 and column 0 in the standard."""
     return {
         1: upright,
         2: upright[:, ::-1],
@@ -147,13 +147,13 @@ def test_exif_orientation_is_applied(
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(np.ascontiguousarray(stored_as(corners, orientation)), file_format, exif=exif)
-    picture = preprocess(data, spec, max_pixels=LIMIT)
-    assert (picture.width, picture.height) == (60, 40)
+    image = preprocess(data, spec, max_pixels=LIMIT)
+    assert (image.width, image.height) == (60, 40)
     # Compression blurs the borders between the colours; a wrong turn is 60 grey levels off.
-    assert far_apart(picture.pixels[0], transform(Image.fromarray(corners), spec)) < 6
+    assert far_apart(image.pixels[0], transform(Image.fromarray(corners), spec)) < 6
 
 
-def test_a_small_picture_is_named_with_its_upright_size(spec: InputSpec) -> None:
+def test_the_warning_of_a_small_image_has_its_upright_size(spec: InputSpec) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert preprocess(encoded(np.zeros((8, 8, 3), np.uint8), "PNG"), spec, max_pixels=LIMIT).warnings == (
@@ -163,7 +163,7 @@ def test_a_small_picture_is_named_with_its_upright_size(spec: InputSpec) -> None
     assert preprocess(lying, spec, max_pixels=LIMIT).warnings == ("upscaled from 8x20",)
 
 
-def test_a_picture_of_exactly_the_side_is_not_called_upscaled(spec: InputSpec) -> None:
+def test_an_image_of_exactly_the_side_is_not_called_upscaled(spec: InputSpec) -> None:
     assert preprocess(encoded(np.zeros((32, 32, 3), np.uint8), "PNG"), spec, max_pixels=LIMIT).warnings == ()
 
 
@@ -171,24 +171,46 @@ def test_a_picture_of_exactly_the_side_is_not_called_upscaled(spec: InputSpec) -
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0nonsense", b"Exif\0\0MM\0*", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0"]
 )
-def test_damaged_exif_does_not_cost_the_picture(
+def test_damaged_exif_does_not_cost_the_image(
     file_format: str, exif: bytes, corners: NDArray[np.uint8], spec: InputSpec
 ) -> None:
     plain = preprocess(encoded(corners, file_format), spec, max_pixels=LIMIT)
-    picture = preprocess(encoded(corners, file_format, exif=exif), spec, max_pixels=LIMIT)
-    assert np.array_equal(picture.pixels, plain.pixels)
+    image = preprocess(encoded(corners, file_format, exif=exif), spec, max_pixels=LIMIT)
+    assert np.array_equal(image.pixels, plain.pixels)
 
 
-def test_what_pillow_warns_of_is_read_even_where_warnings_are_errors(corners: NDArray[np.uint8]) -> None:
+def test_the_library_leaves_pillows_limit_and_the_warning_filters_alone(corners: NDArray[np.uint8]) -> None:
     data = encoded(corners, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0")
     script = (
-        "import sys, model\n"
+        "import sys, warnings\n"
+        "from PIL import Image\n"
+        "import numpy, pydantic  # they set filters of their own\n"
+        "before = Image.MAX_IMAGE_PIXELS, list(warnings.filters)\n"
+        "import model\n"
         "from model.card import InputSpec\n"
+        "assert (Image.MAX_IMAGE_PIXELS, warnings.filters) == before\n"
+        "spec = InputSpec(resize=32, crop=32, interpolation='bilinear', mean=(0., 0., 0.), std=(1., 1., 1.))\n"
+        "print(model.preprocess(sys.stdin.buffer.read(), spec, max_pixels=10**6).width)\n"
+        "assert (Image.MAX_IMAGE_PIXELS, warnings.filters) == before\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True, check=False)
+    assert done.stdout.split() == [b"60"], done.stderr
+    assert b"Corrupt EXIF" in done.stderr, "there was something to warn of"
+
+
+def test_pillows_own_limit_does_not_hold(spec: InputSpec) -> None:
+    script = (
+        "import sys\n"
+        "from PIL import Image\n"
+        "import model\n"
+        "from model.card import InputSpec\n"
+        "Image.MAX_IMAGE_PIXELS = 10\n"
         "spec = InputSpec(resize=32, crop=32, interpolation='bilinear', mean=(0., 0., 0.), std=(1., 1., 1.))\n"
         "print(model.preprocess(sys.stdin.buffer.read(), spec, max_pixels=10**6).width)\n"
     )
+    data = encoded(np.zeros((32, 32, 3), np.uint8), "PNG")
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], input=data, capture_output=True, check=False)
-    assert done.stdout.split() == [b"60"], done.stderr
+    assert done.stdout.split() == [b"32"], done.stderr
 
 
 def colour_of(data: bytes) -> tuple[int, ...]:
@@ -197,15 +219,15 @@ def colour_of(data: bytes) -> tuple[int, ...]:
     return tuple(int(value) for value in pixels[4, 4])
 
 
-def test_palette_pictures_keep_their_colours(corners: NDArray[np.uint8], spec: InputSpec) -> None:
+def test_palette_images_keep_their_colours(corners: NDArray[np.uint8], spec: InputSpec) -> None:
     palette = Image.fromarray(corners).quantize(8)
     assert palette.mode == "P"
-    picture = preprocess(encoded(palette, "PNG"), spec, max_pixels=LIMIT)
+    image = preprocess(encoded(palette, "PNG"), spec, max_pixels=LIMIT)
     # Resized after the colours are looked up: mixtures of palette entries would be nonsense.
-    assert np.array_equal(picture.pixels[0], transform(Image.fromarray(corners), spec))
+    assert np.array_equal(image.pixels[0], transform(Image.fromarray(corners), spec))
 
 
-def test_grey_and_bilevel_pictures_become_rgb() -> None:
+def test_grey_and_bilevel_images_become_rgb() -> None:
     assert colour_of(encoded(Image.new("L", (9, 9), 77), "PNG")) == (77, 77, 77)
     assert colour_of(encoded(Image.new("1", (9, 9), 1), "PNG")) == (255, 255, 255)
 
@@ -236,7 +258,7 @@ def test_sixteen_bits_are_scaled_to_eight() -> None:
     ramp = np.repeat(np.arange(256, dtype=np.uint16)[None] * 257, 256, axis=0)
     (pixels,) = preprocess(encoded(ramp, "PNG"), spec_of(256, 256), max_pixels=LIMIT).pixels
     assert np.array_equal(pixels[0, :, 0], np.arange(256))
-    dark = np.full((9, 9), 257, np.uint16)  # a dark picture stays dark
+    dark = np.full((9, 9), 257, np.uint16)  # a dark image stays dark
     assert colour_of(encoded(dark, "PNG")) == (1, 1, 1)
     assert colour_of(encoded(Image.fromarray(dark).convert("I"), "TIFF")) == (1, 1, 1)
 
@@ -253,12 +275,12 @@ def test_wide_integers_and_floats_are_read_by_their_range() -> None:
 def test_a_large_jpeg_is_decoded_small_and_still_looks_the_same(cat: Image.Image, spec: InputSpec) -> None:
     large = cat.resize((451 * 6, 300 * 6), Image.Resampling.BICUBIC)
     data = encoded(large, "JPEG", quality=90)
-    picture = preprocess(data, spec, max_pixels=LIMIT)
+    image = preprocess(data, spec, max_pixels=LIMIT)
     full = transform(Image.open(io.BytesIO(data)), spec)
-    assert (picture.width, picture.height) == large.size
-    assert not np.array_equal(picture.pixels[0], full), "decoded in full, which is slow"
-    assert far_apart(picture.pixels[0], full) < 1
-    assert np.abs(picture.pixels[0].astype(int) - full).max() < 12
+    assert (image.width, image.height) == large.size
+    assert not np.array_equal(image.pixels[0], full), "decoded in full, which is slow"
+    assert far_apart(image.pixels[0], full) < 1
+    assert np.abs(image.pixels[0].astype(int) - full).max() < 12
 
 
 # Views
@@ -271,12 +293,12 @@ def test_one_view_is_the_exact_test_transform_of_every_size(spec: InputSpec) -> 
         data = encoded(noise, "PNG")
         assert np.array_equal(preprocess(data, spec, max_pixels=LIMIT).pixels, expected[None])
         for count in (1, 2, MAX_VIEWS):
-            picture = preprocess(data, spec, max_pixels=LIMIT, views=count)
-            assert np.array_equal(picture.pixels[0], expected), "more views leave the first as it is"
+            image = preprocess(data, spec, max_pixels=LIMIT, views=count)
+            assert np.array_equal(image.pixels[0], expected), "more views leave the first as it is"
 
 
 @pytest.mark.parametrize("count", range(1, MAX_VIEWS + 1))
-def test_a_picture_has_as_many_views_as_asked_for(count: int, cat_png: bytes, spec: InputSpec) -> None:
+def test_an_image_has_the_requested_number_of_views(count: int, cat_png: bytes, spec: InputSpec) -> None:
     every = preprocess(cat_png, spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels
     pixels = preprocess(cat_png, spec, max_pixels=LIMIT, views=count).pixels
     assert pixels.shape == (count, 32, 32, 3)
@@ -288,14 +310,12 @@ def test_a_picture_has_as_many_views_as_asked_for(count: int, cat_png: bytes, sp
     ("width", "height", "count"),
     [(63, 400, 1), (400, 63, 1), (32, 32, 1), (5, 5, 1), (300, 300, 1), (320, 300, 1), (330, 300, 4), (64, 400, 4)],
 )
-def test_a_picture_too_small_or_nearly_square_has_one_view(
-    width: int, height: int, count: int, spec: InputSpec
-) -> None:
+def test_an_image_too_small_or_nearly_square_has_one_view(width: int, height: int, count: int, spec: InputSpec) -> None:
     data = encoded(np.zeros((height, width, 3), np.uint8), "PNG")
     assert len(preprocess(data, spec, max_pixels=LIMIT, views=4).pixels) == count
 
 
-# Left, top, right, bottom of the views after the first, of a picture of 240 x 160 and of one of 160 x 240 pixels.
+# Left, top, right, bottom of the views after the first, of an image of 240 x 160 and of one of 160 x 240 pixels.
 LYING = [(0, 0, 240, 160), (0, 0, 160, 160), (80, 0, 240, 160)]
 STANDING = [(0, 0, 160, 240), (0, 0, 160, 160), (0, 80, 160, 240)]
 
@@ -308,8 +328,8 @@ def test_the_views_show_the_parts_that_they_are_to_show(
 ) -> None:
     _, _, width, height = (round(side * scale) for side in boxes[0])
     colours = np.array([[(250, 10, 10), (10, 250, 10)], [(10, 10, 250), (250, 250, 10)]], np.uint8)
-    picture = colours.repeat(height // 2, axis=0).repeat(width // 2, axis=1)
-    pixels = preprocess(encoded(picture, "PNG"), spec_of(32, crop), max_pixels=LIMIT, views=MAX_VIEWS).pixels
+    image = colours.repeat(height // 2, axis=0).repeat(width // 2, axis=1)
+    pixels = preprocess(encoded(image, "PNG"), spec_of(32, crop), max_pixels=LIMIT, views=MAX_VIEWS).pixels
     assert len(pixels) == 1 + len(boxes)
     centres = (np.arange(crop) + 0.5) / crop
     for view, box in zip(pixels[1:], boxes, strict=True):
@@ -323,7 +343,7 @@ def test_the_views_show_the_parts_that_they_are_to_show(
 
 
 def spotted(width: int, height: int, box: tuple[float, float, float, float]) -> NDArray[np.uint8]:
-    """A white picture with a black spot in the middle of a box, a sixth of its side wide."""
+    """A white image with a black spot in the middle of a box, a sixth of its side wide."""
     left, top, right, bottom = box
     x, y = (left + right) / 2, (top + bottom) / 2
     across = (np.arange(width) + 0.5 - x)[None] / (right - left)
@@ -363,9 +383,9 @@ def test_the_middle_of_a_box_is_the_middle_of_its_view(
     boxes = prepared(np.zeros((height, width, 3), np.uint8)).boxes
     assert len(boxes) == (1 if min(size) < 2 * resize else MAX_VIEWS)
     for number, box in enumerate(boxes):
-        picture = prepared(spotted(width, height, box))
-        assert picture.boxes == boxes
-        for axis, off in enumerate(off_the_middle(picture.pixels[number])):
+        image = prepared(spotted(width, height, box))
+        assert image.boxes == boxes
+        for axis, off in enumerate(off_the_middle(image.pixels[number])):
             # A view that goes to the edge of a reduced JPEG shows up to 7 pixels beyond it, which its box leaves out.
             at_edge = box[axis] == 0 or box[2 + axis] == size[axis]
             assert off < (0.15 if file_format == "JPEG" and at_edge else 0.05), (number, axis)
@@ -388,7 +408,7 @@ def test_the_boxes_are_those_of_the_documented_views(spec: InputSpec) -> None:
 
 
 @pytest.mark.parametrize(("file_format", "factor"), [("PNG", 2), ("PNG", 5), ("JPEG", 2), ("JPEG", 6)])
-def test_a_larger_picture_has_the_same_views(
+def test_a_larger_image_has_the_same_views(
     file_format: str, factor: int, cat: Image.Image, cat_png: bytes, spec: InputSpec
 ) -> None:
     expected = preprocess(cat_png, spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels
@@ -400,7 +420,7 @@ def test_a_larger_picture_has_the_same_views(
         assert far_apart(one, other) < (3 if file_format == "JPEG" else 2), number
 
 
-def test_a_large_picture_is_averaged_and_not_skipped_over(spec: InputSpec) -> None:
+def test_a_large_image_is_averaged_and_not_skipped_over(spec: InputSpec) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (640, 720, 3), np.uint8)
     first, whole, left, right = preprocess(encoded(noise, "PNG"), spec, max_pixels=LIMIT, views=MAX_VIEWS).pixels
     assert first.std() < 8
@@ -409,7 +429,7 @@ def test_a_large_picture_is_averaged_and_not_skipped_over(spec: InputSpec) -> No
         assert view.std() < 8
 
 
-def test_the_views_of_a_turned_picture_are_those_of_the_upright_one(spec: InputSpec, cat: Image.Image) -> None:
+def test_the_views_of_a_turned_image_are_those_of_the_upright_one(spec: InputSpec, cat: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = encoded(np.ascontiguousarray(stored_as(np.asarray(cat), 6)), "PNG", exif=exif)
@@ -456,7 +476,7 @@ def gif_with_a_frame_of(width: int, height: int) -> bytes:
 def test_pixels_over_the_limit_are_refused_by_the_header_alone(
     announcing: Any, width: int, height: int, spec: InputSpec
 ) -> None:
-    with pytest.raises(ImageTooLarge, match=f"{width} x {height} pixels, more than 50,000,000: send a smaller one"):
+    with pytest.raises(ImageTooLarge, match=f"{width} x {height} pixels, more than 50,000,000: upload a smaller one"):
         preprocess(announcing(width, height), spec, max_pixels=LIMIT)
 
 
@@ -472,7 +492,7 @@ def test_the_limit_itself_is_accepted(spec: InputSpec) -> None:
     [
         b"",
         b"\0",
-        b"hello, this is no picture at all",
+        b"hello, this is no image at all",
         b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
         b"%PDF-1.7\n",
         b"P6 2 2 255\n" + bytes(12),
@@ -481,16 +501,16 @@ def test_the_limit_itself_is_accepted(spec: InputSpec) -> None:
     ],
     ids=["nothing", "a null", "text", "svg", "pdf", "ppm", "ico", "jpeg 2000"],
 )
-def test_what_is_no_accepted_format_is_told_which_are(data: bytes, spec: InputSpec) -> None:
-    with pytest.raises(UnsupportedImage, match="send JPEG, PNG, WEBP, GIF, BMP, TIFF"):
+def test_the_error_of_an_unsupported_format_lists_the_accepted_ones(data: bytes, spec: InputSpec) -> None:
+    with pytest.raises(UnsupportedImage, match="upload JPEG, PNG, WEBP, GIF, BMP, TIFF"):
         preprocess(data, spec, max_pixels=LIMIT)
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"])
 @pytest.mark.parametrize("kept", [0.05, 0.5, 0.9])
-def test_a_truncated_picture_is_unreadable(file_format: str, kept: float, cat: Image.Image, spec: InputSpec) -> None:
+def test_a_truncated_image_is_unreadable(file_format: str, kept: float, cat: Image.Image, spec: InputSpec) -> None:
     data = encoded(cat, file_format)
-    with pytest.raises(UnreadableImage, match=r"send it again$"):
+    with pytest.raises(UnreadableImage, match=r"upload it again$"):
         preprocess(data[: int(len(data) * kept)], spec, max_pixels=LIMIT)
 
 
@@ -531,10 +551,10 @@ def test_mutated_files_raise_nothing_but_image_errors(file_format: str, spec: In
                 case 3:
                     data[where:where] = dice.randbytes(dice.randrange(1, 9))
         try:
-            picture = preprocess(bytes(data), spec, max_pixels=1_000_000)
+            image = preprocess(bytes(data), spec, max_pixels=1_000_000)
         except ImageError as error:
             outcomes.add(type(error))
         else:
-            outcomes.add(type(picture))
-            assert picture.pixels.shape == (1, 32, 32, 3)
+            outcomes.add(type(image))
+            assert image.pixels.shape == (1, 32, 32, 3)
     assert len(outcomes) > 1, "mutations that all end alike are too weak or too strong"

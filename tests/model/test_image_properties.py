@@ -1,4 +1,4 @@
-"""Whatever the bytes, preprocess() gives a picture of the documented shape or one of the image errors."""
+"""Whatever the bytes, preprocess() gives an image of the documented shape or one of the image errors."""
 
 import io
 import time
@@ -49,26 +49,26 @@ STARTS = [
 
 def outcome(data: bytes, spec: InputSpec, views: int) -> PreprocessedImage | ImageError:
     """What preprocess() makes of a file; no other exception passes."""
-    picture: PreprocessedImage | ImageError
+    image: PreprocessedImage | ImageError
     began = time.thread_time()
     try:
-        picture = preprocess(data, spec, max_pixels=MAX_PIXELS, views=views)
+        image = preprocess(data, spec, max_pixels=MAX_PIXELS, views=views)
     except ImageError as error:
-        picture = error
+        image = error
     assert time.thread_time() - began < 2, "it hangs"
-    if isinstance(picture, ImageError):
-        assert type(picture) is not ImageError
-        assert ": s" in str(picture), "the message says what to do: save it anew, or send another"
-        return picture
-    assert picture.pixels.dtype == np.uint8
-    assert picture.pixels.shape[1:] == (spec.crop, spec.crop, 3)
-    assert len(picture.pixels) in {1, views}
-    assert 0 < picture.width * picture.height <= MAX_PIXELS
-    assert len(picture.boxes) == len(picture.pixels)
-    for left, top, right, bottom in picture.boxes:
-        assert 0 <= left < right <= picture.width
-        assert 0 <= top < bottom <= picture.height
-    return picture
+    if isinstance(image, ImageError):
+        assert type(image) is not ImageError
+        assert ": save " in str(image) or ": upload " in str(image), "the message says what to do"
+        return image
+    assert image.pixels.dtype == np.uint8
+    assert image.pixels.shape[1:] == (spec.crop, spec.crop, 3)
+    assert len(image.pixels) in {1, views}
+    assert 0 < image.width * image.height <= MAX_PIXELS
+    assert len(image.boxes) == len(image.pixels)
+    for left, top, right, bottom in image.boxes:
+        assert 0 <= left < right <= image.width
+        assert 0 <= top < bottom <= image.height
+    return image
 
 
 # Of the corpus, those that are quick to mutate.
@@ -81,13 +81,13 @@ FILES = {sample.name: sample.data for sample in corpus() if 0 < len(sample.data)
     st.sampled_from(SPECS),
     st.integers(1, MAX_VIEWS),
 )
-def test_arbitrary_bytes_are_a_picture_or_an_image_error(data: bytes, spec: InputSpec, views: int) -> None:
+def test_arbitrary_bytes_are_an_image_or_an_image_error(data: bytes, spec: InputSpec, views: int) -> None:
     outcome(data, spec, views)
 
 
 @settings(repeatable, max_examples=400)
 @given(st.data(), st.sampled_from(SPECS), st.integers(1, MAX_VIEWS))
-def test_mutated_files_are_a_picture_or_an_image_error(data: st.DataObject, spec: InputSpec, views: int) -> None:
+def test_mutated_files_are_an_image_or_an_image_error(data: st.DataObject, spec: InputSpec, views: int) -> None:
     changed = bytearray(FILES[data.draw(st.sampled_from(sorted(FILES)))])
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(changed)) | st.integers(0, min(len(changed), 64)))
@@ -104,40 +104,40 @@ def test_mutated_files_are_a_picture_or_an_image_error(data: st.DataObject, spec
     st.integers(1, MAX_VIEWS),
     st.integers(0, 9),
 )
-def test_a_valid_picture_has_the_documented_shape(
+def test_a_valid_image_has_the_documented_shape(
     stored: tuple[str, str], width: int, height: int, spec: InputSpec, views: int, orientation: int
 ) -> None:
     mode, kind = stored
-    image = Image.linear_gradient("L").resize((width, height))
+    stored_image = Image.linear_gradient("L").resize((width, height))
     if mode == "I;16":
-        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+        stored_image = Image.fromarray(np.asarray(stored_image).astype(np.uint16) * 257)
     elif mode != "L":
-        image = image.convert(mode)
+        stored_image = stored_image.convert(mode)
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = io.BytesIO()
-    image.save(
+    stored_image.save(
         file, kind, **({} if kind in ("GIF", "BMP") else {"exif": exif}), **({"speed": 10} if kind == "AVIF" else {})
     )
-    picture = outcome(file.getvalue(), spec, views)
-    assert isinstance(picture, PreprocessedImage), picture
+    image = outcome(file.getvalue(), spec, views)
+    assert isinstance(image, PreprocessedImage), image
 
     turned = orientation in (5, 6, 7, 8) and kind not in ("GIF", "BMP")
-    assert (picture.width, picture.height) == ((height, width) if turned else (width, height))
+    assert (image.width, image.height) == ((height, width) if turned else (width, height))
     short, long = sorted((width, height))
     several = short >= 2 * spec.resize and long >= 1.1 * short
-    assert len(picture.pixels) == (views if several else 1)
-    small = (f"upscaled from {picture.width}x{picture.height}",)
-    assert picture.warnings == (small if short < spec.resize else ())
+    assert len(image.pixels) == (views if several else 1)
+    small = (f"upscaled from {image.width}x{image.height}",)
+    assert image.warnings == (small if short < spec.resize else ())
 
 
 @repeatable
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.sampled_from(["L", "RGB"]))
-def test_a_picture_is_refused_exactly_where_it_has_too_many_pixels(width: int, height: int, mode: str) -> None:
+def test_an_image_is_refused_exactly_where_it_has_too_many_pixels(width: int, height: int, mode: str) -> None:
     kind = "PNG" if mode == "RGB" else "TIFF"
     found = outcome(announcing(kind, width, height), SPECS[0], 1)
-    told = f"the picture has {width} x {height} pixels, more than 200,000: send a smaller one"
-    assert (str(found) == told) == (width * height > MAX_PIXELS)
+    message = f"the image has {width} x {height} pixels, more than 200,000: upload a smaller one"
+    assert (str(found) == message) == (width * height > MAX_PIXELS)
 
 
 def test_there_are_enough_files_to_mutate() -> None:

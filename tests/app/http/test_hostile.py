@@ -1,4 +1,4 @@
-"""Hostile pictures over real HTTP: each its documented answer, and the service none the worse for ten thousand."""
+"""Hostile images over real HTTP: each gets its documented response, and ten thousand leave the service unharmed."""
 
 import io
 import random
@@ -27,14 +27,14 @@ KINDS = {
 
 
 def as_sent(sample: Sample) -> dict[str, Any]:
-    """What the result for one of several pictures must hold."""
+    """The fields that the result for one of several images must contain."""
     if sample.status == OK:
         return {"width": sample.size[0], "height": sample.size[1], "warnings": list(sample.warnings)}
     return {"status": sample.status, "type": KINDS[sample.status]}
 
 
 @pytest.mark.parametrize("sample", corpus(), ids=lambda sample: sample.name)
-def test_every_hostile_picture_gets_its_documented_answer(sample: Sample, running: Running) -> None:
+def test_every_hostile_image_gets_its_documented_response(sample: Sample, running: Running) -> None:
     answer = running.post(sample.data)
     if sample.status != OK:
         assert is_a_problem(answer, sample.status)["type"] == KINDS[sample.status]
@@ -46,7 +46,7 @@ def test_every_hostile_picture_gets_its_documented_answer(sample: Sample, runnin
 
 
 @pytest.mark.parametrize("sample", corpus(), ids=lambda sample: sample.name)
-def test_a_hostile_picture_is_explained_or_gets_its_documented_answer(sample: Sample, running: Running) -> None:
+def test_a_hostile_image_is_explained_or_gets_its_documented_response(sample: Sample, running: Running) -> None:
     answer = running.client.post("/explain", content=sample.data, params={"format": "png"})
     if sample.status != OK:
         assert is_a_problem(answer, sample.status)["type"] == KINDS[sample.status]
@@ -57,7 +57,7 @@ def test_a_hostile_picture_is_explained_or_gets_its_documented_answer(sample: Sa
     assert drawn.size == tuple(max(1, round(side * scale)) for side in sample.size)
 
 
-def test_each_stands_or_falls_alone_among_others(running: Running) -> None:
+def test_each_gets_its_own_result_among_others(running: Running) -> None:
     answered = list[dict[str, Any]]()
     small = [sample for sample in corpus() if len(sample.data) < 100_000]
     for start in range(0, len(small), 30):
@@ -83,7 +83,7 @@ def test_a_wrong_content_type_does_not_matter(kind: str, content_type: str, runn
 def test_a_wrong_extension_does_not_matter(name: str, running: Running) -> None:
     (result,) = running.upload((name, image_file())).json()["results"]
     assert "problem" not in result
-    (result, _) = running.upload((name, b"no picture"), ("b.png", image_file())).json()["results"]
+    (result, _) = running.upload((name, b"no image"), ("b.png", image_file())).json()["results"]
     assert result["problem"]["status"] == 415
     assert result["filename"]
 
@@ -92,7 +92,7 @@ def test_a_wrong_extension_does_not_matter(name: str, running: Running) -> None:
 
 
 def peak(pid: int | str) -> int:
-    """Most memory that a process ever held, bytes; mark_worker_dead it with `forget_peak`."""
+    """Most memory that a process ever held, bytes. `forget_peak` resets it."""
     return _status(pid, "VmHWM")
 
 
@@ -108,7 +108,7 @@ def _status(pid: int | str, name: str) -> int:
 
 
 def forget_peak(pid: int | str) -> None:
-    """Let `peak` begin anew."""
+    """Reset `peak`."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
@@ -129,7 +129,7 @@ def test_a_bomb_is_refused_by_its_header(sample: Sample, running: Running) -> No
     assert spent < 0.5, "pixels were decoded"
     if " of " in sample.name:
         width, height = sample.name.split(" of ")[1].split(" x ")
-        assert f"the picture has {width} x {height} pixels" in answer.json()["detail"]
+        assert f"the image has {width} x {height} pixels" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("name", [sample.name for sample in many_pieces(0)])
@@ -174,11 +174,11 @@ def mutated(data: bytes, others: list[bytes], dice: random.Random) -> bytes:
 
 
 class Sender:
-    """A client that uploads mutated pictures on a kept-alive connection, several a request.
+    """A client that uploads mutated images on a kept-alive connection, several a request.
 
     Attributes:
-        statuses: how often each was answered, those inside the results included.
-        failed: what went wrong.
+        statuses: how often each status came, those inside results included.
+        failed: the exception that ended it.
     """
 
     def __init__(self, port: int, seed: int, uploads: int) -> None:
@@ -210,7 +210,7 @@ class Sender:
                 self.statuses.update(result.get("problem", {"status": OK})["status"] for result in results)
 
     def join(self) -> Counter[int]:
-        """How it went; waits until it is through."""
+        """Wait for the end, and return how often each status came."""
         self._thread.join()
         if self.failed:
             raise self.failed
@@ -218,7 +218,7 @@ class Sender:
 
 
 def send(running: Process, seed: int, uploads: int) -> Counter[int]:
-    """Upload so many mutated pictures, and count the answers by status."""
+    """Upload this number of mutated images, and count the responses by status."""
     senders = [Sender(running.port, seed + number, uploads // SENDERS) for number in range(SENDERS)]
     return sum((sender.join() for sender in senders), Counter[int]())
 
@@ -226,8 +226,8 @@ def send(running: Process, seed: int, uploads: int) -> Counter[int]:
 def settled(running: Process) -> int:
     """The memory that it really needs, bytes.
 
-    The allocator keeps up to some ten megabytes of the last large picture for a while, so the least of several readings
-    counts; what leaks stays in all of them.
+    The allocator keeps up to some ten megabytes of the last large image for a while, so the smallest of several
+    readings counts. A leak is in all of them.
     """
     readings = list[int]()
     for seed in range(5_000, 5_005):
@@ -257,3 +257,4 @@ def test_ten_thousand_hostile_uploads_leave_the_service_as_it_was(int8_bundle: P
     assert sum(statuses.values()) >= UPLOADS
     assert after < 1.1 * before, f"{before / 1e6:.0f} MB became {after / 1e6:.0f} MB"
     assert "Traceback" not in running.log
+    assert "Warning" not in running.log
