@@ -120,11 +120,11 @@ class Output:
     """Destination of the results.
 
     Args:
-        path: a file, or None for standard output. Lines are written to a file beside it, which replaces it at the end.
+        path: a file, or None for standard output. Lines are written to path.partial, which replaces it at the end.
             So `path` is either complete or unchanged, and what was written is kept if the run is interrupted.
 
     Attributes:
-        partial: the file beside it, if there is one.
+        partial: the path of that file, if there is one.
 
     Raises:
         CommandError: it cannot be written. Each method may raise this too.
