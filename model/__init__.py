@@ -29,7 +29,7 @@ from model.errors import (
     UnreadableImage,
     UnsupportedImage,
 )
-from model.heatmap import overlay, png
+from model.heatmap import overlay, overlay_memory, png
 from model.image import MAX_VIEWS, PreprocessedImage, decode_memory, preprocess
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "decode_memory",
     "load",
     "overlay",
+    "overlay_memory",
     "png",
     "preprocess",
 ]

@@ -178,7 +178,12 @@ def estimate(data: bytes, *, side: int, max_pixels: int) -> int:
     Raises:
         ImageError: as `decode`, as far as the header shows it.
     """
-    return _inspect(data, side, max_pixels)[1].memory
+    found = inspect(data, side=side, max_pixels=max_pixels)[1]
+    pixels, (short, long) = found.width * found.height, sorted((found.width, found.height))
+    # The image while it is resized along one side, and the reduced image for further views.
+    resized = side * min(long, STRIP * short)
+    reduced = min(4 * pixels, 64 * side**2 * min(STRIP, -(-long // max(1, short))))
+    return found.memory + resized + reduced
 
 
 def decode(data: bytes, *, side: int, max_pixels: int) -> Decoded:
@@ -195,7 +200,7 @@ def decode(data: bytes, *, side: int, max_pixels: int) -> Decoded:
         UnreadableImage: truncated or damaged.
         ImageTooLarge: more pixels than the limit, or more memory or time than they may take.
     """
-    kinds, expected = _inspect(data, side, max_pixels)
+    kinds, expected = inspect(data, side=side, max_pixels=max_pixels)
     if expected.width == 0 or expected.height == 0:
         raise UnreadableImage("the image has no pixels: upload another one")
     try:
@@ -210,18 +215,17 @@ def decode(data: bytes, *, side: int, max_pixels: int) -> Decoded:
         raise UnreadableImage("the image is truncated or damaged: save it again and upload it again") from error
 
 
-def _inspect(data: bytes, side: int, max_pixels: int) -> tuple[list[str], Needs]:
-    """The formats that the file may be in, and what decoding it takes."""
+def inspect(data: bytes, *, side: int, max_pixels: int) -> tuple[list[str], Needs]:
+    """Read from the header which formats the file may have, and what decoding and converting it takes.
+
+    Args and errors are those of `decode`.
+    """
     kinds = [name for name in FORMATS if (accept := Image.OPEN[name][1]) and accept(data[:16]) is True]
     if not kinds:
         raise UnsupportedImage(f"this is not an image in an accepted format: upload {', '.join(FORMATS)}")
     found = needs(kinds[-1], data, side=side, max_pixels=max_pixels)
-    pixels, (short, long) = found.width * found.height, sorted((found.width, found.height))
-    # Memory of a band, of the image that is resized along one side, and of the reduced image for further views.
-    bands = _BAND_BYTES * min(pixels, _BAND)
-    rows = side * min(long, STRIP * short)
-    reduced = min(4 * pixels, 64 * side**2 * min(STRIP, -(-long // max(1, short))))
-    return kinds, found._replace(memory=_FIXED + found.memory + bands + rows + reduced)
+    bands = _BAND_BYTES * min(found.width * found.height, _BAND)
+    return kinds, found._replace(memory=_FIXED + found.memory + bands)
 
 
 class _Loaded(NamedTuple):

@@ -7,11 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from model.decode import decode
+from model.decode import decode, inspect
 from model.image import PreprocessedImage
 
 LONGEST: Final = 1024
 """Pixels of the longer side of a drawing, at most."""
+
+# Bytes of the arrays of a drawing of that size, and of the reduced image that it is made from, with sides
+# less than four times as long.
+_ARRAYS, _REDUCED = 48 * LONGEST**2, 64 * LONGEST**2
 
 # Every sixteenth colour of "inferno", by Nathaniel J. Smith and Stéfan van der Walt (CC0,
 # https://bids.github.io/colormap): equal steps look equal, with
@@ -58,6 +62,24 @@ def overlay(data: bytes, image: PreprocessedImage, maps: NDArray[np.float32], *,
     heat = _heat(image, maps, seen.shape[1], seen.shape[0])
     level = (heat * (255 / (heat.max() or 1))).astype(np.uint8)
     return (seen * _LEFT[level] + _ADDED[level]).astype(np.uint8)
+
+
+def overlay_memory(data: bytes, *, max_pixels: int) -> int:
+    """Estimate how much memory `overlay` takes for an image file at most, from its header only.
+
+    Args:
+        data: the whole file.
+        max_pixels: as for `preprocess`.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ImageError: as `preprocess`, as far as the header shows it.
+    """
+    found = inspect(data, side=LONGEST, max_pixels=max_pixels)[1]
+    factor = max(1, max(found.width, found.height) // (2 * LONGEST))
+    return found.memory + min(4 * found.width * found.height // factor**2, _REDUCED) + _ARRAYS
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:

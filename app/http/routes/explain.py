@@ -17,12 +17,9 @@ from app.http.schemas import ExplainedView, Explanation, image_result
 from app.http.upload import read_uploads
 from app.serving.decoding import Flow
 from app.serving.service import Service
-from model import ImageError, PreprocessedImage, decode_memory, overlay, png
+from model import ImageError, PreprocessedImage, overlay, overlay_memory, png
 
 router = APIRouter(tags=["explain"])
-
-# Longest side of what `model.overlay` draws.
-_HEAT_MAP_SIDE = 1024
 
 METHOD = (
     "class-activation map (Zhou et al. 2016): what each cell of the last stage adds to the logit of the class. Its "
@@ -101,7 +98,7 @@ def _index(label: str, labels: list[str]) -> int:
 async def _heat_map(service: Service, data: bytes, image: PreprocessedImage, maps: NDArray[np.float32]) -> bytes:
     """The image with the maps drawn over it, as a PNG file."""
     max_pixels = service.settings.max_pixels
-    size = decode_memory(data, side=_HEAT_MAP_SIDE, max_pixels=max_pixels)
+    size = overlay_memory(data, max_pixels=max_pixels)
     return await service.decoder.run(
         lambda: png(overlay(data, image, maps, max_pixels=max_pixels)), size=size, flow=Flow()
     )
