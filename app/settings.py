@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     ] = 256
     max_held_bytes: Annotated[
         int, Field(ge=1, description="Maximum bytes of request bodies in memory over all requests. More lead to 503.")
-    ] = 500_000_000
+    ] = 300_000_000
     max_pixels: Annotated[int, Field(ge=1, description="Maximum number of pixels (width x height) of an image.")] = (
         50_000_000
     )

@@ -29,6 +29,7 @@ from model.card import read_card
 from model.commands import evaluate, quantize, train, upgrade
 from model.training.recipes import RECIPES
 from tests.documents import ROOT, anchors, blocks, documents, inline_code, links, read, section, tables
+from tests.hostile import corpus
 
 README_LIMIT = 6_144
 # Read by the tests and by `tenfold classify`, not by the service.
@@ -78,6 +79,10 @@ def test_tests_exist(path: Path) -> None:
     for name, function in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", read(path)):
         tree = ast.parse(read(name))
         assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{name}::{function}"
+
+
+def test_the_number_of_hostile_files_is_that_of_the_corpus() -> None:
+    assert f"{len(list(corpus()))} hostile files" in read("docs/reliability.md")
 
 
 def test_every_promise_has_a_test() -> None:

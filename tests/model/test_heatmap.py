@@ -98,7 +98,7 @@ def test_the_heat_of_all_views_adds_up_where_they_lie(spec: InputSpec) -> None:
     assert heat[:, 130:180].max() <= 1
 
 
-def test_beyond_the_edge_of_a_view_the_heat_fades_out_and_at_the_images_it_goes_on(spec: InputSpec) -> None:
+def test_beyond_the_edge_of_a_view_the_heat_fades_out_and_at_the_images_it_continues(spec: InputSpec) -> None:
     data = black(320, 160)
     image = preprocess(data, spec, max_pixels=LIMIT)  # shows columns 80 to 240
     heat = heat_of(data, image, np.ones((1, 4, 4), np.float32))

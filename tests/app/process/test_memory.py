@@ -1,0 +1,64 @@
+"""The memory of a process with default limits, whatever is sent to it."""
+
+import contextlib
+import re
+import socket
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings
+from tests.app.running import ROOT, Process, eventually, process
+from tests.hostile import HEAVY
+
+LIMIT = 900_000_000
+CONNECTIONS = 8
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
+
+
+def memory(running: Process, name: str) -> int:
+    """A line of /proc/PID/status, in bytes."""
+    text = Path(f"/proc/{running.popen.pid}/status").read_text(encoding="utf-8")
+    found = re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
+    assert found
+    return int(found[1]) * 1024
+
+
+def unfinished_upload(port: int, size: int) -> socket.socket:
+    """A connection that has sent a body of this size except the last byte."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: {size}\r\n\r\n"
+    connection.sendall(head.encode() + bytes(size - 1))
+    return connection
+
+
+@pytest.mark.timeout(900)
+def test_memory_stays_within_its_limit_for_hostile_images_and_unfinished_uploads(tmp_path: Path) -> None:
+    settings = Settings()
+    # Longer than the default, because the machine may be busy: the memory does not depend on it.
+    environment = {"TENFOLD_PORT": "0", "TENFOLD_DEVICE": "cpu", "TENFOLD_TIMEOUT": "300"}
+    files = [heavy.make() for heavy in HEAVY]
+    with (
+        process({**environment, "TENFOLD_WEIGHTS": str(ROOT / settings.weights)}, tmp_path / "log") as running,
+        running.client() as client,
+        contextlib.ExitStack() as stack,
+        ThreadPoolExecutor(CONNECTIONS) as senders,
+    ):
+        client.timeout = 400
+        running.wait_ready()
+        ready = memory(running, "VmRSS")
+        held = settings.max_held_bytes - settings.max_body_bytes
+        for _ in range(held // settings.max_body_bytes):
+            stack.enter_context(unfinished_upload(running.port, settings.max_body_bytes))
+        eventually(lambda: memory(running, "VmRSS") > ready + 0.9 * held, "the uploads are in memory", seconds=120)
+        statuses = Counter(senders.map(lambda data: client.post("/predict", content=data).status_code, files))
+        peak = memory(running, "VmHWM")
+        print(f"memory {ready / 1e6:.0f} MB, at most {peak / 1e6:.0f} MB; responses {dict(statuses)}")
+        assert set(statuses) <= {200, 413, 503, 504}
+        assert statuses[200] > 0
+        assert peak < LIMIT
+        assert client.get("/readyz").status_code == 200
