@@ -27,6 +27,7 @@ from app.settings import Settings
 from app.telemetry.metrics import Telemetry
 from model.card import read_card
 from model.commands import evaluate, quantize, train, upgrade
+from model.guard import MEMORY_PER_PIXEL
 from model.training.recipes import RECIPES
 from tests.documents import ROOT, anchors, blocks, documents, inline_code, links, read, section, tables
 from tests.hostile import corpus
@@ -83,6 +84,18 @@ def test_tests_exist(path: Path) -> None:
 
 def test_the_number_of_hostile_files_is_that_of_the_corpus() -> None:
     assert f"{len(list(corpus()))} hostile files" in read("docs/reliability.md")
+
+
+def test_the_limits_on_memory_are_those_of_the_code() -> None:
+    rows = {row[0].strip("`"): row[1:] for table in tables(read("docs/deployment.md")) for row in table}
+    settings = Settings()
+    assert rows["TENFOLD_MAX_HELD_BYTES"][0] == f"{settings.max_held_bytes / 1e6:g} MB"
+    assert rows["TENFOLD_MAX_DECODE_BYTES"][0] == f"{settings.max_decode_bytes / 1e6:g} MB"
+    pixels, bound = rows["TENFOLD_MAX_PIXELS"]
+    assert pixels == f"{settings.max_pixels / 1e6:g} million"
+    assert bound.endswith(
+        f"{MEMORY_PER_PIXEL:g} bytes per pixel, so {settings.max_pixels * MEMORY_PER_PIXEL / 1e6:g} MB"
+    )
 
 
 def test_every_promise_has_a_test() -> None:
