@@ -104,7 +104,7 @@ def test_a_bad_file_alone_in_its_request_is_reported_too(running: Running, tmp_p
 
 def test_requests_to_a_busy_service_are_retried_after_the_time_it_says(files: list[str]) -> None:
     engine = FakeEngine()
-    with serving(engine, queue_size=32) as running:
+    with serving(engine, queue_size=32, timeout=60.0) as running:
         for seed in range(40):  # so that it has measured its rate, and Retry-After is 1
             running.post(image_file(seed))
         engine.block()
@@ -129,7 +129,7 @@ def test_requests_to_a_busy_service_are_retried_after_the_time_it_says(files: li
 
 def test_a_service_that_stays_busy_is_given_up(files: list[str]) -> None:
     engine = FakeEngine()
-    with serving(engine, queue_size=32) as running:
+    with serving(engine, queue_size=32, timeout=60.0) as running:
         engine.block()
         others = [running.in_background(lambda: running.post(image_file())) for _ in range(32)]
         running.wait_admitted(32)
