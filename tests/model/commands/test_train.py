@@ -1,6 +1,5 @@
 """The training command, in a process of its own, and the function behind it."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,19 +14,14 @@ import model
 from model import ModelError
 from model.training.recipes import RECIPES, recipe_named
 from model.training.run import train_bundle
+from tests.app.running import default_sigint
 from tests.limits import files_limited_to
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "model.train", "--device", "cpu", *map(str, arguments)]
-    # Two threads that wait for each other are many times slower while another program uses the cores.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    # The children of a process that ignores SIGINT, such as a shell's background job, would ignore it too.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with default_sigint():
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @dataclass
@@ -147,26 +141,39 @@ def stopped_after(epoch: int, number: signal.Signals, *arguments: str | Path) ->
     """Run the command, and send it a signal when it has reported an epoch."""
     process = start(*arguments)
     assert process.stdout is not None
+    lines = []
     for line in process.stdout:
+        lines.append(line)
         if line.startswith(f"epoch {epoch}/"):
             process.send_signal(number)
-    return finish(process)
+    return replace(finish(process), out="".join(lines))
 
 
+def is_stopped(ended: Ended, run: Path) -> None:
+    assert ended.code == 130, ended.err
+    assert ended.err == "stopped; finished epochs are saved: continue with the same command and --resume\n"
+    assert everything_in(run) == ["checkpoint.pt"]
+
+
+def test_a_run_can_be_stopped_and_resumed(tmp_path: Path) -> None:
+    arguments = ("--recipe", "smoke", "--run", tmp_path / "run")
+    is_stopped(stopped_after(1, signal.SIGTERM, *arguments), tmp_path / "run")
+    resumed = stopped_after(2, signal.SIGINT, *arguments, "--resume")
+    is_stopped(resumed, tmp_path / "run")
+    assert "epoch 2/8" in resumed.out
+    assert "epoch 1/8" not in resumed.out
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_stopped_run_can_be_resumed(smoke: Path, outliers: list[str | Path], tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_weights_of_an_uninterrupted_run(
+    smoke: Path, outliers: list[str | Path], tmp_path: Path
+) -> None:
     arguments = ("--recipe", "smoke", "--run", tmp_path / "run", *outliers)
-    for stopped in (
-        stopped_after(2, signal.SIGTERM, *arguments),
-        stopped_after(4, signal.SIGINT, *arguments, "--resume"),
-    ):
-        assert stopped.code == 130, stopped.err
-        assert stopped.err == "stopped; finished epochs are saved: continue with the same command and --resume\n"
-        assert everything_in(tmp_path / "run") == ["checkpoint.pt"]
+    is_stopped(stopped_after(4, signal.SIGINT, *arguments), tmp_path / "run")
     resumed = finish(start(*arguments, "--resume"))
     assert resumed.code == 0, resumed.err
     assert "epoch 4/8" not in resumed.out
-    # The weights are those of the run without interruption.
     weights = {
         (folder / "resnet18-synthetic" / "model.safetensors").read_bytes() for folder in (smoke, tmp_path / "run")
     }

@@ -156,6 +156,7 @@ def test_without_held_out_images_the_probabilities_are_not_calibrated(tmp_path: 
     assert re.search(r"at least 5% of 40\s+training\s+images", text)
 
 
+@pytest.mark.slow
 def test_a_bundle_of_the_article_recipe_classifies_at_224(article_bundle: Path, cat_jpeg: bytes) -> None:
     classifier = model.load(article_bundle, device="cpu")
     card = classifier.card
