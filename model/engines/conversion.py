@@ -1,4 +1,4 @@
-"""What the PyTorch engines do to a network before they run it, whatever layers it has."""
+"""Prepares a network for the PyTorch engines: which layers to convert, and which to fuse. Any layers are supported."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model.nets.base import HeadOutputs, Network
@@ -17,7 +17,7 @@ _MATRIX_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """What one forward pass in evaluation mode showed.
+    """What one forward pass in evaluation mode shows about a network.
 
     Attributes:
         layers: the convolutions and linear layers that `forward_features` runs and `forward_head` does not.
@@ -33,7 +33,7 @@ class Traced:
 def trace(net: Network, side: int) -> Traced:
     """Run `net`, which is in evaluation mode, once on an image of side x side pixels and observe it.
 
-    Unlike torch.fx this works for any Python code in the network, and leaves other threads alone.
+    Unlike torch.fx, this works for any Python code in the network, and has no effect on other threads.
     """
     called: Counter[nn.Module] = Counter()
     made_by: dict[Node, nn.Conv2d] = {}
@@ -50,7 +50,8 @@ def trace(net: Network, side: int) -> Traced:
     try:
         device = next(net.parameters()).device
         image = torch.zeros(1, 3, side, side, device=device, requires_grad=True)
-        with torch.enable_grad():
+        # The autograd graph shows which operation uses which output. What a backward pass would need is not kept.
+        with torch.enable_grad(), saved_tensors_hooks(lambda _: None, _no_backward):
             features = net.forward_features(image)
         in_features = called.copy()
         called.clear()
@@ -69,6 +70,10 @@ def trace(net: Network, side: int) -> Traced:
         ],
         out,
     )
+
+
+def _no_backward(_: object) -> Tensor:
+    raise RuntimeError("the graph of a trace keeps no activations")
 
 
 def _uses(output: Node | None) -> Counter[Node]:

@@ -1,8 +1,8 @@
 """Residual networks: ResNet-18/34/50/101/152 with a stem for images of 32 x 32 or of 224 x 224.
 
 Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv:1512.03385), in the
-form of torchvision: a bottleneck strides in its 3x3 convolution. Parameter names are torchvision's, so its
-pretrained state dicts load as they are.
+form of torchvision: the 3x3 convolution of a bottleneck has the stride. Parameter names are torchvision's, so its
+pretrained state dicts can be loaded.
 """
 
 from collections.abc import Collection, Sequence
@@ -24,7 +24,7 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """The projection of a block whose input and output differ in shape; None stands for the identity."""
+    """The projection of a block whose input and output differ in shape; None is the identity."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))

@@ -142,9 +142,9 @@ def converted(net: Network, spec: InputSpec) -> openvino.Model:
 def quantized(model: openvino.Model, pixels: NDArray[np.uint8], spec: InputSpec) -> openvino.Model:
     """The model with 8-bit weights and activations by NNCF's post-training quantisation.
 
-    The first convolution and the class-activation maps stay in floating point. On the shipped weights, the answers to
-    the held-out images were 0.0011 nats away from bfloat16's with the first convolution in 8 bits and ranges from 1,000
-    images, and 0.0005 without it and with ranges from 3,000, in the same time.
+    The first convolution and the class-activation maps stay in floating point. On the shipped weights and the held-out
+    images, the predictions were 0.0011 nats away from bfloat16's with the first convolution in 8 bits and ranges from
+    1,000 images, and 0.0005 nats without it and with ranges from 3,000 images, in the same time.
 
     Args:
         model: as `converted` returns it.

@@ -84,6 +84,25 @@ def test_layers_of_the_features_are_distinguished_from_layers_of_the_head() -> N
     assert traced.out.maps is None
 
 
+def test_a_layer_of_both_parts_is_one_of_the_head() -> None:
+    class Shared(PlainCNN):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(64, 64)
+
+        def forward_features(self, x: Tensor) -> Tensor:
+            mixed: Tensor = self.mix(super().forward_features(x).movedim(1, -1))
+            return mixed.movedim(-1, 1)
+
+        def pool(self, features: Tensor) -> Tensor:
+            pooled: Tensor = self.mix(super().pool(features))
+            return pooled
+
+    net = Shared().eval()
+    names = {name for name, module in net.named_modules() if module in trace(net, 32).layers}
+    assert names == {"body.0", "body.3", "body.6"}
+
+
 def test_a_trace_leaves_the_network_as_it_was() -> None:
     net = MixedNetwork().eval()
     before = copy.deepcopy(net.state_dict())
