@@ -9,11 +9,14 @@ SERVE := $(if $(shell command -v nvidia-smi),serve-torch,serve)
 serve: $(if $(wildcard .venv/installed),install,.venv/$(SERVE)-installed)  ## serve on http://127.0.0.1:8000
 	@exec $(BIN)/python -m app
 
+# Two processes: most tests use one core. The tests of a file share fixtures, so they run in one process.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+
 test: install  ## run the tests, except the slow ones
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: install  ## run all tests
-	$(BIN)/pytest
+	$(PYTEST)
 
 check: install  ## check style, types and imports
 	$(BIN)/ruff format --check .
