@@ -83,13 +83,13 @@ class Settings(BaseSettings):
     ] = 256
     max_held_bytes: Annotated[
         int, Field(ge=1, description="Maximum bytes of request bodies in memory over all requests. More lead to 503.")
-    ] = 300_000_000
+    ] = 250_000_000
     max_pixels: Annotated[int, Field(ge=1, description="Maximum number of pixels (width x height) of an image.")] = (
         50_000_000
     )
     max_decode_bytes: Annotated[
         int, Field(ge=1, description="Maximum memory for images that are decoded at once, in bytes, over all requests.")
-    ] = 400_000_000
+    ] = 360_000_000
     max_files: Annotated[int, Field(ge=1, description="Maximum number of images in one request.")] = 32
     timeout: Annotated[
         FiniteFloat, Field(gt=0, description="Seconds from the first byte of a request to its response.")
