@@ -8,11 +8,9 @@ from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from app.http.auth import check_key
-from app.http.deadline import Deadline
-from app.http.parameters import ExplainParams, query_of, timeout_of
+from app.http.parameters import ExplainParams
 from app.http.problems import NotExplainable, UnknownLabel, documented
-from app.http.routes.images import BINARY, ERRORS, name_of, openapi, record
+from app.http.routes.images import BINARY, ERRORS, check, name_of, openapi, record
 from app.http.schemas import ExplainedView, Explanation, image_result
 from app.http.upload import read_uploads
 from app.serving.decoding import Flow
@@ -41,20 +39,15 @@ async def explain(request: Request) -> Response:
 
     Send the image as for /predict. With `format=png` the response is the image with a heat map drawn over it.
     """
-    check_key(request)
-    service: Service = request.app.state.service
-    settings = service.settings
-    model = service.model
-    params = query_of(request, ExplainParams)
-    params.check_top_k(len(model.card.labels))
+    checked = check(request, ExplainParams)
+    service, model, params, min_confidence = checked.service, checked.model, checked.params, checked.min_confidence
     chosen = None if params.label is None else _index(params.label, model.card.labels)
-    min_confidence = settings.min_confidence if params.min_confidence is None else params.min_confidence
 
-    async with Deadline(request, settings.timeout, timeout_of(request)) as deadline:
+    async with checked.deadline as deadline:
         with service.admission.upload(deadline=deadline.at):
             uploads = await read_uploads(request, max_files=1)
         with service.admission.images(1, deadline=deadline.at):
-            (outcome,) = await model.classify(uploads, params.views or settings.views, deadline=deadline.at)
+            (outcome,) = await model.classify(uploads, checked.views, deadline=deadline.at)
             record(request, service, [outcome], min_confidence)
             if isinstance(outcome, ImageError):
                 raise outcome

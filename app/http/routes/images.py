@@ -1,11 +1,14 @@
-"""What the routes that take images share: documentation, possible errors, metrics and timings."""
+"""What the routes that take images share: checks, documentation, possible errors, metrics and timings."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 
-from app.http.parameters import PredictParams, documentation
+from app.http.auth import check_key
+from app.http.deadline import Deadline
+from app.http.parameters import PredictParams, documentation, query_of, timeout_of
 from app.http.problems import (
     BadUpload,
     BodyTooLarge,
@@ -22,6 +25,7 @@ from app.http.schemas import ModelName
 from app.http.upload import FIELD
 from app.serving.errors import NotAlive, NotReady, QueueFull, TooManyUploads
 from app.serving.images import ClassifiedImage
+from app.serving.models import LoadedModel
 from app.serving.service import Service
 from model import ImageError, ImageTooLarge, ModelCard, UnreadableImage, UnsupportedImage
 
@@ -62,6 +66,53 @@ def openapi(params: type[PredictParams], files: dict[str, Any]) -> dict[str, Any
         "parameters": documentation(params),
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}, **raw}},
     }
+
+
+P = TypeVar("P", bound=PredictParams)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked(Generic[P]):
+    """A request whose API key and parameters are valid. Its body has not been read.
+
+    Attributes:
+        service: of the application.
+        model: the one that the request keeps.
+        params: of the query.
+        views: largest number of views of an image.
+        min_confidence: lowest probability of an accepted result.
+        deadline: of the request; not entered yet.
+    """
+
+    service: Service
+    model: LoadedModel
+    params: P
+    views: int
+    min_confidence: float
+    deadline: Deadline
+
+
+def check(request: Request, params: type[P]) -> Checked[P]:
+    """Check the API key and the parameters of a request.
+
+    Raises:
+        Unauthorized: the key is missing or wrong.
+        NotReady, NotAlive: there is no model that works.
+        InvalidParameter, InvalidTopK: a parameter is malformed or out of range.
+    """
+    check_key(request)
+    service: Service = request.app.state.service
+    settings, model = service.settings, service.model
+    query = query_of(request, params)
+    query.check_top_k(len(model.card.labels))
+    return Checked(
+        service,
+        model,
+        query,
+        views=query.views or settings.views,
+        min_confidence=settings.min_confidence if query.min_confidence is None else query.min_confidence,
+        deadline=Deadline(request, settings.timeout, timeout_of(request)),
+    )
 
 
 def name_of(card: ModelCard) -> ModelName:

@@ -3,15 +3,12 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.http.auth import check_key
-from app.http.deadline import Deadline
-from app.http.parameters import PredictParams, query_of, timeout_of
+from app.http.parameters import PredictParams
 from app.http.problems import documented, problem_of
-from app.http.routes.images import BINARY, ERRORS, name_of, openapi, record
+from app.http.routes.images import BINARY, ERRORS, check, name_of, openapi, record
 from app.http.schemas import ImageProblem, ImageResult, Predictions, image_result
 from app.http.upload import read_uploads
 from app.serving.images import ClassifiedImage, Upload
-from app.serving.service import Service
 from model import ImageError
 
 router = APIRouter(tags=["predict"])
@@ -29,19 +26,14 @@ async def predict(request: Request) -> Response:
     Send them as multipart/form-data parts named `file`, or one image as the raw body with its image/* type. If one of
     several images is bad, its result has a `problem` and the others are classified.
     """
-    check_key(request)
-    service: Service = request.app.state.service
-    settings = service.settings
-    model = service.model
-    params = query_of(request, PredictParams)
-    params.check_top_k(len(model.card.labels))
-    min_confidence = settings.min_confidence if params.min_confidence is None else params.min_confidence
+    checked = check(request, PredictParams)
+    service, model, params, min_confidence = checked.service, checked.model, checked.params, checked.min_confidence
 
-    async with Deadline(request, settings.timeout, timeout_of(request)) as deadline:
+    async with checked.deadline as deadline:
         with service.admission.upload(deadline=deadline.at):
-            uploads = await read_uploads(request, max_files=settings.max_files)
+            uploads = await read_uploads(request, max_files=service.settings.max_files)
         with service.admission.images(len(uploads), deadline=deadline.at):
-            outcomes = await model.classify(uploads, params.views or settings.views, deadline=deadline.at)
+            outcomes = await model.classify(uploads, checked.views, deadline=deadline.at)
 
     record(request, service, outcomes, min_confidence)
     if len(outcomes) == 1 and isinstance(outcomes[0], ImageError):
