@@ -17,17 +17,21 @@ from app.settings import Settings, error_messages
 from app.telemetry.logs import logging_to_stderr
 
 # malloc.h
-_M_ARENA_MAX = -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
-def share_one_heap() -> None:
-    """Make glibc use one heap for all threads.
+def limit_kept_memory() -> None:
+    """Make glibc return the memory of decoded images to the operating system. Other C libraries lack mallopt.
 
-    With a heap per thread, each keeps the memory of the largest image that its thread ever decoded: over 10,000
-    hostile uploads memory rose to 12 % above its start. With one heap it stays level. Other C libraries lack mallopt.
+    By default each thread has a heap, which keeps the memory of the largest image that the thread ever decoded, and
+    glibc raises the size from which blocks are returned at once as large blocks are freed. Over 25,000 hostile uploads
+    memory rose from 199 to 272 MB with one heap and glibc's sizes; with these sizes it rose from 194 to 203 MB.
     """
     with suppress(AttributeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, 512 << 10)
+        mallopt(_M_TRIM_THRESHOLD, 8 << 20)
 
 
 def main(arguments: list[str]) -> int:
@@ -59,7 +63,7 @@ def main(arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> Never:
     """Run `main` and end the process with its exit code."""
-    share_one_heap()
+    limit_kept_memory()
     code = main(arguments)
     # sys.exit would wait for the engine's thread, which may still be loading or be stalled.
     os._exit(code)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.__main__ import share_one_heap
+from app.__main__ import limit_kept_memory
 from app.process.server import serve
 from app.settings import Settings
 from app.telemetry.logs import logging_to_stderr
@@ -41,7 +41,7 @@ def instant_classifier(weights: Path) -> Classifier:
 
 
 if __name__ == "__main__":
-    share_one_heap()
+    limit_kept_memory()
     settings = Settings()
     with logging_to_stderr(settings.log_level, settings.log_format):
         code = serve(settings, load=lambda: instant_classifier(settings.weights))
