@@ -213,7 +213,7 @@ import numpy as np
 import model
 engine = model.load(sys.argv[1], threads=1).engine
 def resident():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
 engine.run(np.zeros((65, 32, 32, 3), np.uint8))
 before = resident()
 for count in range(1, 65):
