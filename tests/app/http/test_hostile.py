@@ -108,7 +108,7 @@ def _status(pid: int | str, name: str) -> int:
 
 
 def anonymous(pid: int | str) -> int:
-    """Memory of a process without the pages of files, bytes: the kernel drops those and reads them again as it likes."""
+    """Memory of a process in bytes, without pages of files, which the kernel may drop and read again."""
     return _status(pid, "RssAnon") + _status(pid, "VmSwap")
 
 
