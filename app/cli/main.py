@@ -71,6 +71,18 @@ def train(context: typer.Context) -> None:
 
 
 @app.command(context_settings=_PASSED_ON)
+def recipes(context: typer.Context) -> None:
+    """List the training recipes and what each is for, or the fields of one."""
+
+    def load_command() -> Callable[..., None]:
+        from model.commands.recipes import main
+
+        return main
+
+    _pass_on(context, load_command)
+
+
+@app.command(context_settings=_PASSED_ON)
 def evaluate(context: typer.Context) -> None:
     """Evaluate a bundle on the CIFAR-10 test set."""
 

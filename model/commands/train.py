@@ -26,6 +26,15 @@ def main(
         str | None, typer.Option(help=f"Network, instead of the recipe's: {', '.join(BUILDERS)}.")
     ] = None,
     stem: Annotated[Stem | None, typer.Option(help="Stem of the network, instead of the recipe's.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Another value of a field of the recipe, such as lr=0.1; can be repeated. tenfold recipes NAME lists "
+            "the fields.",
+        ),
+    ] = None,
     init: Annotated[
         Path | None,
         typer.Option(help="State dict to start from. A head with another number of classes is initialised randomly."),
@@ -47,12 +56,14 @@ def main(
     """Train a network, test it once and write a bundle that the service can load."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with exit_codes(interrupted="stopped; finished epochs are saved: continue with the same command and --resume"):
+        from model.training.overrides import changed
         from model.training.run import train_bundle
 
         chosen = recipe_named(recipe)
         chosen = chosen.with_network(network or chosen.network, **({"stem": stem} if stem else {}))
         if epochs is not None:
             chosen = chosen.lasting(epochs)
+        chosen = changed(chosen, settings or ())
         folder = run or Path("runs") / recipe
         train_bundle(
             chosen,

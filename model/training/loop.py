@@ -29,7 +29,7 @@ from model.training.matmul_conv import use_matmul_convolutions
 from model.training.muon import Muon
 from model.training.outliers import Outliers, uniform_cross_entropy
 from model.training.pretrained import Init, start_from
-from model.training.recipes import Recipe
+from model.training.recipes import FIELD_DEFAULTS, Recipe
 
 _SAVE_EVERY = 600.0
 """Seconds between two checkpoints of an unfinished epoch."""
@@ -146,8 +146,9 @@ def train(
 
     if resume:
         state = checkpoint.load(saved)
-        if state["identity"] != identity:
-            was = state["identity"]
+        was = state["identity"]
+        was["recipe"] = {**FIELD_DEFAULTS, **was["recipe"]}
+        if was != identity:
             raise RecipeError(
                 f"{folder} contains a run of recipe {was['recipe']['name']!r} (seed {was['seed']}, "
                 f"{was['recipe']['epochs']} epochs, {was['pictures']} images) with other options: "

@@ -1,8 +1,10 @@
 """The training recipes. To add one, add an entry to `RECIPES`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from model.card import InputSpec
 from model.errors import RecipeError
@@ -10,6 +12,16 @@ from model.nets.zoo import accepts
 
 # A value that JSON can hold, as card.json has them.
 Argument = bool | int | float | str | None
+
+# The bounds of the fields hold for `--set` (model/training/overrides.py).
+Count = Annotated[int, Field(ge=1)]
+AtLeastZero = Annotated[int, Field(ge=0)]
+Factor = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -23,8 +35,11 @@ class Recipe:
 
     name: str
     summary: str
+    changed: tuple[str, ...] = ()
+    """Names of the fields that --set has changed, for the card."""
+
     data: Literal["cifar10", "synthetic"] = "cifar10"
-    holdout: int = 5000
+    holdout: AtLeastZero = 5000
     """Number of images held out of the training set, for decisions. They are the same in every run."""
     watch: Literal["holdout", "test"] = "holdout"
     """The part that is evaluated after each epoch. Only the article's recipe uses the test set before the end."""
@@ -33,74 +48,74 @@ class Recipe:
     arguments: Mapping[str, Argument] = field(default_factory=dict, hash=False)
     """Keyword arguments of the network's builder, without `num_classes`."""
 
-    resize: int = 32
+    resize: Count = 32
     """Length that the shorter side of an image is resized to, in training and test, pixels."""
-    crop: int = 32
+    crop: Count = 32
     """Side of the square that is the input of the network, pixels."""
-    pad: int = 4
+    pad: AtLeastZero = 4
     """Width of the reflected border that a random crop can include, pixels."""
-    zoom: float = 1.0
+    zoom: Factor = 1.0
     """The side of a random crop is multiplied or divided by up to this factor, uniformly in the logarithm."""
     flip: Literal["random", "alternating"] = "random"
     """Horizontal flips: at random for each image and epoch, or at random for each image in the first epoch and then
     in every second epoch (Jordan 2024, arXiv:2404.00498)."""
-    cutout: int = 0
+    cutout: AtLeastZero = 0
     """Side of the square that is set to the mean (DeVries & Taylor 2017, arXiv:1708.04552), pixels; 0 for none."""
-    aspect: float = 1.0
+    aspect: Factor = 1.0
     """A random crop is stretched by up to this factor in width relative to its height, or in height relative to its
     width, evenly in the logarithm."""
-    sharpness: float = 0.0
+    sharpness: Share = 0.0
     """Largest change of sharpness, 0..1: each image is moved away from or towards its 3 x 3 blur by up to this share
     of the difference."""
-    colour: float = 0.0
+    colour: Share = 0.0
     """Largest change of brightness, contrast, saturation and colour balance, as a share 0..1."""
-    sizes: tuple[tuple[int, int], ...] = ()
+    sizes: tuple[tuple[AtLeastZero, Count], ...] = ()
     """Progressive resizing: (first epoch, side in pixels) pairs; empty trains at `crop` throughout."""
-    mean: tuple[float, float, float] = CIFAR10_MEAN
-    std: tuple[float, float, float] = CIFAR10_STD
+    mean: tuple[Finite, Finite, Finite] = CIFAR10_MEAN
+    std: tuple[Positive, Positive, Positive] = CIFAR10_STD
 
-    epochs: int
-    epoch_images: int = 0
+    epochs: Count
+    epoch_images: AtLeastZero = 0
     """Number of images of an epoch, drawn at random; 0 for all."""
-    batch_size: int
-    lr: float
+    batch_size: Count
+    lr: Positive
     """The highest learning rate of the run."""
     schedule: Literal["triangular", "cosine", "piecewise", "multistep"] = "triangular"
     """triangular and cosine: linear from `warmup_start` x lr to lr at the fraction `warmup` of the run, then linear or
     along a half cosine to 0. piecewise: linear between the `points`. These change the rate at every step.
     multistep: the rate is multiplied by `gamma` at each of the `milestones`, in epochs."""
-    points: tuple[tuple[float, float], ...] = ()
+    points: tuple[tuple[Share, NotNegative], ...] = ()
     """(fraction of the run, fraction of lr) pairs, from (0, ...) to (1, ...)."""
-    warmup: float = 0.2
-    warmup_start: float = 0.2
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    momentum: float = 0.9
+    warmup: Share = 0.2
+    warmup_start: Share = 0.2
+    milestones: tuple[Count, ...] = ()
+    gamma: Positive = 0.1
+    momentum: BelowOne = 0.9
     nesterov: bool = True
-    weight_decay: float = 5e-4
-    muon_lr: float = 0.0
+    weight_decay: NotNegative = 5e-4
+    muon_lr: NotNegative = 0.0
     """The highest learning rate of Muon, which then trains the network's `muon_parameters`; 0 for SGD only."""
-    muon_momentum: float = 0.9
-    prune: float = 0.0
+    muon_momentum: BelowOne = 0.9
+    prune: BelowOne = 0.0
     """Fraction of the images with a loss below the mean that an epoch leaves out. The others of them get a larger
     weight (InfoBatch, Qin et al. 2024, arXiv:2303.04947). The first epoch and the last eighth of the run use all."""
-    label_smoothing: float = 0.0
-    ema_decay: float = 0.0
+    label_smoothing: BelowOne = 0.0
+    ema_decay: BelowOne = 0.0
     """Decay per step of the exponential moving average of the weights, which is then exported; 0 for none."""
 
-    outlier_weight: float = 0.5
+    outlier_weight: NotNegative = 0.5
     """Weight of the loss of the outliers, if there are any: the cross-entropy between the uniform distribution and the
     predicted one (Hendrycks et al. 2019, arXiv:1812.04606)."""
-    outlier_ratio: float = 0.5
+    outlier_ratio: NotNegative = 0.5
     """Number of outliers in a batch, as a share of the number of images of the classes."""
-    outlier_generated: float = 0.0
+    outlier_generated: BelowOne = 0.0
     """Share 0..1 of generated images among the outliers: one colour, gradients, noise and text."""
 
     amp: bool = True
     """bfloat16 autocast."""
     compile: bool = False
     """torch.compile. It is worthwhile on a GPU and in long runs. Each image size takes about a minute on two cores."""
-    matmul_side: int = 0
+    matmul_side: AtLeastZero = 0
     """On a CPU, 3x3 convolutions whose output is at most this many pixels wide run as one matrix product."""
 
     def network_arguments(self, num_classes: int) -> dict[str, Argument]:
@@ -140,6 +155,11 @@ class Recipe:
         """The test transform of this recipe."""
         return InputSpec(resize=self.resize, crop=self.crop, interpolation="bilinear", mean=self.mean, std=self.std)
 
+
+FIELD_DEFAULTS: Mapping[str, object] = {
+    option.name: option.default for option in fields(Recipe) if option.default is not MISSING
+}
+"""Values that an earlier recipe has of the fields that it lacks."""
 
 QUICK = Recipe(
     name="quick",

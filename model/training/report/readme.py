@@ -3,6 +3,7 @@
 import json
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from model.card import ModelCard
 
@@ -49,9 +50,8 @@ model-index:
 | negative log-likelihood | {metrics.nll:.4f} nats |
 | expected calibration error, 15 bins | {metrics.ece:.2%}, before calibration {metrics.ece_uncalibrated:.2%} |
 | measured | {metrics.measured} |
-| recipe | `{training.recipe["name"]}`, {training.epochs} epochs of {training.pictures:,} images, seed {training.seed}{
-        started
-    } |{_outliers(card)}
+| recipe | `{training.recipe["name"]}`{_changes(training.recipe)}, {training.epochs} epochs of {
+        training.pictures:,} images, seed {training.seed}{started} |{_outliers(card)}
 | trained on | {training.device}, torch {training.torch}, {training.seconds / 60:.0f} minutes |
 | code | commit `{training.commit}` |
 | test transform | shorter side to {spec.resize}, {spec.interpolation}, central {spec.crop} x {spec.crop} |
@@ -94,6 +94,12 @@ python -m model.evaluate weights/{card.name} --data data --engine torch
 {json.dumps(training.recipe, indent=2)}
 ```
 """
+
+
+def _changes(recipe: dict[str, Any]) -> str:
+    """The fields of the recipe that --set changed, or nothing."""
+    values = ", ".join(f"`{name}={json.dumps(recipe[name])}`" for name in recipe.get("changed", ()))
+    return f" with {values}" if values else ""
 
 
 def _outliers(card: ModelCard) -> str:

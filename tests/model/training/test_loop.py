@@ -508,6 +508,15 @@ def test_a_run_is_only_resumed_with_its_own_options(change: dict[str, Any], data
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
+def test_a_checkpoint_of_code_with_fewer_fields_is_resumed(data: DataSet, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trained(SHORT, data, tmp_path, StopsAt(epochs=2))
+    state = checkpoint.load(tmp_path / "checkpoint.pt")
+    del state["identity"]["recipe"]["changed"]
+    checkpoint.save(tmp_path / "checkpoint.pt", state)
+    assert len(trained(SHORT, data, tmp_path, resume=True).history) == 3
+
+
 def test_without_a_checkpoint_there_is_nothing_to_resume(data: DataSet, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="nothing to resume"):
         trained(SHORT, data, tmp_path, resume=True)

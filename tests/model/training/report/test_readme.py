@@ -46,6 +46,14 @@ def test_the_readme_repeats_the_card(card: ModelCard, tiny_bundle: Path) -> None
         assert f"| {mistake.image} | {mistake.label} | {mistake.predicted} | {mistake.probability:.1%} |" in text
 
 
+def test_the_readme_names_the_changed_fields_of_the_recipe(card: ModelCard) -> None:
+    assert "| recipe | `smoke`, " in readme(card)
+    recipe = {**card.training.recipe, "changed": ["sizes", "lr"], "sizes": [[0, 16]], "lr": 0.3}
+    training = card.training.model_copy(update={"recipe": recipe})
+    text = readme(card.model_copy(update={"training": training}))
+    assert "| recipe | `smoke` with `sizes=[[0, 16]]`, `lr=0.3`, " in text
+
+
 def test_the_readme_describes_the_outliers(card: ModelCard) -> None:
     assert "| outliers |" not in readme(card)
     outliers = OutlierImages(images=44500, generated=2840, without=["bus", "fox"], unreadable=0, sha256="ab" * 32)
