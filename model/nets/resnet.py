@@ -1,12 +1,14 @@
-"""Residual networks: ResNet-18/34/50/101/152 with a stem for images of 32 x 32 or of 224 x 224.
+"""Residual networks: ResNet, ResNeXt and Wide ResNet, with a stem for images of 32 x 32 or of 224 x 224.
 
-Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv:1512.03385), in the
-form of torchvision: the 3x3 convolution of a bottleneck has the stride. Parameter names are torchvision's, so its
-pretrained state dicts can be loaded.
+Sources: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016 (arXiv:1512.03385); Xie,
+Girshick, Dollár, Tu, He, "Aggregated Residual Transformations for Deep Neural Networks", CVPR 2017 (arXiv:1611.05431);
+Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016 (arXiv:1605.07146). All have the form of torchvision: the 3x3
+convolution of a bottleneck has the stride. Parameter names are torchvision's, so its pretrained state dicts can be
+loaded.
 """
 
-from collections.abc import Collection, Sequence
-from typing import Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -15,8 +17,8 @@ from model.nets.base import PooledNetwork
 Stem = Literal["cifar", "imagenet"]
 
 
-def conv3x3(in_channels: int, out_channels: int, stride: int = 1, *, bias: bool = False) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias)
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1, *, groups: int = 1, bias: bool = False) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=bias)
 
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -53,17 +55,33 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """conv1x1 - BN - ReLU - conv3x3 - BN - ReLU - conv1x1 (four times as wide) - BN, plus the shortcut, ReLU."""
+    """conv1x1 - BN - ReLU - conv3x3 - BN - ReLU - conv1x1 - BN, plus the shortcut, ReLU.
+
+    The output has four times `channels`. In a ResNet the 3x3 convolution has `channels` too. `groups` divides it, and
+    `width_per_group` is the width of a group where `channels` is 64.
+    """
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1, *, conv_bias: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        width_per_group: int = 64,
+        conv_bias: bool = False,
+    ) -> None:
         super().__init__()
-        self.conv1 = conv1x1(in_channels, channels)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = conv3x3(channels, channels, stride, bias=conv_bias)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = conv1x1(channels, channels * self.expansion)
+        inner = channels * width_per_group // 64 * groups
+        if not inner:
+            raise ValueError(f"groups of {width_per_group} channels at a width of 64 have none at {channels}")
+        self.conv1 = conv1x1(in_channels, inner)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = conv3x3(inner, inner, stride, groups=groups, bias=conv_bias)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = conv1x1(inner, channels * self.expansion)
         self.bn3 = nn.BatchNorm2d(channels * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = shortcut(in_channels, channels * self.expansion, stride)
@@ -86,6 +104,9 @@ class ResNet(PooledNetwork):
         num_classes: size C of the head.
         stem: "cifar" is conv3x3 of stride 1; "imagenet" is conv7x7 of stride 2 and a 3x3 max-pool of stride 2.
         width: channels of the first stage; each later stage doubles them.
+        groups: groups of the bottlenecks' 3x3 convolutions, the cardinality of a ResNeXt.
+        width_per_group: channels of each group in the first stage of a network whose `width` is 64; others in
+            proportion.
         conv_bias: whether the blocks' 3x3 convolutions have a bias.
         zero_init_residual: start each block's last BatchNorm weight at zero, so that the block starts as its shortcut
             (Goyal et al. 2017, arXiv:1706.02677).
@@ -99,23 +120,30 @@ class ResNet(PooledNetwork):
         num_classes: int = 10,
         stem: Stem = "cifar",
         width: int = 64,
+        groups: int = 1,
+        width_per_group: int = 64,
         conv_bias: bool = False,
         zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
         if stem not in ("cifar", "imagenet"):
             raise ValueError(f"stem is 'cifar' or 'imagenet', not {stem!r}")
+        if block is BasicBlock and (groups, width_per_group) != (1, 64):
+            raise ValueError("only networks of bottlenecks have groups and width_per_group")
         large = stem == "imagenet"
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False) if large else conv3x3(3, width)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if large else nn.Identity()
 
+        options: dict[str, Any] = {"conv_bias": conv_bias}
+        if block is Bottleneck:
+            options |= {"groups": groups, "width_per_group": width_per_group}
         self._in_channels = width
-        self.layer1 = self._stage(block, width, depths[0], 1, conv_bias)
-        self.layer2 = self._stage(block, width * 2, depths[1], 2, conv_bias)
-        self.layer3 = self._stage(block, width * 4, depths[2], 2, conv_bias)
-        self.layer4 = self._stage(block, width * 8, depths[3], 2, conv_bias)
+        self.layer1 = self._stage(block, width, depths[0], 1, options)
+        self.layer2 = self._stage(block, width * 2, depths[1], 2, options)
+        self.layer3 = self._stage(block, width * 4, depths[2], 2, options)
+        self.layer4 = self._stage(block, width * 8, depths[3], 2, options)
         self.fc = nn.Linear(width * 8 * block.expansion, num_classes)
 
         for module in self.modules():
@@ -129,11 +157,16 @@ class ResNet(PooledNetwork):
                     nn.init.zeros_(module.bn3.weight)
 
     def _stage(
-        self, block: type[BasicBlock] | type[Bottleneck], channels: int, depth: int, stride: int, conv_bias: bool
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        channels: int,
+        depth: int,
+        stride: int,
+        options: Mapping[str, Any],
     ) -> nn.Sequential:
         blocks = []
         for index in range(depth):
-            blocks.append(block(self._in_channels, channels, stride if index == 0 else 1, conv_bias=conv_bias))
+            blocks.append(block(self._in_channels, channels, stride if index == 0 else 1, **options))
             self._in_channels = channels * block.expansion
         return nn.Sequential(*blocks)
 

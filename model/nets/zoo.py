@@ -15,6 +15,9 @@ BUILDERS: dict[str, Callable[..., Network]] = {
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
     "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
     "resnet152": partial(ResNet, Bottleneck, (3, 8, 36, 3)),
+    "resnext50_32x4d": partial(ResNet, Bottleneck, (3, 4, 6, 3), groups=32, width_per_group=4),
+    "resnext101_32x8d": partial(ResNet, Bottleneck, (3, 4, 23, 3), groups=32, width_per_group=8),
+    "wide_resnet50_2": partial(ResNet, Bottleneck, (3, 4, 6, 3), width_per_group=128),
 }
 
 

@@ -68,7 +68,7 @@ class Misnamed(PlainCNN):
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_our_networks_keep_to_the_contract(name: str, spec: InputSpec) -> None:
-    narrow = {"width": 8} if accepts(name, "width") else {}
+    narrow = {"width": 16} if accepts(name, "width") else {}
     check_network(build(name, num_classes=7, **narrow), spec, num_classes=7, sides=(20, 32))
 
 

@@ -5,7 +5,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from model.nets.zoo import build
+from model.errors import RecipeError
+from model.nets.zoo import BUILDERS, build
 
 
 def with_random_statistics(net: nn.Module) -> nn.Module:
@@ -19,7 +20,7 @@ def with_random_statistics(net: nn.Module) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
+@pytest.mark.parametrize("name", BUILDERS)
 def test_torchvisions_weights_load_and_give_torchvisions_logits(name: str) -> None:
     torch.manual_seed(0)
     theirs = with_random_statistics(torchvision.models.get_model(name, weights=None)).eval()
@@ -34,6 +35,27 @@ def test_torchvisions_weights_load_and_give_torchvisions_logits(name: str) -> No
         expected = theirs(images)
         assert expected.std() > 0.01, "equal logits would prove nothing"
         torch.testing.assert_close(ours(images), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("groups", "width_per_group"), [(4, 4), (4, 64), (1, 128)])
+def test_groups_and_their_width_set_the_3x3_convolutions_of_bottlenecks(groups: int, width_per_group: int) -> None:
+    net: Any = build("resnet50", width=16, groups=groups, width_per_group=width_per_group)
+    for stage, channels in ((net.layer1, 16), (net.layer4, 128)):
+        inner = channels * width_per_group // 64 * groups
+        assert stage[0].conv2.weight.shape == (inner, inner // groups, 3, 3)
+        assert stage[0].conv3.weight.shape == (channels * 4, inner, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("resnet18", {"groups": 2}, "only networks of bottlenecks have groups"),
+        ("resnext50_32x4d", {"width": 8}, "have none at 8"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        build(name, **arguments)
 
 
 def test_the_cifar_stem_keeps_the_side_and_the_imagenet_stem_quarters_it() -> None:
