@@ -12,7 +12,7 @@ from app.http.auth import require_key
 from app.http.dispatch import ImageRoutes
 from app.http.middleware import BodyLimit, InternalErrors, RequestContext
 from app.http.problems import Errors
-from app.http.routes import explain, health, metrics, model, page, predict
+from app.http.routes import docs, explain, health, metrics, model, page, predict
 from app.serving.service import Service
 from app.settings import Settings
 from model import Classifier
@@ -51,6 +51,8 @@ def create_app(
         description="Upload an image, get its ranked CIFAR-10 classes.",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.service = service
     errors = Errors()
@@ -74,6 +76,7 @@ def create_app(
         app.include_router(router, dependencies=keys)
     app.include_router(health.router)
     app.include_router(page.router)
+    app.include_router(docs.router)
     return app
 
 

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 from playwright.sync_api import (
@@ -71,7 +72,7 @@ class Tab:
         """Load the page at `url` and start new records."""
         self._errors.clear()
         self._requests.clear()
-        self._own = (url, "blob:", "data:")
+        self._own = (urljoin(url, "/"), "blob:", "data:")
         self.page.goto(url)
 
     def check(self) -> None:

@@ -24,7 +24,7 @@ POLICY: Final = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-_HEADERS = {
+HEADERS: Final = {
     # Stored, but checked each time, so that files of two versions are never mixed.
     "Cache-Control": "no-cache",
     "Content-Security-Policy": POLICY,
@@ -47,7 +47,7 @@ async def static(request: Request) -> Response:
 
 async def _file(name: str, request: Request) -> Response:
     response = await _files.get_response(name, request.scope)
-    response.headers.update(_HEADERS)
+    response.headers.update(HEADERS)
     return response
 
 

@@ -13,8 +13,9 @@ TYPES = {
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
-FILES = sorted(FOLDER.iterdir())
+FILES = sorted(FOLDER.glob("*.*"))
 PATHS = ["/", *(f"/static/{path.name}" for path in FILES)]
+DOCS = ["/docs", "/docs/docs.js", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"]
 
 
 class Inline(html.parser.HTMLParser):
@@ -41,7 +42,7 @@ def test_the_page_is_served_at_the_root(running: Running) -> None:
     assert response.content == (ROOT / "app/static/index.html").read_bytes()
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", PATHS + DOCS)
 def test_each_file_has_its_type_its_policy_and_an_etag(running: Running, path: str) -> None:
     response = running.client.get(path)
     assert response.status_code == 200
@@ -83,7 +84,7 @@ def test_other_files_are_not_served(running: Running, path: str) -> None:
 def test_the_page_needs_no_key() -> None:
     with serving(api_keys=("key",)) as service:
         assert service.client.get("/model").status_code == 401
-        for path in PATHS:
+        for path in PATHS + DOCS:
             assert service.client.get(path).status_code == 200
 
 
@@ -100,13 +101,16 @@ def test_the_page_is_small() -> None:
     assert sum(path.stat().st_size for path in FILES) < 60_000
 
 
-def test_nothing_is_inline_and_every_link_is_relative() -> None:
-    page = Inline((FOLDER / "index.html").read_text())
+@pytest.mark.parametrize("path", ["index.html", "docs/index.html"])
+def test_nothing_is_inline_and_every_link_is_relative(path: str) -> None:
+    page = Inline((FOLDER / path).read_text())
     assert page.forbidden == []
     assert page.links
     assert not [link for link in page.links if re.match(r"/|\w+:", link)]
-    for path in FILES:
-        if path.suffix == ".js":
-            text = path.read_text()
-            assert all(found.startswith("./") for found in re.findall(r'from "(.*?)"', text)), path
-            assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text), path
+
+
+def test_scripts_import_and_name_no_other_host() -> None:
+    for path in FOLDER.rglob("*.js"):
+        text = path.read_text()
+        assert all(found.startswith("./") for found in re.findall(r'from "(.*?)"', text)), path
+        assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text), path
