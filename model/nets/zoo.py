@@ -8,8 +8,10 @@ from typing import Any
 from model.errors import RecipeError
 from model.nets.base import Network
 from model.nets.resnet import BasicBlock, Bottleneck, ResNet
+from model.nets.resnet9 import ResNet9
 
 BUILDERS: dict[str, Callable[..., Network]] = {
+    "resnet9": partial(ResNet9, (32, 64, 176, 256)),
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
     "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),

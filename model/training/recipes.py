@@ -180,6 +180,18 @@ QUICK = Recipe(
     matmul_side=5,
 )
 
+SMALL = replace(
+    QUICK,
+    name="small",
+    summary="18 epochs of a ResNet-9 at small sizes, before `distill`: XXX minutes on two cores",
+    network="resnet9",
+    arguments={},
+    sizes=((0, 20), (7, 24), (13, 28)),
+    epochs=18,
+    points=((0.0, 0.2), (0.1, 1.0), (0.6, 0.6), (1.0, 0.25)),
+    matmul_side=0,
+)
+
 RESTART = replace(
     QUICK,
     name="restart",
@@ -248,6 +260,7 @@ RECIPES: Mapping[str, Recipe] = {
         ),
         QUICK,
         RESTART,
+        SMALL,
         replace(
             RESTART,
             name="polish",
