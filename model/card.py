@@ -102,6 +102,22 @@ class OutlierImages(_Strict):
     sha256: Sha256
 
 
+class TeacherBundle(_Strict):
+    """The bundle whose logits a network learned from (distillation).
+
+    Attributes:
+        name: of the bundle.
+        sha256: of its weights file.
+        engine: name of the engine that it ran in.
+        precision: of that engine's arithmetic.
+    """
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    sha256: Sha256
+    engine: str
+    precision: str
+
+
 class Training(_Strict):
     """How the weights were trained.
 
@@ -117,6 +133,7 @@ class Training(_Strict):
         seconds: wall time of the run.
         init_sha256: SHA-256 of the file with the initial weights; None if they were random.
         outliers: images of none of the classes; None if there were none.
+        teacher: of the distillation; None if there was none.
     """
 
     recipe: dict[str, Any]
@@ -130,6 +147,7 @@ class Training(_Strict):
     seconds: Annotated[float, Field(ge=0)]
     init_sha256: Sha256 | None = None
     outliers: OutlierImages | None = None
+    teacher: TeacherBundle | None = None
 
 
 class ReliabilityBin(_Strict):

@@ -46,6 +46,10 @@ def main(
     outliers_without: Annotated[
         str, typer.Option(metavar="NAME,...", help="Names of folders inside --outliers that are not used.")
     ] = "",
+    teacher: Annotated[
+        Path | None,
+        typer.Option(help="Bundle with the same classes to learn from, for distillation (docs/training.md)."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT images of each part.")] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the checkpoint.  [default: runs/RECIPE]")] = None,
     out: Annotated[
@@ -76,6 +80,7 @@ def main(
             init=init,
             outliers=outliers,
             outliers_without=[name for name in outliers_without.split(",") if name],
+            teacher=teacher,
             limit=limit,
             resume=resume,
         )

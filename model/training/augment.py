@@ -16,21 +16,28 @@ def normalise(pixels: Tensor, recipe: Recipe) -> Tensor:
     return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
 
 
+def denormalise(batch: Tensor, recipe: Recipe) -> Tensor:
+    """The inverse of `normalise`: float[N, 3, H, W] to uint8[N, H, W, 3], rounded and clipped to 0..255."""
+    mean = torch.tensor(recipe.mean, device=batch.device) * 255
+    std = torch.tensor(recipe.std, device=batch.device) * 255
+    return (batch.permute(0, 2, 3, 1) * std + mean).round().clamp(0, 255).to(torch.uint8)
+
+
 def training_batch(
     pixels: Tensor, index: Tensor, recipe: Recipe, *, epoch: int, coin: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """One augmented batch: resize, random crop from the reflected border, flip, normalise, cutout, scale.
+    """One augmented batch: resize, random crop from the reflected border, flip, normalise, cutout.
 
     Args:
         pixels: the whole data set, uint8[M, H, W, 3], on the device.
         index: of the images, int64[N], on the CPU.
         recipe: the augmentation.
-        epoch: from 0; for the side and the alternating flips.
+        epoch: from 0; for the alternating flips.
         coin: one random bit for each image of the data set, bool[M], on the CPU; for alternating flips.
         generator: of all random numbers, on the CPU.
 
     Returns:
-        float32[N, 3, S, S] with S = recipe.side_at(epoch), normalised, in channels-last memory.
+        float32[N, 3, crop, crop], normalised, in channels-last memory.
     """
     device, count = pixels.device, len(index)
     if recipe.flip == "alternating":
@@ -58,8 +65,13 @@ def training_batch(
         batch = _recoloured(batch, recipe.colour, generator)
     if recipe.cutout:
         batch = batch * ~_square(count, crop, recipe.cutout, generator).to(device)
-    if (target := recipe.side_at(epoch)) != crop:
-        batch = F.interpolate(batch, (target, target), mode="bilinear", antialias=True)
+    return batch.contiguous(memory_format=torch.channels_last)
+
+
+def scaled(batch: Tensor, side: int) -> Tensor:
+    """float[N, 3, H, H] to float[N, 3, side, side] in channels-last memory, for progressive resizing."""
+    if side != batch.shape[-1]:
+        batch = F.interpolate(batch, (side, side), mode="bilinear", antialias=True)
     return batch.contiguous(memory_format=torch.channels_last)
 
 

@@ -23,8 +23,9 @@ from model.nets.base import Network
 from model.nets.check import check_network
 from model.nets.zoo import build
 from model.training import checkpoint
-from model.training.augment import normalise, training_batch
+from model.training.augment import normalise, scaled, training_batch
 from model.training.data import DataSet, LabeledImages
+from model.training.distill import Teacher, distillation_loss
 from model.training.matmul_conv import use_matmul_convolutions
 from model.training.muon import Muon
 from model.training.outliers import Outliers, uniform_cross_entropy
@@ -94,6 +95,7 @@ def train(
     resume: bool = False,
     init: Init | None = None,
     outliers: Outliers | None = None,
+    teacher: Teacher | None = None,
     save_every: float = _SAVE_EVERY,
 ) -> Run:
     """Train the recipe's network, and save the run to folder/checkpoint.pt after every epoch and every ten minutes.
@@ -113,6 +115,7 @@ def train(
         resume: continue from the checkpoint.
         init: initial weights.
         outliers: images of none of the classes, for outlier exposure.
+        teacher: of the distillation. It sees the augmented images of the classes, before progressive resizing.
         save_every: seconds between two checkpoints of an unfinished epoch.
 
     Raises:
@@ -141,7 +144,9 @@ def train(
     identity = {"recipe": asdict(recipe), "seed": seed, "pictures": len(data.train)}
     if outliers:
         identity["outliers"] = outliers.about.sha256
-    run = Run(recipe, ema.module if ema else net, about=describe(device, seed, init, outliers))
+    if teacher:
+        identity["teacher"] = teacher.about.sha256
+    run = Run(recipe, ema.module if ema else net, about=describe(device, seed, init, outliers, teacher))
     unfinished: dict[str, Any] | None = None
 
     if resume:
@@ -206,6 +211,7 @@ def train(
         recent = None
         lr = 0.0
         batches = torch.split(order, recipe.batch_size)
+        side = recipe.side_at(epoch)
         for step, index in enumerate(batches):
             if step < first:
                 continue
@@ -214,19 +220,23 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group["scale"]
             batch = training_batch(train_part.pixels, index, recipe, epoch=epoch, coin=coin, generator=generator)
+            teacher_logits = teacher.logits(batch, recipe) if teacher else None
             if outlier_pixels is not None:
                 count = max(1, round(len(index) * recipe.outlier_ratio))
                 drawn = torch.randint(len(outlier_pixels), (count,), generator=generator)
                 exposed = training_batch(
                     outlier_pixels, drawn, recipe, epoch=epoch, coin=outlier_coin, generator=generator
                 )
-                batch = torch.cat([batch, exposed]).contiguous(memory_format=torch.channels_last)
+                batch = torch.cat([batch, exposed])
             with autocast(recipe, device):
-                logits, outlier_logits = model(batch).float().tensor_split([len(index)])
+                logits, outlier_logits = model(scaled(batch, side)).float().tensor_split([len(index)])
             here = index.to(device)
             losses = F.cross_entropy(
                 logits, train_part.labels[here], label_smoothing=recipe.label_smoothing, reduction="none"
             )
+            if teacher_logits is not None:
+                distilled = distillation_loss(logits, teacher_logits, recipe.teacher_temperature)
+                losses = torch.lerp(losses, distilled, recipe.teacher_weight)
             loss = (losses * weights[here]).mean()
             if outliers:
                 loss = loss + recipe.outlier_weight * uniform_cross_entropy(outlier_logits).mean()
@@ -263,7 +273,7 @@ def train(
         trained = order.to(device)
         train_loss = (scores[trained] * weights[trained]).sum().item() / weights[trained].sum().item()
         check_finite(train_loss, epoch)
-        record = {"epoch": epoch + 1, "side": recipe.side_at(epoch), "lr": lr, "train_loss": train_loss}
+        record = {"epoch": epoch + 1, "side": side, "lr": lr, "train_loss": train_loss}
         if len(watched):
             logits = evaluation_logits(run.net, watched, recipe, device)
             record["loss"] = F.cross_entropy(logits, watched.labels).item()
@@ -379,7 +389,11 @@ def evaluation_logits(net: nn.Module, images: LabeledImages, recipe: Recipe, dev
 
 
 def describe(
-    device: torch.device, seed: int, init: Init | None = None, outliers: Outliers | None = None
+    device: torch.device,
+    seed: int,
+    init: Init | None = None,
+    outliers: Outliers | None = None,
+    teacher: Teacher | None = None,
 ) -> dict[str, Any]:
     """The seed, the code, the hardware and the inputs of a run."""
     if device.type == "cuda":
@@ -393,6 +407,7 @@ def describe(
         "torch": str(torch.__version__),
         "init_sha256": init.sha256 if init else None,
         "outliers": outliers.about.model_dump() if outliers else None,
+        "teacher": teacher.about.model_dump() if teacher else None,
     }
 
 

@@ -111,6 +111,12 @@ class Recipe:
     outlier_generated: BelowOne = 0.0
     """Share 0..1 of generated images among the outliers: one colour, gradients, noise and text."""
 
+    teacher_weight: Share = 0.9
+    """Weight 0..1 of the distillation loss, if there is a teacher (Hinton et al. 2015, arXiv:1503.02531). The loss of
+    the labels has the rest."""
+    teacher_temperature: Positive = 3.0
+    """Divides the logits of both networks before the softmax of the distillation loss."""
+
     amp: bool = True
     """bfloat16 autocast."""
     compile: bool = False
@@ -183,7 +189,7 @@ QUICK = Recipe(
 SMALL = replace(
     QUICK,
     name="small",
-    summary="18 epochs of a ResNet-9 at small sizes, before `distill`: XXX minutes on two cores",
+    summary="18 epochs of a ResNet-9, small images first, to start `distill` from",
     network="resnet9",
     arguments={},
     sizes=((0, 20), (6, 24), (12, 28), (16, 32)),
@@ -261,6 +267,22 @@ RECIPES: Mapping[str, Recipe] = {
         QUICK,
         RESTART,
         SMALL,
+        replace(
+            SMALL,
+            name="distill",
+            summary="8 epochs of a ResNet-9 at a falling rate and 32 x 32 for --init, after `small`, and --teacher",
+            sizes=(),
+            epochs=8,
+            lr=0.08,
+            schedule="triangular",
+            points=(),
+            warmup=0.05,
+            muon_lr=0.02,
+            label_smoothing=0.0,
+            cutout=8,
+            outlier_ratio=0.25,
+            outlier_generated=0.06,
+        ),
         replace(
             RESTART,
             name="polish",

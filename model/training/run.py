@@ -11,6 +11,7 @@ from model.card import NAME_PATTERN
 from model.engines.base import DeviceName
 from model.errors import SaveError, TrainingError
 from model.training import data as datasets
+from model.training.distill import Teacher
 from model.training.export import export
 from model.training.loop import Observer, Run, train
 from model.training.outliers import Outliers, load_outliers
@@ -32,6 +33,7 @@ def train_bundle(
     init: Path | None = None,
     outliers: Path | None = None,
     outliers_without: Collection[str] = (),
+    teacher: Path | None = None,
     limit: int | None = None,
     resume: bool = False,
 ) -> None:
@@ -48,6 +50,7 @@ def train_bundle(
         init: state dict or checkpoint to start from.
         outliers: folder of images of none of the classes, for outlier exposure.
         outliers_without: names of folders inside `outliers` that are not used.
+        teacher: bundle to learn from (distillation).
         limit: use only the first so many images of each part.
         resume: continue the run in `run`.
 
@@ -70,8 +73,22 @@ def train_bundle(
         side = dataset.train.pixels.shape[1]
         others = load_outliers(outliers, side=side, without=outliers_without, generated_share=recipe.outlier_generated)
         print(f"outliers: {len(others):,}, skipped files: {others.about.unreadable:,}", flush=True)
+    guide = None
+    if teacher is not None:
+        guide = Teacher.from_bundle(teacher, recipe=recipe, labels=dataset.labels, device=device)
+        print(f"teacher: {guide.about.name}, in {guide.about.precision} by {guide.about.engine}", flush=True)
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    result = _train(recipe, dataset, torch.device(kind), run, seed=seed, resume=resume, init=start, outliers=others)
+    result = _train(
+        recipe,
+        dataset,
+        torch.device(kind),
+        run,
+        seed=seed,
+        resume=resume,
+        init=start,
+        outliers=others,
+        teacher=guide,
+    )
 
     print(f"testing once, on {len(dataset.test):,} images", flush=True)
     card = export(result, dataset, out, name=out.name, device=device)
@@ -96,6 +113,7 @@ def _train(
     resume: bool,
     init: Init | None,
     outliers: Outliers | None,
+    teacher: Teacher | None,
 ) -> Run:
     def with_progress(observer: Observer) -> Run:
         return train(
@@ -108,6 +126,7 @@ def _train(
             resume=resume,
             init=init,
             outliers=outliers,
+            teacher=teacher,
         )
 
     console = Console()

@@ -51,7 +51,7 @@ model-index:
 | expected calibration error, 15 bins | {metrics.ece:.2%}, before calibration {metrics.ece_uncalibrated:.2%} |
 | measured | {metrics.measured} |
 | recipe | `{training.recipe["name"]}`{_changes(training.recipe)}, {training.epochs} epochs of {
-        training.pictures:,} images, seed {training.seed}{started} |{_outliers(card)}
+        training.pictures:,} images, seed {training.seed}{started} |{_teacher(card)}{_outliers(card)}
 | trained on | {training.device}, torch {training.torch}, {training.seconds / 60:.0f} minutes |
 | code | commit `{training.commit}` |
 | test transform | shorter side to {spec.resize}, {spec.interpolation}, central {spec.crop} x {spec.crop} |
@@ -100,6 +100,17 @@ def _changes(recipe: dict[str, Any]) -> str:
     """The fields of the recipe that --set changed, or nothing."""
     values = ", ".join(f"`{name}={json.dumps(recipe[name])}`" for name in recipe.get("changed", ()))
     return f" with {values}" if values else ""
+
+
+def _teacher(card: ModelCard) -> str:
+    """A row of the table, or nothing."""
+    teacher = card.training.teacher
+    if teacher is None:
+        return ""
+    return (
+        f"\n| teacher | `{teacher.name}`, weights with SHA-256 `{teacher.sha256[:12]}`, in {teacher.precision} by "
+        f"{teacher.engine} |"
+    )
 
 
 def _outliers(card: ModelCard) -> str:

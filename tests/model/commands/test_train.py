@@ -12,6 +12,7 @@ from PIL import Image
 
 import model
 from model import ModelError
+from model.card import read_card
 from model.training.recipes import RECIPES, recipe_named
 from model.training.run import train_bundle
 from tests.app.running import default_sigint
@@ -81,6 +82,18 @@ def test_the_smoke_recipe_learns_and_its_bundle_loads(smoke: Path) -> None:
         assert sheet.format == "PNG"
 
 
+def test_a_network_learns_from_a_bundle(smoke: Path, tmp_path: Path) -> None:
+    teacher = smoke / "resnet18-synthetic"
+    options = ["--recipe", "smoke", "--epochs", "1", "--limit", "60", "--network", "resnet9"]
+    ended = finish(start(*options, "--run", tmp_path, "--teacher", teacher))
+    assert ended.code == 0, ended.err
+    assert "teacher: resnet18-synthetic, in " in ended.out
+    card = read_card(tmp_path / "resnet9-synthetic" / "card.json")
+    assert card.architecture.name == "resnet9"
+    assert card.training.teacher is not None
+    assert card.training.teacher.sha256 == read_card(teacher / "card.json").files["model.safetensors"]
+
+
 TRAIN_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no data": ({"recipe": "quick", "data": "{tmp}/none"}, "no CIFAR-10 in .*none: add --download"),
     "unknown network": ({"network": "vgg16"}, "no network 'vgg16': choose one of resnet18, "),
@@ -90,6 +103,7 @@ TRAIN_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing to resume": ({"resume": True}, "there is nothing to resume in"),
     "no weights": ({"init": "{tmp}/none.pth"}, "there is no file"),
     "no outliers": ({"outliers": "{tmp}/none"}, "the folder .*none does not exist: give --outliers a folder"),
+    "no teacher": ({"teacher": "{tmp}/none"}, "none/card.json"),
     "unusable name": ({"out": "{tmp}/my model"}, "the name 'my model' is not allowed"),
 }
 
@@ -100,6 +114,7 @@ def test_a_fault_is_reported_and_leaves_no_files(fault: str, smoke: Path, tmp_pa
     data, run, out = (Path(options[key].format(tmp=tmp_path, smoke=smoke)) for key in ("data", "run", "out"))
     init = Path(options["init"].format(tmp=tmp_path)) if "init" in options else None
     outliers = Path(options["outliers"].format(tmp=tmp_path)) if "outliers" in options else None
+    teacher = Path(options["teacher"].format(tmp=tmp_path)) if "teacher" in options else None
     recipe = recipe_named(options["recipe"])
     recipe = replace(recipe, network=options.get("network", recipe.network))
     seed, resume = options.get("seed", 0), options.get("resume", False)
@@ -112,6 +127,7 @@ def test_a_fault_is_reported_and_leaves_no_files(fault: str, smoke: Path, tmp_pa
             out=out,
             init=init,
             outliers=outliers,
+            teacher=teacher,
             device="cpu",
             seed=seed,
             resume=resume,

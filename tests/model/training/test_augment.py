@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from model.training.augment import normalise, training_batch
+from model.training.augment import denormalise, normalise, scaled, training_batch
 from model.training.recipes import Recipe, recipe_named
 
 # With this mean and deviation, "normalised" pixels are grey levels.
@@ -194,19 +194,17 @@ def test_resizing_equals_pillows_to_one_grey_level() -> None:
         assert min(gaps) <= 1
 
 
-def test_the_side_follows_the_recipe() -> None:
-    recipe = replace(RAW, sizes=((0, 20), (4, 24), (10, 32)))
-    pixels = noise(2)
-    for epoch, side in ((0, 20), (3, 20), (4, 24), (9, 24), (10, 32)):
-        batch = augmented(pixels, recipe, epoch=epoch)
-        assert batch.shape == (2, 3, side, side)
-        assert batch.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("side", [20, 24, 32])
+def test_a_batch_is_scaled_to_the_side(side: int) -> None:
+    batch = scaled(augmented(noise(2), RAW), side)
+    assert batch.shape == (2, 3, side, side)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_smaller_size_averages_pixels() -> None:
     stripes = torch.zeros((1, 32, 32, 3), dtype=torch.uint8)
     stripes[:, :, ::2] = 200
-    batch = augmented(stripes, replace(RAW, pad=0, sizes=((0, 16),)))
+    batch = scaled(augmented(stripes, replace(RAW, pad=0)), 16)
     assert batch[..., 1:-1].sub(100).abs().max() < 15
 
 
@@ -216,3 +214,12 @@ def test_normalising_is_minus_mean_over_std() -> None:
     expected = [(0 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     assert batch.shape == (1, 3, 1, 1)
     assert batch.flatten().tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_denormalising_gives_the_pixels_back_and_clips() -> None:
+    recipe = recipe_named("quick")
+    pixels = noise(3)
+    batch = normalise(pixels, recipe)
+    assert torch.equal(denormalise(batch, recipe), pixels)
+    extreme = torch.tensor([-100.0, 100.0])[:, None, None, None].expand(2, 3, 1, 1)
+    assert denormalise(extreme, recipe).flatten().tolist() == [0, 0, 0, 255, 255, 255]

@@ -4,17 +4,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from model.card import OutlierImages
+from model.bundle import open_bundle
+from model.card import OutlierImages, TeacherBundle
+from model.engines.base import Outputs
+from model.engines.torch import TorchEngine
 from model.errors import RecipeError, SaveError, TrainingError
 from model.nets.zoo import build
 from model.training import checkpoint
 from model.training.augment import normalise
-from model.training.data import DataSet, LabeledImages, load
+from model.training.data import CIFAR10_LABELS, DataSet, LabeledImages, load
+from model.training.distill import Teacher, distillation_loss
 from model.training.loop import Observer, Run, learning_rate, optimizers_for, selection, train
 from model.training.muon import Muon
 from model.training.outliers import Outliers
@@ -44,6 +50,10 @@ def others(grey: int = 128, count: int = 30) -> Outliers:
     """Images of one grey."""
     about = OutlierImages(images=count, generated=0, without=["bus"], unreadable=0, sha256=f"{grey:064}")
     return Outliers(torch.full((count, 32, 32, 3), grey, dtype=torch.uint8), about)
+
+
+def guide(tiny_bundle: Path) -> Teacher:
+    return Teacher.from_bundle(tiny_bundle, recipe=SHORT, labels=CIFAR10_LABELS, device="cpu")
 
 
 def flat(state: object, prefix: str = "") -> dict[str, object]:
@@ -272,6 +282,53 @@ def test_a_run_keeps_what_is_known_of_its_outliers(data: DataSet, tmp_path: Path
     run = trained(recipe, data, tmp_path / "with", outliers=others())
     assert OutlierImages(**run.about["outliers"]) == others().about
     assert trained(recipe, data, tmp_path / "without").about["outliers"] is None
+
+
+def test_the_loss_of_the_first_step_is_between_those_of_the_labels_and_of_the_teacher(
+    data: DataSet, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    start = build("resnet18", **SHORT.network_arguments(10)).state_dict()
+    plain = replace(SHORT, epochs=1, batch_size=120, sizes=(), cutout=0, pad=0, matmul_side=0, teacher_weight=0.75)
+    # Equal to their mirror image, so that flips do not matter.
+    symmetric = LabeledImages(torch.maximum(data.train.pixels, data.train.pixels.flip(2)), data.train.labels)
+    teacher = guide(tiny_bundle)
+    observer = Records()
+    init = Init({key: value.clone() for key, value in start.items()}, "a" * 64)
+    trained(plain, replace(data, train=symmetric), tmp_path, observer, init=init, teacher=teacher)
+    net = build("resnet18", **SHORT.network_arguments(10))
+    net.load_state_dict(start)
+    batch = normalise(symmetric.pixels, plain).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        logits = net.train()(batch)
+    of_labels = F.cross_entropy(logits, symmetric.labels)
+    of_teacher = distillation_loss(logits, teacher.logits(batch, plain), 3.0).mean()
+    assert observer.losses[0] == pytest.approx((0.25 * of_labels + 0.75 * of_teacher).item(), rel=1e-3)
+
+
+def test_the_teacher_sees_whole_images_of_the_classes_only(data: DataSet, tiny_bundle: Path, tmp_path: Path) -> None:
+    seen = []
+
+    class Watched(TorchEngine):
+        def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+            seen.append(pixels.shape)
+            return super().run(pixels)
+
+    bundle = open_bundle(tiny_bundle)
+    teacher = replace(guide(tiny_bundle), engine=Watched.from_bundle(bundle, device="cpu"))
+    seen.clear()
+    run = trained(replace(SHORT, epochs=2), data, tmp_path, outliers=others(), teacher=teacher)
+    assert run.history[0]["side"] == 16
+    assert seen == [(40, 32, 32, 3)] * 6
+
+
+def test_a_run_keeps_what_is_known_of_its_teacher(data: DataSet, tiny_bundle: Path, tmp_path: Path) -> None:
+    recipe = replace(SHORT, epochs=1)
+    teacher = guide(tiny_bundle)
+    run = trained(recipe, data, tmp_path / "with", teacher=teacher)
+    assert TeacherBundle(**run.about["teacher"]) == teacher.about
+    with pytest.raises(RecipeError, match=r"contains a run of recipe 'smoke' .* with other options"):
+        trained(recipe, data, tmp_path / "with", resume=True)
+    assert trained(recipe, data, tmp_path / "without").about["teacher"] is None
 
 
 def test_another_seed_gives_another_run(data: DataSet, tmp_path: Path) -> None:

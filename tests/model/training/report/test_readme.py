@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model.card import ModelCard, OutlierImages, read_card
+from model.card import ModelCard, OutlierImages, TeacherBundle, read_card
 from model.training.report.readme import readme
 
 
@@ -61,6 +61,14 @@ def test_the_readme_describes_the_outliers(card: ModelCard) -> None:
     text = readme(card.model_copy(update={"training": training}))
     expected = "44,500 images and 2,840 generated ones, SHA-256 `abababababab`, without the folders bus, fox"
     assert f"|\n| outliers | {expected} |\n| trained on |" in text
+
+
+def test_the_readme_names_the_teacher(card: ModelCard) -> None:
+    assert "| teacher |" not in readme(card)
+    teacher = TeacherBundle(name="large", sha256="ab" * 32, engine="openvino", precision="int8")
+    training = card.training.model_copy(update={"teacher": teacher})
+    text = readme(card.model_copy(update={"training": training}))
+    assert "|\n| teacher | `large`, weights with SHA-256 `abababababab`, in int8 by openvino |\n| trained on |" in text
 
 
 def test_the_readme_describes_the_calibration(card: ModelCard) -> None:
