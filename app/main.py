@@ -1,8 +1,9 @@
 """The application: create_app for tests and other servers, `app` for `uvicorn app.main:app`."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -12,31 +13,31 @@ from app.http.auth import require_key
 from app.http.dispatch import ImageRoutes
 from app.http.middleware import BodyLimit, InternalErrors, RequestContext
 from app.http.problems import Errors
-from app.http.routes import docs, explain, health, metrics, model, page, predict
-from app.serving.service import Service
+from app.http.routes import docs, explain, health, metrics, models, page, predict
+from app.serving.service import Load, Service
 from app.settings import Settings
-from model import Classifier
+from model import CARD_FILE, BundleError, read_card
 from model import load as load_bundle
 
 
 def create_app(
     settings: Settings | None = None,
     *,
-    load: Callable[[], Classifier] | None = None,
+    load: Mapping[str, Load] | None = None,
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """Build the application.
 
     Args:
         settings: read from the environment if not given.
-        load: returns the classifier. Called in the engine's thread. Loads `settings.weights` if not given.
-        on_failure: called when loading fails or the engine stops working. /readyz and /livez report it in any case.
+        load: name to load function of each model, the default model first. Loads `settings.bundles` if not given.
+        on_failure: called when loading fails or an engine stops working. /readyz and /livez report it in any case.
+
+    Raises:
+        ModelError: a bundle has no valid card, or two have the same name.
     """
     settings = settings or Settings()
-    load = load or partial(
-        load_bundle, settings.weights, engine=settings.engine, device=settings.device, threads=settings.threads
-    )
-    service = Service(settings, load, on_failure)
+    service = Service(settings, load or load_functions(settings), on_failure)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -60,7 +61,7 @@ def create_app(
     # The middleware added last is the outermost.
     image_routers = (predict.router, explain.router)
     app.add_middleware(ImageRoutes, routers=image_routers, errors=errors)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, admission=service.admission)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, limits=service.limits)
     app.add_middleware(InternalErrors, errors=errors)
     if settings.cors_origins:
         app.add_middleware(
@@ -72,12 +73,33 @@ def create_app(
         )
     app.add_middleware(RequestContext, telemetry=service.telemetry, closing=lambda: service.closing)
     keys = [Depends(require_key)] if settings.api_keys else []
-    for router in (*image_routers, model.router, metrics.router):
+    for router in (*image_routers, models.router, metrics.router):
         app.include_router(router, dependencies=keys)
     app.include_router(health.router)
     app.include_router(page.router)
     app.include_router(docs.router)
     return app
+
+
+def load_functions(settings: Settings) -> dict[str, Load]:
+    """Name to load function of each bundle in the settings.
+
+    Raises:
+        CardError: the card of a bundle is missing or invalid.
+        BundleError: two bundles have the same name.
+    """
+    folders: dict[str, Path] = {}
+    for folder in settings.bundles:
+        name = read_card(folder / CARD_FILE).name
+        if name in folders:
+            raise BundleError(
+                f"{folders[name]} and {folder} have the same name, {name}: change `name` in one card.json, or serve one"
+            )
+        folders[name] = folder
+    return {
+        name: partial(load_bundle, folder, engine=settings.engine, device=settings.device, threads=settings.threads)
+        for name, folder in folders.items()
+    }
 
 
 def __getattr__(name: str) -> FastAPI:

@@ -29,9 +29,17 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on. 0 selects a free port.")] = 8000
     workers: Annotated[
-        int, Field(ge=1, le=64, description="Number of worker processes. Each loads its own copy of the model.")
+        int, Field(ge=1, le=64, description="Number of worker processes. Each loads its own copy of every model.")
     ] = 1
-    weights: Annotated[Path, Field(description="Folder of the model bundle.")] = Path("weights/resnet18-cifar10")
+    weights: Annotated[Path, Field(description="Folder of the model bundle, if there is one model.")] = Path(
+        "weights/resnet18-cifar10"
+    )
+    models: Annotated[
+        tuple[Path, ...],
+        NoDecode,
+        BeforeValidator(_list),
+        Field(description="Comma-separated folders of the bundles of several models. The first one is the default."),
+    ] = ()
     engine: Annotated[
         EngineName,
         Field(
@@ -112,6 +120,30 @@ class Settings(BaseSettings):
         LogFormat, Field(description="Log format. `auto` selects text on a terminal and JSON otherwise.")
     ] = "auto"
 
+    @property
+    def bundles(self) -> tuple[Path, ...]:
+        """Folders of the model bundles. The first one is the default model."""
+        return self.models or (self.weights,)
+
+    @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        if self.models and "weights" in self.model_fields_set:
+            raise ValueError("TENFOLD_WEIGHTS and TENFOLD_MODELS are both set: name all bundles in TENFOLD_MODELS only")
+        return self
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> Self:
+        # With several models, each may use at least half of a limit, but not always more.
+        if len(self.bundles) > 1:
+            for limit, request in (("queue_size", "max_files"), ("max_held_bytes", "max_body_bytes")):
+                least = 2 * getattr(self, request)
+                if getattr(self, limit) < least:
+                    raise ValueError(
+                        f"TENFOLD_{limit.upper()} ({getattr(self, limit)}) is below twice TENFOLD_{request.upper()} "
+                        f"({least}): with several models, the largest request might never fit"
+                    )
+        return self
+
     @model_validator(mode="after")
     def _check_body_limits(self) -> Self:
         if self.max_body_bytes > self.max_held_bytes:
@@ -141,9 +173,10 @@ def error_messages(error: ValidationError) -> list[str]:
     ]
 
 
-def default_weights() -> Path:
-    """The bundle for the commands: the environment's, else the default one, from wherever they are run."""
+def default_weights() -> dict[str, Path]:
+    """The setting `weights` for a command that may run in any folder; empty if the environment names bundles."""
+    if os.environ.get("TENFOLD_MODELS") or os.environ.get("TENFOLD_WEIGHTS"):
+        return {}
     default: Path = Settings.model_fields["weights"].default
-    named = Path(os.environ.get("TENFOLD_WEIGHTS", default))
     in_checkout = Path(__file__).resolve().parents[1] / default
-    return in_checkout if named == default and not named.exists() and in_checkout.exists() else named
+    return {"weights": in_checkout} if not default.exists() and in_checkout.exists() else {}

@@ -10,7 +10,8 @@
 The public API is `__all__`. `app` uses nothing else.
 """
 
-from model.card import InputSpec, ModelCard
+from model.bundle import CARD_FILE
+from model.card import InputSpec, ModelCard, read_card
 from model.classifier import Classifier, Prediction, Ranked, load
 from model.decode import FORMATS
 from model.engines.base import DeviceName, Engine, EngineName
@@ -33,6 +34,7 @@ from model.heatmap import overlay, overlay_memory, png
 from model.image import MAX_VIEWS, PreprocessedImage, decode_memory, preprocess
 
 __all__ = [
+    "CARD_FILE",
     "FORMATS",
     "MAX_VIEWS",
     "BundleError",
@@ -63,4 +65,5 @@ __all__ = [
     "overlay_memory",
     "png",
     "preprocess",
+    "read_card",
 ]

@@ -27,9 +27,12 @@ def tenfold() -> None:
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 chooses a free one.  [default: 8000]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes, each with its own copy of the model.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes, each with its own copy of every model.")] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Folder of the bundle.  [default: weights/resnet18-cifar10]")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option(help="Comma-separated folders of several bundles; the first is the default model.")
     ] = None,
     engine: Annotated[Literal["auto", "openvino", "torch"] | None, typer.Option(help="Runtime.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Device of the network.")] = None,
@@ -37,7 +40,7 @@ def serve(
         int | None, typer.Option(help="Threads of the network on a CPU; 0 leaves it to the runtime.")
     ] = None,
 ) -> None:
-    """Serve the model over HTTP, like python -m app.
+    """Serve one model or several over HTTP, like python -m app.
 
     Settings are read from the environment (TENFOLD_PORT, ...). An option overrides the setting with its name.
     """
@@ -48,11 +51,17 @@ def serve(
         "host": host,
         "port": port,
         "workers": workers,
-        "weights": weights or default_weights(),
+        "weights": weights,
+        "models": models,
         "engine": engine,
         "device": device,
         "threads": threads,
     }
+    if weights or models:  # override both settings
+        os.environ.pop("TENFOLD_WEIGHTS", None)
+        os.environ.pop("TENFOLD_MODELS", None)
+    else:
+        options |= default_weights()
     # Worker processes read the environment too.
     os.environ.update({f"TENFOLD_{name.upper()}": str(value) for name, value in options.items() if value is not None})
     run([])

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.problems import BodyTooLarge, ClientDisconnected, Errors
-from app.serving.admission import Admission
+from app.serving.admission import Limits
 from app.telemetry.metrics import Telemetry
 
 access = logging.getLogger("tenfold.access")
@@ -29,7 +29,8 @@ class RequestContext:
 
     Each response gets X-Request-ID, X-Content-Type-Options and Server-Timing. Routes find in `request.state`:
     `request_id`, `arrived` (time.monotonic() at the first byte) and `timings` (name -> milliseconds, for them to
-    fill). They write there, as `rejected`, the reason for which they refuse a request.
+    fill). They write there `model`, the name of the model that a request is for, and `rejected`, the reason for which
+    they refuse it.
 
     Args:
         app: the application inside.
@@ -76,14 +77,16 @@ class RequestContext:
             status, state["rejected"] = _CLIENT_CLOSED, "client-gone"
         finally:
             seconds = time.monotonic() - arrived
-            rejected = state.get("rejected")
+            rejected, model = state.get("rejected"), state.get("model", "")
             route = getattr(scope.get("route"), "path", "other")
-            self.telemetry.request(route=route, status=status, seconds=seconds, rejected=rejected)
+            self.telemetry.request(route=route, status=status, model=model, seconds=seconds, rejected=rejected)
             if access.isEnabledFor(logging.INFO):
-                _log(scope, status, seconds, timings, rejected)
+                _log(scope, status, seconds, timings, model, rejected)
 
 
-def _log(scope: Scope, status: int, seconds: float, timings: dict[str, float], rejected: str | None) -> None:
+def _log(
+    scope: Scope, status: int, seconds: float, timings: dict[str, float], model: str, rejected: str | None
+) -> None:
     request_id = scope["state"]["request_id"]
     path = quote(scope["path"])  # a line break in it would forge a line
     fields = {
@@ -94,6 +97,8 @@ def _log(scope: Scope, status: int, seconds: float, timings: dict[str, float], r
         "milliseconds": round(seconds * 1000, 1),
         "stages": {name: round(value, 1) for name, value in timings.items() if name != "total"},
     }
+    if model:
+        fields["model"] = model
     if rejected:
         fields["rejected"] = rejected
     access.info(
@@ -141,16 +146,18 @@ class InternalErrors:
 class BodyLimit:
     """Refuses a body over the limit as soon as it is known to be over it, by its Content-Length or by counting.
 
+    Its bytes count for the model in `request.state.model`, which a route sets before it reads the body.
+
     Args:
         app: the application inside.
         max_bytes: the limit for one body.
-        admission: counts the bytes of all bodies in memory.
+        limits: count the bytes of all bodies in memory.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, admission: Admission) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, limits: Limits) -> None:
         self.app = app
         self.max_bytes = max_bytes
-        self.admission = admission
+        self.limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -167,7 +174,7 @@ class BodyLimit:
                 size = len(message.get("body", b""))
                 received += size
                 held += size
-                self.admission.hold_bytes(size)
+                self.limits.hold_bytes(scope["state"].get("model", ""), size)
             if received > self.max_bytes:
                 raise BodyTooLarge(f"the request has more than {self.max_bytes:,} bytes: send fewer or smaller images")
             return message
@@ -175,7 +182,7 @@ class BodyLimit:
         try:
             await self.app(scope, receive_within_limit, send)
         finally:
-            self.admission.hold_bytes(-held)
+            self.limits.hold_bytes(scope["state"].get("model", ""), -held)
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

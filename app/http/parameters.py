@@ -21,6 +21,9 @@ class PredictParams(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    model: Annotated[
+        str | None, Field(description="Name of the model. The default is the first one of the service.")
+    ] = None
     top_k: Annotated[int, Field(description="Number of classes to return, most likely first.")] = 5
     views: Annotated[
         int | None,

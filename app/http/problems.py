@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from app.http.schemas import Problem
-from app.serving.errors import NotAlive, NotReady, QueueFull, ServingError, TooManyUploads
+from app.serving.errors import NotAlive, NotReady, QueueFull, ServingError, TooManyUploads, UnknownModel
 from model import ImageTooLarge, UnreadableImage, UnsupportedImage
 
 
@@ -86,6 +86,7 @@ class ProblemType(NamedTuple):
 TABLE: Mapping[type[Exception], ProblemType] = {
     BadUpload: ProblemType(400, "bad-upload", "The upload holds no image"),
     Unauthorized: ProblemType(401, "unauthorized", "An API key is needed"),
+    UnknownModel: ProblemType(404, "unknown-model", "There is no such model"),
     UploadTooSlow: ProblemType(408, "upload-too-slow", "The upload took too long"),
     BodyTooLarge: ProblemType(413, "body-too-large", "The request is too large"),
     ImageTooLarge: ProblemType(413, "picture-too-large", "The image is too large"),
@@ -149,7 +150,7 @@ def problem_response(error: Exception, request_id: str) -> Response:
     else:
         problem = problem_of(error, request_id)
     headers = dict(getattr(error, "headers", None) or {})
-    if isinstance(error, ServingError):
+    if isinstance(error, ServingError) and error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     return Response(problem.model_dump_json(), problem.status, headers, MEDIA_TYPE)
 

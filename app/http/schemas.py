@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, computed_field
 
-from model import Prediction, PreprocessedImage
+from app.serving.models import ModelState
+from model import ModelCard, Prediction, PreprocessedImage
 
 
 class Problem(BaseModel):
@@ -114,6 +115,35 @@ class Explanation(BaseModel):
     probability: Annotated[float, Field(ge=0, le=1, description="Probability of that class.")]
     method: Annotated[str, Field(description="How the maps are computed.")]
     views: Annotated[list[ExplainedView], Field(description="One for each view of the result.")]
+
+
+class ModelStatus(BaseModel):
+    """One model of the service."""
+
+    name: Annotated[str, Field(description="Value of the parameter `model`.")]
+    version: Annotated[str | None, Field(description="As in `ModelName`; null while the model is not loaded.")]
+    state: Annotated[ModelState, Field(description="Whether the model may be used.")]
+
+
+class Models(BaseModel):
+    """The models of the service."""
+
+    default: Annotated[str, Field(description="Name of the model for requests that name none.")]
+    models: list[ModelStatus]
+
+
+class ServedCard(ModelCard):
+    """A model card with the version of the model."""
+
+    @computed_field(description="12 hexadecimal digits, as in `ModelName`.")  # type: ignore[prop-decorator]
+    @property
+    def version(self) -> str:
+        return super().version
+
+
+def served_card(card: ModelCard) -> ServedCard:
+    """The card as it is served."""
+    return ServedCard.model_validate({name: getattr(card, name) for name in ModelCard.model_fields})
 
 
 class Health(BaseModel):

@@ -1,12 +1,13 @@
 """The server of one process: uvicorn with a graceful drain."""
 
 import asyncio
+import logging
 import math
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from types import FrameType
 
 import uvicorn
@@ -14,9 +15,11 @@ import uvicorn
 from app.main import create_app
 from app.process.protocol import http_protocol
 from app.process.sockets import has_pending_connections, ignore_new_connections
-from app.serving.service import Service
+from app.serving.service import Load, Service
 from app.settings import Settings
-from model import Classifier
+from model import ModelError
+
+logger = logging.getLogger("tenfold")
 
 # Seconds for TCP handshakes to complete before the listening socket is closed.
 _HANDSHAKE = 0.1
@@ -124,7 +127,7 @@ def config_of(settings: Settings, app: object = None) -> uvicorn.Config:
 def serve(
     settings: Settings,
     *,
-    load: Callable[[], Classifier] | None = None,
+    load: Mapping[str, Load] | None = None,
     listening: socket.socket | None = None,
     control: int | None = None,
 ) -> int:
@@ -137,7 +140,7 @@ def serve(
         control: for a worker, the file descriptor of the pipe from its supervisor.
 
     Returns:
-        The exit code: 0 after a drain; 1 if the model cannot be loaded, the engine stopped working or the address
+        The exit code: 0 after a drain; 1 if a model cannot be loaded, an engine stopped working or the address
         cannot be listened on.
     """
     failed = False
@@ -147,7 +150,11 @@ def serve(
         failed = True
         server.exit_after(settings.drain_delay)
 
-    app = create_app(settings, load=load, on_failure=give_up)
+    try:
+        app = create_app(settings, load=load, on_failure=give_up)
+    except ModelError as error:
+        logger.error("the models cannot be loaded: %s", error)
+        return 1
     server = Server(config_of(settings, app), app.state.service, settings.drain_delay, control=control)
     try:
         server.run([listening] if listening else None)

@@ -1,9 +1,9 @@
-"""Limits over all requests and models: images, uploads, bytes of bodies, and deadlines."""
+"""Limits that all models share, on images, uploads and bytes of bodies; and deadlines."""
 
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from app.serving.errors import QueueFull, TooManyUploads
@@ -55,35 +55,84 @@ class CompletionRate:
             self._samples.popleft()
 
 
-class Admission:
-    """Counts what is in progress over all requests and models, and refuses what goes beyond the limits.
+class SharedLimit:
+    """A limit on a sum over all models that leaves each of them a share.
 
-    It belongs to the event loop's thread.
+    Half of the limit is divided into equal shares. A model that has used up its share takes from the other half, which
+    is common to all. So each model always has its share, however many requests the others get, and the sum is never
+    above the limit.
 
     Args:
+        limit: of the sum over all models.
+        models: their names.
+    """
+
+    def __init__(self, limit: int, models: Iterable[str]) -> None:
+        names = tuple(models)
+        self._used = dict.fromkeys(names, 0)
+        self._shares = dict.fromkeys(names, limit // (2 * len(names)))
+        self._common = limit - sum(self._shares.values())
+
+    @property
+    def used(self) -> Mapping[str, int]:
+        """What each model uses."""
+        return self._used
+
+    def free(self, model: str) -> int:
+        """How much more a model may use now. A name that is none of the models has no share."""
+        borrowed = sum(max(0, used - self._shares.get(name, 0)) for name, used in self._used.items() if name != model)
+        return self._shares.get(model, 0) + self._common - borrowed - self._used.get(model, 0)
+
+    def add(self, model: str, count: int) -> None:
+        """Count what a model uses in addition; a negative count when it is released. This checks no limit."""
+        self._used[model] = self._used.get(model, 0) + count
+
+
+class Limits:
+    """The limits over all requests and models. They belong to the event loop's thread.
+
+    Args:
+        models: names of the models.
         max_images: images in progress, from before they are decoded until their response is built.
         max_uploads: requests whose body is being read.
         max_held_bytes: bytes of request bodies held in memory.
     """
 
-    def __init__(self, *, max_images: int, max_uploads: int, max_held_bytes: int) -> None:
-        self._max_images = max_images
-        self._max_uploads = max_uploads
-        self._max_held_bytes = max_held_bytes
-        self._images = 0
-        self._uploads = 0
-        self._held_bytes = 0
+    def __init__(self, models: Iterable[str], *, max_images: int, max_uploads: int, max_held_bytes: int) -> None:
+        names = tuple(models)
+        self.images = SharedLimit(max_images, names)
+        self.uploads = SharedLimit(max_uploads, names)
+        self.held_bytes = SharedLimit(max_held_bytes, names)
+
+    def hold_bytes(self, model: str, count: int) -> None:
+        """Count bytes of a request body that are now in memory.
+
+        Args:
+            model: name of the model that the request is for; empty if it is for none.
+            count: number of bytes; negative when they are released.
+
+        Raises:
+            TooManyUploads: there is no room for so many. The bytes are counted nevertheless.
+        """
+        self.held_bytes.add(model, count)
+        if count > 0 and self.held_bytes.free(model) < 0:
+            raise TooManyUploads("the uploads in progress fill the memory for request bodies: send this one again")
+
+
+class Admission:
+    """Counts what is in progress for one model, and refuses what goes beyond the limits.
+
+    It belongs to the event loop's thread.
+
+    Args:
+        model: name of the model.
+        limits: shared by all models.
+    """
+
+    def __init__(self, model: str, limits: Limits) -> None:
+        self._model = model
+        self._limits = limits
         self._rate = CompletionRate()
-
-    @property
-    def images_in_progress(self) -> int:
-        """Images admitted: being decoded, queued or in a batch."""
-        return self._images
-
-    @property
-    def uploads_in_progress(self) -> int:
-        """Requests whose body is being read."""
-        return self._uploads
 
     @contextmanager
     def upload(self, *, deadline: float = math.inf) -> Iterator[None]:
@@ -97,13 +146,17 @@ class Admission:
             QueueFull: not even one image could be admitted now, so the body need not be read.
         """
         self.check_images(1, deadline=deadline)
-        if self._uploads >= self._max_uploads:
-            raise TooManyUploads(f"{self._uploads} uploads are in progress: send this one again in a second")
-        self._uploads += 1
+        uploads = self._limits.uploads
+        if uploads.free(self._model) < 1:
+            raise TooManyUploads(
+                f"{uploads.used[self._model]} uploads for {self._model} are in progress: "
+                "send this one again in a second"
+            )
+        uploads.add(self._model, 1)
         try:
             yield
         finally:
-            self._uploads -= 1
+            uploads.add(self._model, -1)
 
     @contextmanager
     def images(self, count: int, *, deadline: float = math.inf) -> Iterator[None]:
@@ -113,11 +166,11 @@ class Admission:
             QueueFull: see `check_images`.
         """
         self.check_images(count, deadline=deadline)
-        self._images += count
+        self._limits.images.add(self._model, count)
         try:
             yield
         finally:
-            self._images -= count
+            self._limits.images.add(self._model, -count)
 
     def check_images(self, count: int, *, deadline: float = math.inf) -> None:
         """Check that `count` more images could be admitted and completed before the deadline.
@@ -130,33 +183,24 @@ class Admission:
             QueueFull: they could not. Its `retry_after` follows from the measured rate.
         """
         rate = self._rate.per_second()
-        if self._images + count > self._max_images:
+        used, free = self._limits.images.used[self._model], self._limits.images.free(self._model)
+        if count > free:
             raise QueueFull(
-                f"{self._images} images are in progress and the limit is {self._max_images}: "
+                f"{used} images for {self._model} are in progress and the limit is {used + free}: "
                 "send them again after the seconds in Retry-After",
-                self._images / (rate or 1.0),
+                used / (rate or 1.0),
             )
         # Only where other images wait: a request that is alone is tried at any rate.
-        if self._images and rate:
-            seconds = _SAFETY * (self._images + count) / rate
+        if used and rate:
+            seconds = _SAFETY * (used + count) / rate
             late = time.monotonic() + seconds - deadline
             if late > 0:
                 raise QueueFull(
-                    f"{self._images} images are in progress, which takes {seconds:.1f} s, longer than the deadline of "
-                    "this request allows: send it again after the seconds in Retry-After",
+                    f"{used} images for {self._model} are in progress, which takes {seconds:.1f} s, longer than the "
+                    "deadline of this request allows: send it again after the seconds in Retry-After",
                     late,
                 )
 
     def completed(self, images: int, *, since: float) -> None:
         """Count the images of a batch that has just ended. See `CompletionRate.add`."""
         self._rate.add(images, since)
-
-    def hold_bytes(self, count: int) -> None:
-        """Count bytes of a request body that are now in memory; a negative count when they are released.
-
-        Raises:
-            TooManyUploads: all bodies together have more bytes than the limit. The bytes are counted nevertheless.
-        """
-        self._held_bytes += count
-        if count > 0 and self._held_bytes > self._max_held_bytes:
-            raise TooManyUploads("the uploads in progress fill the memory for request bodies: send this one again")

@@ -45,16 +45,18 @@ class Batcher:
     what is in the queue then. There is no timer.
 
     Args:
+        model: name of the model.
         classify: N images, each uint8[V, S, S, 3], to N predictions. Called in `engine_thread` only.
-        engine_thread: an executor with one thread.
+        engine_thread: an executor with one thread, which `stop` releases.
         max_batch: largest number of views in one call of `classify`. An image with more views has a call to itself.
         stall_timeout: seconds that one call may take before `check` reports the engine as not alive.
-        admission: counts completed images.
+        admission: of the model. It counts completed images.
         telemetry: records batch sizes.
     """
 
     def __init__(
         self,
+        model: str,
         classify: Callable[[Sequence[NDArray[np.uint8]]], Sequence[Prediction]],
         engine_thread: ThreadPoolExecutor,
         *,
@@ -63,6 +65,7 @@ class Batcher:
         admission: Admission,
         telemetry: Telemetry,
     ) -> None:
+        self._model = model
         self._classify = classify
         self._engine_thread = engine_thread
         self._max_batch = max_batch
@@ -111,9 +114,10 @@ class Batcher:
             raise NotAlive(f"a forward pass has run for more than {self._stall_timeout:g} s: restart the service")
 
     async def stop(self) -> None:
-        """End the task. Images that are still queued get no answer, so the server drains before."""
+        """End the task and release the thread. Images that are still queued get no result: drain before."""
         self._task.cancel()
         await asyncio.wait([self._task])
+        self._engine_thread.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -123,7 +127,7 @@ class Batcher:
             if not batch:
                 continue
             began = self._batch_began = time.monotonic()
-            self._telemetry.batch(sum(len(item.pixels) for item in batch))
+            self._telemetry.batch(self._model, sum(len(item.pixels) for item in batch))
             try:
                 images = [item.pixels for item in batch]
                 predictions = await loop.run_in_executor(self._engine_thread, self._classify, images)

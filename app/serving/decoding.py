@@ -1,7 +1,8 @@
-"""Where an image is decoded: small ones in the event loop, others in a few threads that all requests share fairly."""
+"""Where an image is decoded: small ones in the event loop, others in threads that all models and requests share."""
 
 import asyncio
 import heapq
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,9 +25,11 @@ class Flow:
     """The jobs of one request, for the fair queue.
 
     Attributes:
-        finish: virtual time at which its last job ends.
+        model: name of the model that the request is for.
+        finish: virtual time of the model's jobs at which the last job of the request ends.
     """
 
+    model: str
     finish: float = 0.0
 
 
@@ -39,13 +42,29 @@ class _Job:
     future: asyncio.Future[Any] = field(compare=False)
 
 
+@dataclass(slots=True)
+class _ModelJobs:
+    """The jobs of one model that wait.
+
+    Attributes:
+        waiting: a heap.
+        virtual_time: of the jobs of this model: `finish` of the one that started last.
+        begin: virtual time of the decoder at which the next job of this model begins.
+    """
+
+    waiting: list[_Job] = field(default_factory=list)
+    virtual_time: float = 0.0
+    begin: float = 0.0
+
+
 class Decoder:
     """Runs decoding jobs in threads, with a limit on the memory of all jobs that run at once.
 
     Waiting jobs are ordered by self-clocked fair queueing (Golestani 1994, "A self-clocked fair queueing scheme for
     broadband applications"): a job's virtual finish time is its size, in bytes of memory, after the later of the job
     that started last and the previous job of its request. So a small image passes large ones that came before it, a
-    request with many images does not hold up the others, and no job waits for ever.
+    request with many images does not hold up the others, and no job waits for ever. The models share the threads in
+    the same way, so that many requests for one model do not hold up those for another.
 
     It belongs to the event loop's thread.
 
@@ -60,7 +79,7 @@ class Decoder:
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
         self._executor: ThreadPoolExecutor = compute_threads(threads, "decode")
-        self._waiting: list[_Job] = []
+        self._models: defaultdict[str, _ModelJobs] = defaultdict(_ModelJobs)
         self._number = 0
         self._virtual_time = 0.0
         self._running = 0
@@ -68,9 +87,10 @@ class Decoder:
 
     def stop(self) -> None:
         """Release the threads. Jobs that wait are cancelled."""
-        for job in self._waiting:
-            job.future.cancel()
-        self._waiting.clear()
+        for jobs in self._models.values():
+            for job in jobs.waiting:
+                job.future.cancel()
+        self._models.clear()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def preprocess(self, data: bytes, spec: InputSpec, views: int, flow: Flow) -> PreprocessedImage:
@@ -99,27 +119,37 @@ class Decoder:
         Raises:
             Exception: whatever the function raised.
         """
-        flow.finish = max(self._virtual_time, flow.finish) + size
+        jobs = self._models[flow.model]
+        if not jobs.waiting:
+            jobs.begin = max(self._virtual_time, jobs.begin)
+        flow.finish = max(jobs.virtual_time, flow.finish) + size
         self._number += 1
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, _Job(flow.finish, self._number, size, function, future))
+        heapq.heappush(jobs.waiting, _Job(flow.finish, self._number, size, function, future))
         self._start_jobs()
         return await future
 
     def _start_jobs(self) -> None:
-        while self._waiting and self._running < self._threads:
-            job = self._waiting[0]
-            if job.future.done():  # its request was cancelled
-                heapq.heappop(self._waiting)
-                continue
+        while self._running < self._threads and (jobs := self._next_model()):
+            job = jobs.waiting[0]
             if self._running and self._running_bytes + job.size > self._max_bytes:
                 return
-            heapq.heappop(self._waiting)
-            self._virtual_time = job.finish
+            heapq.heappop(jobs.waiting)
+            jobs.virtual_time = job.finish
+            jobs.begin += job.size
+            self._virtual_time = max(self._virtual_time, jobs.begin)
             self._running += 1
             self._running_bytes += job.size
             running = asyncio.get_running_loop().run_in_executor(self._executor, job.function)
             running.add_done_callback(partial(self._finish, job))
+
+    def _next_model(self) -> _ModelJobs | None:
+        """The jobs of the model whose turn it is; None if no job waits."""
+        for jobs in self._models.values():
+            while jobs.waiting and jobs.waiting[0].future.done():  # its request was cancelled
+                heapq.heappop(jobs.waiting)
+        waiting = (jobs for jobs in self._models.values() if jobs.waiting)
+        return min(waiting, key=lambda jobs: jobs.begin + jobs.waiting[0].size, default=None)
 
     def _finish(self, job: _Job, running: asyncio.Future[Any]) -> None:
         self._running -= 1

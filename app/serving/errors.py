@@ -1,10 +1,11 @@
 """Errors of the serving layer. app/http/problems.py maps each to a response.
 
 ServingError
+├── UnknownModel        no model has the name that the request gives
 ├── QueueFull           no room for more images, or none before the request's deadline
 ├── TooManyUploads      no room for another request body
-├── NotReady            the model is loading, failed to load, or the service is draining
-└── NotAlive            the engine does not work any more
+├── NotReady            a model is loading or failed to load, or the service is draining
+└── NotAlive            an engine does not work any more
 """
 
 
@@ -12,14 +13,20 @@ class ServingError(Exception):
     """Base class. The message says what the client should do.
 
     Attributes:
-        retry_after: seconds after which a retry makes sense.
+        retry_after: seconds after which a retry makes sense; None if it makes none.
     """
 
-    retry_after: float
+    retry_after: float | None = None
+
+
+class UnknownModel(ServingError):
+    """No model has this name."""
 
 
 class QueueFull(ServingError):
     """There is no room for more images, or they could not be completed before their deadline."""
+
+    retry_after: float
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
@@ -33,12 +40,12 @@ class TooManyUploads(ServingError):
 
 
 class NotReady(ServingError):
-    """The model is loading, failed to load, or the service is draining."""
+    """A model is loading or failed to load, or the service is draining."""
 
     retry_after = 1.0
 
 
 class NotAlive(ServingError):
-    """The engine does not work any more."""
+    """An engine does not work any more."""
 
     retry_after = 5.0

@@ -3,38 +3,59 @@
 import asyncio
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.serving.admission import Admission
 from app.serving.batching import Batched, Batcher
 from app.serving.decoding import Decoder, Flow
+from app.serving.errors import NotAlive, NotReady, UnknownModel
 from app.serving.images import ClassifiedImage, Upload
 from model import Classifier, ImageError, ModelCard
+
+ModelState = Literal["loading", "ready", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A classifier with its queue. It never changes, so a request keeps the one that it began with.
 
-    The calling route holds room for the images: see `Admission.images`.
+    The calling route holds room for the images: `model.admission.images`.
 
     Attributes:
         classifier: loaded and self-tested.
-        batcher: owns its queue.
+        batcher: owns its queue and its engine's thread.
+        admission: of all models with this name.
         decoder: shared by all models.
     """
 
     classifier: Classifier
     batcher: Batcher
+    admission: Admission
     decoder: Decoder
 
     @property
     def card(self) -> ModelCard:
         """The card of the weights."""
         return self.classifier.card
+
+    @property
+    def name(self) -> str:
+        """The name on the card."""
+        return self.classifier.card.name
+
+    def check_alive(self) -> None:
+        """Raises:
+        NotAlive: the engine does not work.
+        """
+        try:
+            self.batcher.check()
+        except NotAlive as error:
+            raise NotAlive(f"the engine of {self.name} does not work any more: {error}") from error
 
     async def classify(
         self, uploads: Sequence[Upload], views: int, *, deadline: float = math.inf
@@ -53,7 +74,7 @@ class LoadedModel:
             NotAlive: the engine does not work.
             Exception: whatever the classifier raised for one of them. The others leave the queue.
         """
-        flow = Flow()
+        flow = Flow(self.name)
         if len(uploads) == 1:  # the common case, without a task of its own
             return [await self._classify(uploads[0].data, views, deadline, flow)]
         try:
@@ -97,19 +118,73 @@ class LoadedModel:
 
 
 class Registry:
-    """The models of the process by name. The first one added is the default."""
+    """The models of the process by name. The first name is the default.
 
-    def __init__(self) -> None:
-        self._models: dict[str, LoadedModel] = {}
+    Args:
+        names: of the models that are going to be loaded.
+    """
 
-    def add(self, model: LoadedModel) -> None:
-        """Serve a model under the name of its card, in the place of one that has this name already."""
-        self._models[model.card.name] = model
-
-    def __iter__(self) -> Iterator[LoadedModel]:
-        return iter(self._models.values())
+    def __init__(self, names: Iterable[str]) -> None:
+        self._models: dict[str, LoadedModel | None] = dict.fromkeys(names)
+        self._failures: dict[str, str] = {}
 
     @property
-    def default(self) -> LoadedModel | None:
-        """The model for requests that name none; None while no model is loaded."""
-        return next(iter(self), None)
+    def names(self) -> tuple[str, ...]:
+        """All names, of models that are not loaded too."""
+        return tuple(self._models)
+
+    def __iter__(self) -> Iterator[LoadedModel]:
+        """The models that are loaded."""
+        return iter([model for model in self._models.values() if model])
+
+    def put(self, model: LoadedModel) -> None:
+        """Serve a model under its name, in the place of the one that has this name already."""
+        self._models[model.name] = model
+
+    def fail(self, name: str, reason: str) -> None:
+        """Note that a model cannot be loaded or does not work any more."""
+        self._failures[name] = reason
+
+    def get(self, name: str | None = None) -> LoadedModel:
+        """The model with this name, or the default.
+
+        Raises:
+            UnknownModel: there is none.
+            NotReady: it is not loaded.
+            NotAlive: its engine does not work any more.
+        """
+        if name is None:
+            name = self.names[0]
+        if name not in self._models:
+            raise UnknownModel(f"there is no model {name!r}: choose one of {', '.join(self._models)}")
+        model = self._models[name]
+        failure = self._failures.get(name)
+        if model is None:
+            raise NotReady(failure or f"the model {name} is loading: send the request again in a second")
+        if failure:
+            raise NotAlive(failure)
+        return model
+
+    def state(self, name: str) -> ModelState:
+        """Whether the model with this name may be used."""
+        if name in self._failures:
+            return "failed"
+        return "ready" if self._models[name] else "loading"
+
+    def check_alive(self) -> None:
+        """Raises:
+        NotAlive: a model cannot be loaded, or its engine does not work.
+        """
+        for failure in self._failures.values():
+            raise NotAlive(failure)
+        for model in self:
+            model.check_alive()
+
+    def check_ready(self) -> None:
+        """Raises:
+        NotReady: a model is not loaded.
+        NotAlive: a model cannot be loaded, or its engine does not work.
+        """
+        self.check_alive()
+        if loading := [name for name, model in self._models.items() if model is None]:
+            raise NotReady(f"still loading: {', '.join(loading)}")

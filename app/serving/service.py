@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
-from app.serving.admission import Admission
+from app.serving.admission import Admission, Limits
 from app.serving.batching import Batcher
 from app.serving.decoding import Decoder
 from app.serving.errors import NotAlive, NotReady
@@ -13,160 +13,168 @@ from app.serving.models import LoadedModel, Registry
 from app.serving.threads import compute_threads
 from app.settings import Settings
 from app.telemetry.metrics import Telemetry
-from model import Classifier, ModelError
+from model import BundleError, Classifier, ModelError
 
 logger = logging.getLogger("tenfold")
 
-# Seconds between two checks of the engine.
+# Seconds between two checks of the engines.
 _CHECK_INTERVAL = 0.5
 
 State = Literal["loading", "ready", "draining", "failed"]
 
+Load = Callable[[], Classifier]
+"""Returns the classifier of a model, loaded and self-tested. Called in the thread of its engine."""
+
 
 class Service:
-    """Loads the model in the background, so that probes get responses meanwhile, and watches its engine.
+    """Loads the models in the background, so that probes get responses meanwhile, and watches their engines.
 
     Its methods belong to the event loop's thread.
 
     Args:
         settings: limits and sizes.
-        load: returns the classifier, loaded and self-tested. Called in the engine's thread.
-        on_failure: called when `load` fails or the engine stops working. Only a new process helps then.
+        models: name to load function, in order. The first model is the default.
+        on_failure: called when a model cannot be loaded or an engine stops working. Only a new process helps then.
 
     Attributes:
-        admission: the limits over all requests.
+        limits: over all requests and models.
         decoder: the threads that decode.
         models: what is loaded.
         state: what /readyz and /livez report.
         telemetry: the metrics.
     """
 
-    def __init__(self, settings: Settings, load: Callable[[], Classifier], on_failure: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, models: Mapping[str, Load], on_failure: Callable[[], None]) -> None:
         self.settings = settings
-        self.admission = Admission(
-            max_images=settings.queue_size, max_uploads=settings.max_uploads, max_held_bytes=settings.max_held_bytes
+        self.limits = Limits(
+            models,
+            max_images=settings.queue_size,
+            max_uploads=settings.max_uploads,
+            max_held_bytes=settings.max_held_bytes,
         )
         self.decoder = Decoder(
             threads=settings.decode_threads, max_bytes=settings.max_decode_bytes, max_pixels=settings.max_pixels
         )
-        self.models = Registry()
+        self.models = Registry(models)
         self.state: State = "loading"
-        self.telemetry = Telemetry(
-            images=lambda: self.admission.images_in_progress, uploads=lambda: self.admission.uploads_in_progress
-        )
-        self._load = load
+        self.telemetry = Telemetry(images=lambda: self.limits.images.used, uploads=lambda: self.limits.uploads.used)
+        self._load = dict(models)
+        self._admission = {name: Admission(name, self.limits) for name in models}
         self._on_failure = on_failure
-        self._reason = "the model is loading: send the request again in a second"
-        self._engine_thread = compute_threads(1, "engine")
 
     async def start(self) -> None:
-        """Begin to load, and then to watch the engine."""
-        self._life = asyncio.create_task(self._load_and_watch(), name="life")
+        """Begin to load the models, and to watch their engines."""
+        self._tasks = [
+            asyncio.create_task(self._load_all(), name="load"),
+            asyncio.create_task(self._watch(), name="watch"),
+        ]
 
     async def stop(self) -> None:
         """Release the threads. The server has finished every request before."""
-        self._life.cancel()
-        await asyncio.wait([self._life])
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
         for model in self.models:
             await model.batcher.stop()
         self.decoder.stop()
-        self._engine_thread.shutdown(wait=False, cancel_futures=True)
 
     def drain(self) -> None:
         """Report "not ready" from now on, and continue to answer requests. Not for signal handlers."""
         if self.state != "failed":
-            self._enter("draining", "the service is shutting down: send requests elsewhere")
+            self._enter("draining")
 
     @property
     def closing(self) -> bool:
         """Whether connections should be closed after their response."""
         return self.state in ("draining", "failed")
 
-    @property
-    def model(self) -> LoadedModel:
-        """The default model.
-
-        Raises:
-            NotReady: it is not loaded.
-            NotAlive: it was loaded, and its engine does not work any more.
-        """
-        model = self.models.default
-        if model is None:
-            raise NotReady(self._reason)
-        if self.state == "failed":
-            raise NotAlive(self._reason)
-        return model
-
-    def check_alive(self) -> None:
-        """Raises:
-        NotAlive: loading failed, or an engine does not work.
-        """
-        if self.state == "failed":
-            raise NotAlive(self._reason)
-        for model in self.models:
-            model.batcher.check()
-
     def check_ready(self) -> None:
         """Raises:
-        NotReady: loading, failed or draining.
-        NotAlive: an engine does not work.
+        NotReady: a model is loading, or the service is draining.
+        NotAlive: a model cannot be loaded, or its engine does not work.
         """
-        if self.state != "ready":
-            raise NotReady(self._reason)
-        self.check_alive()
+        self.models.check_ready()
+        if self.state == "draining":
+            raise NotReady("the service is shutting down: send requests elsewhere")
 
-    async def _load_and_watch(self) -> None:
+    async def load_model(self, name: str, load: Load) -> LoadedModel:
+        """Load a model and start its engine's thread and its queue. It gets no requests yet.
+
+        Args:
+            name: that its card must have.
+            load: called in the thread.
+
+        Raises:
+            BundleError: the card has another name.
+            Exception: whatever `load` raised.
+        """
+        engine_thread = compute_threads(1, f"engine-{name}")
         try:
-            model = await self._loaded()
-        except ModelError as error:
-            logger.error("the model cannot be loaded: %s", error)
-            self._fail("the model could not be loaded: see the log of the service")
-        except Exception:
-            logger.exception("the model cannot be loaded")
-            self._fail("the model could not be loaded: see the log of the service")
-        else:
-            await self._watch(model)
+            classifier = await asyncio.get_running_loop().run_in_executor(engine_thread, load)
+            card, engine = classifier.card, classifier.engine
+            if card.name != name:
+                raise BundleError(f"the name on the card is {card.name} now: restart the service")
+            admission = self._admission[name]
+            batcher = Batcher(
+                name,
+                classifier.classify,
+                engine_thread,
+                max_batch=self.settings.max_batch or engine.preferred_batch,
+                stall_timeout=self.settings.stall_timeout,
+                admission=admission,
+                telemetry=self.telemetry,
+            )
+        except BaseException:
+            engine_thread.shutdown(wait=False, cancel_futures=True)
+            raise
+        return LoadedModel(classifier, batcher, admission, self.decoder)
 
-    async def _loaded(self) -> LoadedModel:
-        """Load the model and serve it."""
-        classifier = await asyncio.get_running_loop().run_in_executor(self._engine_thread, self._load)
-        card, engine = classifier.card, classifier.engine
-        batcher = Batcher(
-            classifier.classify,
-            self._engine_thread,
-            max_batch=self.settings.max_batch or engine.preferred_batch,
-            stall_timeout=self.settings.stall_timeout,
-            admission=self.admission,
-            telemetry=self.telemetry,
-        )
-        model = LoadedModel(classifier, batcher, self.decoder)
-        self.models.add(model)
+    async def _load_all(self) -> None:
+        """Load one model after the other, because each uses all CPUs to load, and serve it."""
+        for name, load in self._load.items():
+            try:
+                model = await self.load_model(name, load)
+            except ModelError as error:
+                logger.error("the model %s cannot be loaded: %s", name, error)
+            except Exception:
+                logger.exception("the model %s cannot be loaded", name)
+            else:
+                self._serve(model)
+                continue
+            self._fail(name, f"the model {name} could not be loaded: see the log of the service")
+            return
+        if self.state == "loading":
+            self._enter("ready")
+
+    def _serve(self, model: LoadedModel) -> None:
+        card, engine = model.card, model.classifier.engine
+        self.models.put(model)
         logger.info("serving %s on %s (%s, %s)", card.name, engine.name, engine.device, engine.precision)
         self.telemetry.model(
-            name=card.name, version=card.version, engine=engine.name, device=engine.device, precision=engine.precision
+            model=card.name, version=card.version, engine=engine.name, device=engine.device, precision=engine.precision
         )
-        if self.state == "loading":
-            self._enter("ready", "")
-        return model
 
-    async def _watch(self, model: LoadedModel) -> None:
-        """Check the engine until it does not work any more."""
+    async def _watch(self) -> None:
+        """Check the engines until one does not work any more."""
         while True:
             await asyncio.sleep(_CHECK_INTERVAL)
             try:
                 self.telemetry.sample_gauges()
-                model.batcher.check()
-            except NotAlive as error:
-                logger.critical("the engine does not work any more: %s", error)
-                self._fail(str(error))
-                return
+                for model in self.models:
+                    try:
+                        model.check_alive()
+                    except NotAlive as error:
+                        logger.critical("%s", error)
+                        self._fail(model.name, str(error))
+                        return
             except Exception:
                 logger.exception("the metrics cannot be sampled")
 
-    def _fail(self, reason: str) -> None:
-        self._enter("failed", reason)
+    def _fail(self, name: str, reason: str) -> None:
+        self.models.fail(name, reason)
+        self._enter("failed")
         self._on_failure()
 
-    def _enter(self, state: State, reason: str) -> None:
-        self.state, self._reason = state, reason
+    def _enter(self, state: State) -> None:
+        self.state = state
         self.telemetry.ready(state == "ready")

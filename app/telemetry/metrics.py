@@ -1,7 +1,7 @@
 """Metrics in Prometheus's format."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -30,46 +30,58 @@ def mark_worker_dead(pid: int, folder: str) -> None:
 
 
 class Telemetry:
-    """The metrics of one application.
+    """The metrics of one application. Values of the label `model` are names of models, never input of a client.
 
     With `SHARED_FOLDER` in the environment each process writes its metrics there, and each reports the sum.
 
     Args:
-        images: returns how many images are being decoded, waiting or in a batch.
-        uploads: returns of how many requests the body is being read.
+        images: returns, by model, how many images are being decoded, waiting or in a batch.
+        uploads: returns, by model, of how many requests the body is being read.
     """
 
-    def __init__(self, images: Callable[[], int] = lambda: 0, uploads: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        images: Callable[[], Mapping[str, int]] = dict,
+        uploads: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
         self._in_progress = (images, uploads)
         self.registry = CollectorRegistry()
         self._requests = Counter(
-            "tenfold_requests", "Requests by route and status.", ("route", "status"), registry=self.registry
+            "tenfold_requests",
+            "Requests by route, status and model.",
+            ("route", "status", "model"),
+            registry=self.registry,
         )
         self._request_seconds = Histogram(
             "tenfold_request_seconds",
             "Seconds from a request's first byte to its response.",
-            ("route",),
+            ("route", "model"),
             buckets=_SECONDS,
             registry=self.registry,
         )
         self._rejections = Counter(
-            "tenfold_rejections", "Requests refused, by problem type.", ("reason",), registry=self.registry
+            "tenfold_rejections",
+            "Requests refused, by problem type and model.",
+            ("reason", "model"),
+            registry=self.registry,
         )
         self._pictures = Counter(
             "tenfold_pictures",
             "Images by outcome: answered, or the problem type.",
-            ("outcome",),
+            ("outcome", "model"),
             registry=self.registry,
         )
         self._images_in_progress = Gauge(
             "tenfold_pictures_under_way",
             "Images being decoded, waiting or in a batch.",
+            ("model",),
             registry=self.registry,
             multiprocess_mode="livesum",
         )
         self._uploads_in_progress = Gauge(
             "tenfold_uploads_under_way",
             "Requests whose body is being read.",
+            ("model",),
             registry=self.registry,
             multiprocess_mode="livesum",
         )
@@ -81,16 +93,16 @@ class Telemetry:
         )
         self._model = Gauge(
             "tenfold_model_info",
-            "The model and its engine; the value is 1.",
-            ("name", "version", "engine", "device", "precision"),
+            "A model and its engine; the value is 1.",
+            ("model", "version", "engine", "device", "precision"),
             registry=self.registry,
             multiprocess_mode="livemax",
         )
         self._batch_views = Histogram(
-            "tenfold_batch_views", "Views in a forward pass.", buckets=_VIEWS, registry=self.registry
+            "tenfold_batch_views", "Views in a forward pass.", ("model",), buckets=_VIEWS, registry=self.registry
         )
         self._stages = {
-            name: Histogram(f"tenfold_{name}_seconds", about, buckets=_SECONDS, registry=self.registry)
+            name: Histogram(f"tenfold_{name}_seconds", about, ("model",), buckets=_SECONDS, registry=self.registry)
             for name, about in (
                 ("decode", "Seconds to decode and preprocess an image, including its wait for a thread."),
                 ("queue", "Seconds that an image waits for its batch."),
@@ -98,15 +110,18 @@ class Telemetry:
             )
         }
         self._predictions = Counter(
-            "tenfold_predictions", "Images by their most probable class.", ("label",), registry=self.registry
+            "tenfold_predictions", "Images by their most probable class.", ("label", "model"), registry=self.registry
         )
         self._confidence = Histogram(
             "tenfold_confidence",
             "Probability of the most probable class.",
+            ("model",),
             buckets=_PROBABILITIES,
             registry=self.registry,
         )
-        self._accepted = Counter("tenfold_accepted", "Images accepted as one of the classes.", registry=self.registry)
+        self._accepted = Counter(
+            "tenfold_accepted", "Images accepted as one of the classes.", ("model",), registry=self.registry
+        )
         if SHARED_FOLDER not in os.environ:
             ProcessCollector(registry=self.registry)
 
@@ -119,30 +134,40 @@ class Telemetry:
         MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
         return generate_latest(shared)
 
-    def request(self, *, route: str, status: int, seconds: float, rejected: str | None) -> None:
+    def request(self, *, route: str, status: int, model: str, seconds: float, rejected: str | None) -> None:
         """Count a request that got a response or whose client disconnected.
 
         Args:
             route: the route's path as declared, or "other" if there is no such route.
             status: of the response, or 499 if the client disconnected before.
+            model: name of the model that it is for; empty if it is for none.
             seconds: since the request's first byte.
             rejected: slug of the problem for which it was refused, if it was.
         """
-        self._requests.labels(route, str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        self._requests.labels(route, str(status), model).inc()
+        self._request_seconds.labels(route, model).observe(seconds)
         if rejected:
-            self._rejections.labels(rejected).inc()
+            self._rejections.labels(rejected, model).inc()
 
-    def image_rejected(self, problem: str) -> None:
+    def image_rejected(self, model: str, problem: str) -> None:
         """Count an image that could not be classified, by the problem's slug."""
-        self._pictures.labels(problem).inc()
+        self._pictures.labels(problem, model).inc()
 
     def image_classified(
-        self, *, label: str, confidence: float, accepted: bool, decode: float, queue: float, inference: float
+        self,
+        model: str,
+        *,
+        label: str,
+        confidence: float,
+        accepted: bool,
+        decode: float,
+        queue: float,
+        inference: float,
     ) -> None:
         """Count a classified image.
 
         Args:
+            model: name of the model.
             label: its most probable class.
             confidence: probability of that class.
             accepted: whether it is accepted as one of the classes.
@@ -150,16 +175,16 @@ class Telemetry:
             queue: seconds that it waited for its batch.
             inference: seconds of its batch.
         """
-        self._pictures.labels("answered").inc()
-        self._predictions.labels(label).inc()
-        self._confidence.observe(confidence)
-        self._accepted.inc(accepted)
+        self._pictures.labels("answered", model).inc()
+        self._predictions.labels(label, model).inc()
+        self._confidence.labels(model).observe(confidence)
+        self._accepted.labels(model).inc(accepted)
         for name, seconds in (("decode", decode), ("queue", queue), ("inference", inference)):
-            self._stages[name].observe(seconds)
+            self._stages[name].labels(model).observe(seconds)
 
-    def batch(self, views: int) -> None:
+    def batch(self, model: str, views: int) -> None:
         """Count a forward pass over so many views."""
-        self._batch_views.observe(views)
+        self._batch_views.labels(model).observe(views)
 
     def sample_gauges(self) -> None:
         """Set the gauges of images and uploads in progress.
@@ -167,13 +192,17 @@ class Telemetry:
         Call this regularly, because other processes report them too. To update them at every change would take longer
         than all the histograms.
         """
-        for gauge, count in zip((self._images_in_progress, self._uploads_in_progress), self._in_progress, strict=True):
-            gauge.set(count())
+        gauges = (self._images_in_progress, self._uploads_in_progress)
+        for gauge, counts in zip(gauges, self._in_progress, strict=True):
+            for model, count in counts().items():
+                gauge.labels(model).set(count)
 
     def ready(self, ready: bool) -> None:
         """Set whether /readyz is 200."""
         self._ready.set(ready)
 
-    def model(self, *, name: str, version: str, engine: str, device: str, precision: str) -> None:
-        """Set the model and its engine."""
-        self._model.labels(name, version, engine, device, precision).set(1)
+    def model(self, *, model: str, version: str, engine: str, device: str, precision: str) -> None:
+        """Set a model and its engine, and begin to report the metrics that have no other label at zero."""
+        self._model.labels(model, version, engine, device, precision).set(1)
+        for metric in (self._batch_views, *self._stages.values(), self._confidence, self._accepted):
+            metric.labels(model)

@@ -19,7 +19,7 @@ from app.process.server import Server, config_of, serve
 from app.process.workers import supervise
 from app.settings import Settings
 from app.telemetry.logs import logging_to_stderr
-from tests.app.fakes import FakeEngine, fake_classifier
+from tests.app.fakes import CARD, FakeEngine, fake_classifier
 
 
 class Interrupting(float):
@@ -33,14 +33,14 @@ class Interrupting(float):
 
 async def serve_and_interrupt(settings: Settings) -> None:
     """Serve, and receive SIGTERM while the event loop updates a metric, that is, while it holds the metric's lock."""
-    app = create_app(settings, load=lambda: fake_classifier(FakeEngine()))
+    app = create_app(settings, load={CARD.name: lambda: fake_classifier(FakeEngine())})
     server = Server(config_of(settings, app), app.state.service, settings.drain_delay)
 
     async def interrupt() -> None:
         while not server.started:
             await asyncio.sleep(0.01)
         app.state.service.telemetry.image_classified(
-            label="cat", confidence=Interrupting(0.5), accepted=True, decode=0.0, queue=0.0, inference=0.0
+            CARD.name, label="cat", confidence=Interrupting(0.5), accepted=True, decode=0.0, queue=0.0, inference=0.0
         )
 
     async with asyncio.TaskGroup() as tasks:
@@ -55,12 +55,13 @@ def serve_fake_engine(settings: Settings, mode: str, *descriptors: str) -> int:
         engine.block()
     elif mode == "fails":
         engine.failure = RuntimeError("CUDA on fire")
+    load = {CARD.name: lambda: fake_classifier(engine)}
     if descriptors:
         listening = socket.socket(fileno=int(descriptors[0]))
-        return serve(settings, load=lambda: fake_classifier(engine), listening=listening, control=sys.stdin.fileno())
+        return serve(settings, load=load, listening=listening, control=sys.stdin.fileno())
     if settings.workers > 1:
         return supervise(settings, command=(sys.executable, "-m", "tests.app.fake_service", mode))
-    return serve(settings, load=lambda: fake_classifier(engine))
+    return serve(settings, load=load)
 
 
 def main(mode: str, *descriptors: str) -> int:

@@ -141,9 +141,9 @@ class FakeEngine:
         return sum(self.batches)
 
 
-def fake_classifier(engine: FakeEngine) -> Classifier:
-    """The card above with this engine."""
-    return Classifier(CARD, engine)
+def fake_classifier(engine: FakeEngine, name: str = CARD.name) -> Classifier:
+    """The card above, under a name, with this engine."""
+    return Classifier(CARD.model_copy(update={"name": name}), engine)
 
 
 def random_pixels(seed: int, side: int = 32) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ from app.process.server import Server, config_of
 from app.serving.service import Service
 from app.settings import Settings
 from model import Classifier
-from tests.app.fakes import FakeEngine, fake_classifier, image_file
+from tests.app.fakes import CARD, FakeEngine, fake_classifier, image_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,7 +75,11 @@ class Running:
 
     def wait_admitted(self, count: int) -> None:
         """Wait until `count` images are in progress."""
-        eventually(lambda: self.service.admission.images_in_progress == count, f"{count} images in progress")
+        eventually(lambda: sum(self.service.limits.images.used.values()) == count, f"{count} images in progress")
+
+    def wait_uploads(self, count: int) -> None:
+        """Wait until the bodies of `count` requests are being read."""
+        eventually(lambda: sum(self.service.limits.uploads.used.values()) == count, f"{count} uploads in progress")
 
 
 class Pending:
@@ -136,6 +140,8 @@ def serving(
     engine: FakeEngine | None = None,
     *,
     load: Callable[[], Classifier] | None = None,
+    name: str = CARD.name,
+    others: Mapping[str, Callable[[], Classifier]] | None = None,
     on_failure: Callable[[], None] = lambda: None,
     wait_ready: bool = True,
     **settings: Any,
@@ -144,14 +150,17 @@ def serving(
 
     Args:
         engine: that runs the images; a fresh one if not given.
-        load: gives the classifier, if it is not the fake one with `engine`.
+        load: gives the classifier of the default model, if it is not the fake one with `engine`.
+        name: of the default model.
+        others: name to load function of the other models.
         on_failure: see create_app.
         wait_ready: whether to wait for /readyz.
         settings: those that differ from the defaults.
     """
     engine = engine or FakeEngine()
     chosen = Settings(**{"port": 0, "drain_delay": 0.0, "drain_timeout": 5, **settings})
-    app = create_app(chosen, load=load or (lambda: fake_classifier(engine)), on_failure=on_failure)
+    models = {name: load or (lambda: fake_classifier(engine)), **(others or {})}
+    app = create_app(chosen, load=models, on_failure=on_failure)
     server = Server(config_of(chosen, app), app.state.service, chosen.drain_delay)
     thread = threading.Thread(target=server.run)
     thread.start()

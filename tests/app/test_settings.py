@@ -18,6 +18,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "port": ("9000", 9000),
     "workers": ("2", 2),
     "weights": ("weights/mine", Path("weights/mine")),
+    "models": ("weights/a, b", (Path("weights/a"), Path("b"))),
     "engine": ("torch", "torch"),
     "device": ("cuda", "cuda"),
     "threads": ("3", 3),
@@ -60,7 +61,11 @@ def read_settings(**environment: str) -> dict[str, str]:
 
 def test_every_setting_is_read_from_its_variable() -> None:
     assert set(VALUES) == set(Settings.model_fields), "a setting without a value here"
-    found = read_settings(**{f"TENFOLD_{name.upper()}": text for name, (text, _) in VALUES.items()})
+    variables = {f"TENFOLD_{name.upper()}": text for name, (text, _) in VALUES.items()}
+    models = variables.pop("TENFOLD_MODELS")
+    found = read_settings(**variables)
+    del variables["TENFOLD_WEIGHTS"]  # only one of the two may be set
+    found["models"] = read_settings(**variables, TENFOLD_MODELS=models)["models"]
     assert found == {name: repr(value) for name, (_, value) in VALUES.items()}
     defaults = read_settings(PORT="1", TENFOLD_PORTS="2")  # not names of settings
     assert defaults == {name: repr(field.default) for name, field in Settings.model_fields.items()}
@@ -170,3 +175,30 @@ def test_every_setting_is_described() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert re.fullmatch(r"[A-Z`].*\.", field.description), f"{name} is described by a sentence"
+
+
+def test_the_bundles_are_those_of_models_or_the_one_of_weights() -> None:
+    assert Settings().bundles == (Path("weights/resnet18-cifar10"),)
+    assert Settings.model_validate({"weights": "a"}).bundles == (Path("a"),)
+    assert Settings.model_validate({"models": "a,b"}).bundles == (Path("a"), Path("b"))
+    assert Settings.model_validate({"models": "", "weights": "a"}).bundles == (Path("a"),)
+    with pytest.raises(ValidationError, match="TENFOLD_WEIGHTS and TENFOLD_MODELS are both set"):
+        Settings.model_validate({"models": "a,b", "weights": "a"})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"queue_size": 15, "max_files": 8}, r"TENFOLD_QUEUE_SIZE \(15\) is below twice TENFOLD_MAX_FILES \(16\)"),
+        (
+            {"max_held_bytes": 15, "max_body_bytes": 8},
+            r"TENFOLD_MAX_HELD_BYTES \(15\) is below twice TENFOLD_MAX_BODY_BYTES \(16\)",
+        ),
+    ],
+)
+def test_with_several_models_the_largest_request_must_fit_into_half_of_a_limit(
+    values: dict[str, Any], message: str
+) -> None:
+    assert Settings.model_validate(values)
+    with pytest.raises(ValidationError, match=message):
+        Settings.model_validate({"models": "a,b", **values})

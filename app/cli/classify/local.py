@@ -35,12 +35,13 @@ class LocalClassifier:
 
     def __init__(self, overrides: Mapping[str, Any], top_k: int) -> None:
         try:
-            settings = Settings(**{"weights": default_weights(), **overrides})
+            several = {"models": ()} if "weights" in overrides else default_weights()
+            settings = Settings(**{**several, **overrides})
         except ValidationError as error:
             raise CommandError(error_messages(error)[0]) from error
         try:
             self._classifier: Classifier = load(
-                settings.weights, engine=settings.engine, device=settings.device, threads=settings.threads
+                settings.bundles[0], engine=settings.engine, device=settings.device, threads=settings.threads
             )
         except ModelError as error:
             raise CommandError(str(error)) from error

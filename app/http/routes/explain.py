@@ -14,7 +14,7 @@ from app.http.routes.images import BINARY, ERRORS, check, name_of, openapi, reco
 from app.http.schemas import ExplainedView, Explanation, image_result
 from app.http.upload import read_uploads
 from app.serving.decoding import Flow
-from app.serving.service import Service
+from app.serving.models import LoadedModel
 from model import ImageError, PreprocessedImage, overlay, overlay_memory, png
 
 router = APIRouter(tags=["explain"])
@@ -44,11 +44,11 @@ async def explain(request: Request) -> Response:
     chosen = None if params.label is None else _index(params.label, model.card.labels)
 
     async with checked.deadline as deadline:
-        with service.admission.upload(deadline=deadline.at):
+        with model.admission.upload(deadline=deadline.at):
             uploads = await read_uploads(request, max_files=1)
-        with service.admission.images(1, deadline=deadline.at):
+        with model.admission.images(1, deadline=deadline.at):
             (outcome,) = await model.classify(uploads, checked.views, deadline=deadline.at)
-            record(request, service, [outcome], min_confidence)
+            record(request, checked, [outcome])
             if isinstance(outcome, ImageError):
                 raise outcome
             if outcome.prediction.maps is None:
@@ -60,9 +60,10 @@ async def explain(request: Request) -> Response:
             began = time.monotonic()
             drawn: bytes | list[ExplainedView]
             if params.format == "png":
-                drawn = await _heat_map(service, uploads[0].data, outcome.image, maps)
+                max_pixels = service.settings.max_pixels
+                drawn = await _heat_map(model, uploads[0].data, outcome.image, maps, max_pixels)
             else:
-                drawn = await _views(service, outcome.image, maps)
+                drawn = await _views(model, outcome.image, maps)
 
     request.state.timings["draw"] = (time.monotonic() - began) * 1000
     if isinstance(drawn, bytes):
@@ -88,18 +89,19 @@ def _index(label: str, labels: list[str]) -> int:
         raise UnknownLabel(f"there is no class {label!r}: choose one of {', '.join(labels)}") from error
 
 
-async def _heat_map(service: Service, data: bytes, image: PreprocessedImage, maps: NDArray[np.float32]) -> bytes:
+async def _heat_map(
+    model: LoadedModel, data: bytes, image: PreprocessedImage, maps: NDArray[np.float32], max_pixels: int
+) -> bytes:
     """The image with the maps drawn over it, as a PNG file."""
-    max_pixels = service.settings.max_pixels
     size = overlay_memory(data, max_pixels=max_pixels)
-    return await service.decoder.run(
-        lambda: png(overlay(data, image, maps, max_pixels=max_pixels)), size=size, flow=Flow()
+    return await model.decoder.run(
+        lambda: png(overlay(data, image, maps, max_pixels=max_pixels)), size=size, flow=Flow(model.name)
     )
 
 
-async def _views(service: Service, image: PreprocessedImage, maps: NDArray[np.float32]) -> list[ExplainedView]:
+async def _views(model: LoadedModel, image: PreprocessedImage, maps: NDArray[np.float32]) -> list[ExplainedView]:
     """Each view with its map."""
-    return await service.decoder.run(
+    return await model.decoder.run(
         lambda: [
             ExplainedView(
                 box=(round(left, 3), round(top, 3), round(right, 3), round(bottom, 3)),
@@ -109,5 +111,5 @@ async def _views(service: Service, image: PreprocessedImage, maps: NDArray[np.fl
             for (left, top, right, bottom), pixels, cells in zip(image.boxes, image.pixels, maps, strict=True)
         ],
         size=image.pixels.nbytes,
-        flow=Flow(),
+        flow=Flow(model.name),
     )

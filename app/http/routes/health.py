@@ -14,13 +14,13 @@ router = APIRouter(tags=["health"])
 
 
 async def livez(service: Annotated[Service, Depends(service_of)]) -> Health:
-    """Whether the process and its engine work; where they do not, only a restart helps."""
-    service.check_alive()
+    """Whether the process and its engines work; where they do not, only a restart helps."""
+    service.models.check_alive()
     return Health(status="alive")
 
 
 async def readyz(service: Annotated[Service, Depends(service_of)]) -> Health:
-    """Whether the model is loaded and self-tested and the service is not going down."""
+    """Whether all models are loaded and self-tested and the service is not going down."""
     service.check_ready()
     return Health(status="ready")
 

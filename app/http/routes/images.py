@@ -23,7 +23,7 @@ from app.http.problems import (
 )
 from app.http.schemas import ModelName
 from app.http.upload import FIELD
-from app.serving.errors import NotAlive, NotReady, QueueFull, TooManyUploads
+from app.serving.errors import NotAlive, NotReady, QueueFull, TooManyUploads, UnknownModel
 from app.serving.images import ClassifiedImage
 from app.serving.models import LoadedModel
 from app.serving.service import Service
@@ -34,6 +34,7 @@ BINARY = {"type": "string", "format": "binary"}
 ERRORS: tuple[type[Exception], ...] = (
     BadUpload,
     Unauthorized,
+    UnknownModel,
     UploadTooSlow,
     BodyTooLarge,
     ImageTooLarge,
@@ -93,17 +94,20 @@ class Checked(Generic[P]):
 
 
 def check(request: Request, params: type[P]) -> Checked[P]:
-    """Check the API key and the parameters of a request.
+    """Check the API key and the parameters of a request, and choose its model.
 
     Raises:
         Unauthorized: the key is missing or wrong.
-        NotReady, NotAlive: there is no model that works.
+        UnknownModel: there is no model with this name.
+        NotReady, NotAlive: the model is not loaded or does not work.
         InvalidParameter, InvalidTopK: a parameter is malformed or out of range.
     """
     check_key(request)
     service: Service = request.app.state.service
-    settings, model = service.settings, service.model
+    settings = service.settings
     query = query_of(request, params)
+    model = service.models.get(query.model)
+    request.state.model = model.name
     query.check_top_k(len(model.card.labels))
     return Checked(
         service,
@@ -120,21 +124,21 @@ def name_of(card: ModelCard) -> ModelName:
     return ModelName(name=card.name, version=card.version)
 
 
-def record(
-    request: Request, service: Service, outcomes: Sequence[ClassifiedImage | ImageError], min_confidence: float
-) -> None:
+def record(request: Request, checked: Checked[Any], outcomes: Sequence[ClassifiedImage | ImageError]) -> None:
     """Count every image in the metrics, and note the longest time of each stage for Server-Timing."""
+    telemetry, model = checked.service.telemetry, checked.model.name
     timings = dict.fromkeys(("decode", "queue", "inference"), 0.0)
     for outcome in outcomes:
         if isinstance(outcome, ImageError):
-            service.telemetry.image_rejected(slug_of(outcome))
+            telemetry.image_rejected(model, slug_of(outcome))
             continue
         (first,) = outcome.prediction.top_k(1)
         stages = {"decode": outcome.decode, "queue": outcome.queued, "inference": outcome.inference}
-        service.telemetry.image_classified(
+        telemetry.image_classified(
+            model,
             label=first.label,
             confidence=first.probability,
-            accepted=outcome.prediction.accepted(min_confidence),
+            accepted=outcome.prediction.accepted(checked.min_confidence),
             **stages,
         )
         for stage, seconds in stages.items():

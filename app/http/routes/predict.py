@@ -30,12 +30,12 @@ async def predict(request: Request) -> Response:
     service, model, params, min_confidence = checked.service, checked.model, checked.params, checked.min_confidence
 
     async with checked.deadline as deadline:
-        with service.admission.upload(deadline=deadline.at):
+        with model.admission.upload(deadline=deadline.at):
             uploads = await read_uploads(request, max_files=service.settings.max_files)
-        with service.admission.images(len(uploads), deadline=deadline.at):
+        with model.admission.images(len(uploads), deadline=deadline.at):
             outcomes = await model.classify(uploads, checked.views, deadline=deadline.at)
 
-    record(request, service, outcomes, min_confidence)
+    record(request, checked, outcomes)
     if len(outcomes) == 1 and isinstance(outcomes[0], ImageError):
         raise outcomes[0]
     predictions = Predictions(

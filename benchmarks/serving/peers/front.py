@@ -44,5 +44,6 @@ if __name__ == "__main__":
     limit_kept_memory()
     settings = Settings()
     with logging_to_stderr(settings.log_level, settings.log_format):
-        code = serve(settings, load=lambda: instant_classifier(settings.weights))
+        classifier = instant_classifier(settings.weights)
+        code = serve(settings, load={classifier.card.name: lambda: classifier})
     os._exit(code)  # like python -m app

@@ -2,12 +2,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.app.fakes import image_file
+from tests.app.fakes import CARD, image_file
 from tests.app.http.test_problems import is_a_problem
 from tests.app.running import Running, serving
 
 KEYS = ("first-key", "second-key")
-GUARDED = [("POST", "/predict"), ("POST", "/explain"), ("GET", "/model"), ("GET", "/metrics")]
+GUARDED = [
+    ("POST", "/predict"),
+    ("POST", "/explain"),
+    ("GET", "/models"),
+    ("GET", f"/models/{CARD.name}"),
+    ("GET", "/model"),
+    ("GET", "/metrics"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,5 +79,5 @@ def test_the_headers_of_a_key_are_documented_if_keys_are_set(guarded: Running, r
     schema = guarded.client.get("/openapi.json").json()
     assert set(schema["components"]["securitySchemes"]) == {"HTTPBearer", "APIKeyHeader"}
     assert {path for path, entry in schema["paths"].items() for each in entry.values() if each.get("security")} == {
-        path for _, path in GUARDED
+        path.replace(CARD.name, "{name}") for _, path in GUARDED
     }

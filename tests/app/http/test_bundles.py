@@ -27,7 +27,7 @@ def shipped() -> Path:
 
 
 def test_the_shipped_weights_classify_a_photo_of_a_cat(shipped: Path, cat_jpeg: bytes) -> None:
-    with serving(load=partial(model.load, shipped)) as service:
+    with serving(load=partial(model.load, shipped), name=shipped.name) as service:
         (result,) = service.upload(("chelsea.jpg", cat_jpeg)).json()["results"]
     assert result["top_k"][0]["label"] == "cat"
     assert (result["width"], result["height"]) == (451, 300)
@@ -35,7 +35,7 @@ def test_the_shipped_weights_classify_a_photo_of_a_cat(shipped: Path, cat_jpeg: 
 
 
 def test_the_shipped_weights_classify_the_cat_in_several_views(shipped: Path, cat_jpeg: bytes) -> None:
-    with serving(load=partial(model.load, shipped), views=model.MAX_VIEWS) as service:
+    with serving(load=partial(model.load, shipped), name=shipped.name, views=model.MAX_VIEWS) as service:
         (result,) = service.upload(("chelsea.jpg", cat_jpeg)).json()["results"]
     assert result["views"] == model.MAX_VIEWS
     assert result["top_k"][0]["label"] == "cat"
@@ -59,7 +59,7 @@ def test_the_test_set_over_http_scores_what_the_card_says(shipped: Path, cifar10
         return right, sum(result["accepted"] for result in results)
 
     with (
-        serving(load=partial(model.load, shipped), timeout=120.0) as service,
+        serving(load=partial(model.load, shipped), name=shipped.name, timeout=120.0) as service,
         ThreadPoolExecutor(CONNECTIONS) as threads,
     ):
         card = service.client.get("/model").json()
@@ -79,7 +79,7 @@ def test_a_network_for_larger_images_is_served_with_its_own_transform(
 ) -> None:
     folder: Path = request.getfixturevalue(bundle)
     classifier = model.load(folder)
-    with serving(load=lambda: classifier, timeout=60.0) as service:
+    with serving(load=lambda: classifier, name=classifier.card.name, timeout=60.0) as service:
         card = service.client.get("/model").json()
         response = service.upload(("chelsea.jpg", cat_jpeg), params={"top_k": 10})
     assert (card["input"]["resize"], card["input"]["crop"]) == (256, 224)

@@ -62,4 +62,4 @@ def test_a_request_is_counted_as_its_route(both: tuple[Running, Running]) -> Non
     for service in both:
         service.post(image_file(), headers=HEADERS)
         metrics = service.client.get("/metrics", headers=HEADERS).text
-        assert 'tenfold_requests_total{route="/predict",status="200"}' in metrics
+        assert 'tenfold_requests_total{model="fake-net",route="/predict",status="200"}' in metrics

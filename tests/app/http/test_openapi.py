@@ -68,6 +68,8 @@ def test_the_served_paths_are_the_documented_ones(schema: dict[str, Any]) -> Non
         "/livez": {"200", "503"},
         "/readyz": {"200", "503"},
         "/healthz": {"200", "503"},
+        "/models": {"200", "401"},
+        "/models/{name}": {"200", "401", "404", "503"},
         "/model": {"200", "401", "503"},
         "/metrics": {"200", "401"},
     }
@@ -107,7 +109,7 @@ def test_the_fields_of_an_explanation_are_documented(schema: dict[str, Any]) -> 
 @pytest.mark.parametrize(("path", "more"), [("/predict", set()), ("/explain", {"label", "format"})])
 def test_the_parameters_are_documented_with_their_ranges(schema: dict[str, Any], path: str, more: set[str]) -> None:
     parameters = {entry["name"]: entry for entry in schema["paths"][path]["post"]["parameters"]}
-    assert set(parameters) == {"top_k", "views", "min_confidence", "x-request-timeout"} | more
+    assert set(parameters) == {"model", "top_k", "views", "min_confidence", "x-request-timeout"} | more
     for name, entry in parameters.items():
         assert entry["in"] == ("header" if name == "x-request-timeout" else "query"), name
         assert entry["required"] is False, name

@@ -132,19 +132,19 @@ def a_dead_engine(service: Running) -> httpx.Response:
 def an_upload_too_many(service: Running) -> httpx.Response:
     with service.connect() as connection:
         connection.sendall(begun(service, 1000) + bytes(500))
-        eventually(lambda: b"uploads_under_way 1.0" in service.service.telemetry.exposition(), "the upload has begun")
+        service.wait_uploads(1)
         refused = service.post(image_file())
-    eventually(lambda: b"uploads_under_way 0.0" in service.service.telemetry.exposition(), "the upload has ended")
+    service.wait_uploads(0)
     return refused
 
 
 def a_full_memory(service: Running) -> httpx.Response:
     with service.connect() as connection:
         connection.sendall(begun(service, 1500) + bytes(1400))
-        eventually(lambda: b"uploads_under_way 1.0" in service.service.telemetry.exposition(), "the upload has begun")
+        service.wait_uploads(1)
         time.sleep(0.1)
         refused = service.post(bytes(700))
-    eventually(lambda: b"uploads_under_way 0.0" in service.service.telemetry.exposition(), "the upload has ended")
+    service.wait_uploads(0)
     assert service.post(image_file()).status_code == 200, "the room is released"
     return refused
 
@@ -271,6 +271,8 @@ CASES = [
     Case("top_k of 0", 422, "invalid-top-k", parameter("top_k", "0")),
     Case("top_k below 0", 422, "invalid-top-k", parameter("top_k", "-3")),
     Case("top_k of 11 classes out of 10", 422, "invalid-top-k", parameter("top_k", "11")),
+    Case("a model that is none", 404, "unknown-model", parameter("model", "resnet")),
+    Case("an empty model", 404, "unknown-model", parameter("model", "")),
     Case("a label that is none", 422, "unknown-label", parameter("label", "cats"), paths=("/explain",)),
     Case("no label", 422, "unknown-label", parameter("label", ""), paths=("/explain",)),
     Case("a format that is none", 422, "invalid-parameter", parameter("format", "gif"), paths=("/explain",)),

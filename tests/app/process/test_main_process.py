@@ -91,7 +91,7 @@ def test_an_engine_that_stops_working_ends_the_process_so_that_it_is_restarted(f
             assert statuses == [500] * 3 if fault == "fails" else statuses[0] == 504
             assert client.get("/livez").status_code == 503
         assert running.exit_code() == 1
-        assert "the engine does not work any more" in running.log
+        assert "the engine of fake-net does not work any more" in running.log
 
 
 def test_sigterm_while_a_metric_is_updated_ends_it_with_0(tmp_path: Path, log: Path) -> None:

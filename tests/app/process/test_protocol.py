@@ -74,7 +74,7 @@ def test_a_slow_body_is_answered_with_408_at_the_deadline_and_its_connection_clo
     assert b"connection: close" in received.lower()
     assert b"urn:tenfold:upload-too-slow" in received
     assert TIMEOUT <= seconds < TIMEOUT + 5
-    eventually(lambda: b"uploads_under_way 0.0" in service.service.telemetry.exposition(), "the upload has ended")
+    service.wait_uploads(0)
 
 
 def test_the_rest_of_a_body_that_is_not_read_is_not_waited_for(service: Running) -> None:

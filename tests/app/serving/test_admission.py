@@ -1,14 +1,21 @@
 import asyncio
+import contextlib
 import time
+from random import Random
 
 import pytest
 
-from app.serving.admission import Admission, CompletionRate
+from app.serving.admission import Admission, CompletionRate, Limits, SharedLimit
 from app.serving.errors import QueueFull, TooManyUploads
 
 
+def limits_of(*models: str, **limits: int) -> Limits:
+    return Limits(models, **{"max_images": 10, "max_uploads": 10, "max_held_bytes": 1000, **limits})
+
+
 def admission(**limits: int) -> Admission:
-    return Admission(**{"max_images": 10, "max_uploads": 10, "max_held_bytes": 1000, **limits})
+    """Of the only model."""
+    return Admission("a", limits_of("a", **limits))
 
 
 def complete(limits: Admission, *seconds: float, images: int = 1) -> None:
@@ -20,56 +27,122 @@ def complete(limits: Admission, *seconds: float, images: int = 1) -> None:
 
 
 def test_images_are_limited_over_all_requests() -> None:
-    limits = admission()
-    with limits.images(4), limits.images(5):
-        assert limits.images_in_progress == 9
-        with pytest.raises(QueueFull), limits.images(2):
+    limits = limits_of("a")
+    model = Admission("a", limits)
+    with model.images(4), model.images(5):
+        assert limits.images.used == {"a": 9}
+        with pytest.raises(QueueFull), model.images(2):
             pass
-        assert limits.images_in_progress == 9
-        with limits.images(1):
-            assert limits.images_in_progress == 10
-    assert limits.images_in_progress == 0
+        assert limits.images.used == {"a": 9}
+        with model.images(1):
+            assert limits.images.used == {"a": 10}
+    assert limits.images.used == {"a": 0}
 
 
 def test_room_is_released_after_an_error_and_a_cancellation() -> None:
     async def main() -> None:
-        limits = admission()
-        with pytest.raises(RuntimeError), limits.images(10):
+        limits = limits_of("a")
+        model = Admission("a", limits)
+        with pytest.raises(RuntimeError), model.images(10):
             raise RuntimeError
 
         async def hold() -> None:
-            with limits.upload(), limits.images(10):
+            with model.upload(), model.images(10):
                 await asyncio.sleep(60)
 
         task = asyncio.create_task(hold())
         await asyncio.sleep(0)
-        assert (limits.images_in_progress, limits.uploads_in_progress) == (10, 1)
+        assert (limits.images.used, limits.uploads.used) == ({"a": 10}, {"a": 1})
         task.cancel()
         await asyncio.wait([task])
-        assert (limits.images_in_progress, limits.uploads_in_progress) == (0, 0)
+        assert (limits.images.used, limits.uploads.used) == ({"a": 0}, {"a": 0})
 
     asyncio.run(main())
 
 
 def test_uploads_are_limited_and_need_room_for_one_image() -> None:
-    limits = admission(max_uploads=2)
-    with limits.upload(), limits.upload():
-        with pytest.raises(TooManyUploads), limits.upload():
+    limits = limits_of("a", max_uploads=2)
+    model = Admission("a", limits)
+    with model.upload(), model.upload():
+        with pytest.raises(TooManyUploads), model.upload():
             pass
-        assert limits.uploads_in_progress == 2
-    with limits.images(10), pytest.raises(QueueFull), limits.upload():
+        assert limits.uploads.used == {"a": 2}
+    with model.images(10), pytest.raises(QueueFull), model.upload():
         pass
-    assert limits.uploads_in_progress == 0
+    assert limits.uploads.used == {"a": 0}
 
 
 def test_bytes_of_bodies_are_limited_and_released() -> None:
-    limits = admission()
-    limits.hold_bytes(600)
-    limits.hold_bytes(400)
+    limits = limits_of("a")
+    limits.hold_bytes("a", 600)
+    limits.hold_bytes("a", 400)
     with pytest.raises(TooManyUploads):
-        limits.hold_bytes(1)
-    limits.hold_bytes(-1001)
-    limits.hold_bytes(1000)
+        limits.hold_bytes("a", 1)
+    limits.hold_bytes("a", -1001)
+    limits.hold_bytes("a", 1000)
+
+
+def test_a_flood_for_one_model_leaves_the_others_their_shares() -> None:
+    limits = limits_of("a", "b", max_images=40, max_uploads=40)
+    flooded, other = Admission("a", limits), Admission("b", limits)
+    with contextlib.ExitStack() as stack:
+        for _ in range(30):  # a quarter is the other model's share
+            stack.enter_context(flooded.images(1))
+        with pytest.raises(QueueFull, match="30 images for a are in progress and the limit is 30"):
+            flooded.check_images(1)
+        with other.images(10), pytest.raises(QueueFull):
+            other.check_images(1)
+    with contextlib.ExitStack() as stack:
+        for _ in range(30):
+            stack.enter_context(flooded.upload())
+        with pytest.raises(TooManyUploads, match="30 uploads for a"), flooded.upload():
+            pass
+        with other.upload():
+            assert limits.uploads.used == {"a": 30, "b": 1}
+    limits.hold_bytes("a", 750)
+    with pytest.raises(TooManyUploads):
+        limits.hold_bytes("a", 1)
+    limits.hold_bytes("b", 249)
+
+
+@pytest.mark.parametrize("models", [1, 2, 3, 7])
+@pytest.mark.parametrize("maximum", [1, 2, 10, 256])
+def test_the_sum_over_all_models_never_exceeds_a_shared_limit(models: int, maximum: int) -> None:
+    random = Random(models * maximum)
+    names = [str(number) for number in range(models)]
+    limit = SharedLimit(maximum, names)
+    for _ in range(2000):
+        name = random.choice(names)
+        if limit.free(name) > 0 and random.random() < 0.7:
+            limit.add(name, random.randint(1, limit.free(name)))
+        elif limit.used[name]:
+            limit.add(name, -random.randint(1, limit.used[name]))
+        assert sum(limit.used.values()) <= maximum
+        assert all(limit.free(each) >= maximum // (2 * models) - limit.used[each] for each in names)
+
+
+def test_one_model_may_use_a_whole_limit_and_several_at_least_half() -> None:
+    assert SharedLimit(9, ["a"]).free("a") == 9
+    assert SharedLimit(16, ["a", "b"]).free("a") == 12
+    assert SharedLimit(1000, map(str, range(100))).free("1") == 505
+
+
+def test_bytes_of_a_request_for_no_model_have_no_share() -> None:
+    limits = limits_of("a")
+    limits.hold_bytes("", 500)
+    with pytest.raises(TooManyUploads):
+        limits.hold_bytes("", 1)
+
+
+def test_the_rate_of_one_model_does_not_limit_another() -> None:
+    limits = limits_of("slow", "other", max_images=100)
+    slow, other = Admission("slow", limits), Admission("other", limits)
+    complete(slow, *[0.1] * 3)
+    soon = time.monotonic() + 0.3
+    with slow.images(20), other.images(20):
+        with pytest.raises(QueueFull):
+            slow.check_images(1, deadline=soon)
+        other.check_images(1, deadline=soon)
 
 
 def test_retry_after_is_one_second_for_each_image_without_a_rate() -> None:

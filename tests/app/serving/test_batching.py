@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.serving.admission import Admission
+from app.serving.admission import Admission, Limits
 from app.serving.batching import Batcher
 from app.serving.errors import NotAlive
 from app.telemetry.metrics import Telemetry
@@ -26,11 +26,11 @@ async def batching(
 ) -> AsyncIterator[Batcher]:
     """A batcher of the fake classifier, stopped afterwards."""
     with ThreadPoolExecutor(1) as thread:
-        admission = Admission(max_images=100, max_uploads=100, max_held_bytes=10**6)
+        admission = Admission("a", Limits(["a"], max_images=100, max_uploads=100, max_held_bytes=10**6))
         chosen = {
             "max_batch": 32, "stall_timeout": 60.0, "admission": admission, "telemetry": Telemetry(), **limits
         }  # fmt: skip
-        batcher = Batcher(classify or fake_classifier(engine).classify, thread, **chosen)
+        batcher = Batcher("a", classify or fake_classifier(engine).classify, thread, **chosen)
         try:
             yield batcher
         finally:

@@ -39,7 +39,7 @@ class Jobs:
 
 
 def submit(decoder: Decoder, jobs: Jobs, name: str, *, size: int, flow: Flow | None = None) -> asyncio.Task[str]:
-    return asyncio.create_task(decoder.run(lambda: jobs.job(name), size=size, flow=flow or Flow()))
+    return asyncio.create_task(decoder.run(lambda: jobs.job(name), size=size, flow=flow or Flow("a")))
 
 
 async def until_began(jobs: Jobs, count: int) -> None:
@@ -52,7 +52,7 @@ async def until_began(jobs: Jobs, count: int) -> None:
 def test_an_image_is_preprocessed(data: bytes) -> None:
     async def main() -> None:
         async with decoding() as decoder:
-            found = await decoder.preprocess(data, CARD.input, 2, Flow())
+            found = await decoder.preprocess(data, CARD.input, 2, Flow("a"))
         expected = preprocess(data, CARD.input, max_pixels=10**6, views=2)
         assert (found.pixels == expected.pixels).all()
 
@@ -74,7 +74,7 @@ def test_a_bad_image_raises(data: bytes, error: type[Exception]) -> None:
     async def main() -> None:
         async with decoding(max_pixels=1039 if error is ImageTooLarge else 10**6) as decoder:
             with pytest.raises(error):
-                await decoder.preprocess(data, CARD.input, 1, Flow())
+                await decoder.preprocess(data, CARD.input, 1, Flow("a"))
 
     asyncio.run(main())
 
@@ -98,7 +98,7 @@ def test_requests_take_turns_whatever_their_number_of_images() -> None:
     async def main() -> None:
         jobs = Jobs()
         async with decoding() as decoder:
-            flow = Flow()
+            flow = Flow("a")
             tasks = [submit(decoder, jobs, f"many {number}", size=10, flow=flow) for number in range(5)]
             await until_began(jobs, 1)
             tasks += [submit(decoder, jobs, "one", size=10), submit(decoder, jobs, "another", size=10)]
@@ -181,8 +181,8 @@ def test_an_error_of_a_job_is_its_own() -> None:
 
         async with decoding() as decoder:
             with pytest.raises(RuntimeError, match="damaged"):
-                await decoder.run(fail, size=1, flow=Flow())
-            assert await decoder.run(lambda: "next", size=1, flow=Flow()) == "next"
+                await decoder.run(fail, size=1, flow=Flow("a"))
+            assert await decoder.run(lambda: "next", size=1, flow=Flow("a")) == "next"
 
     asyncio.run(main())
 
@@ -199,5 +199,36 @@ def test_jobs_that_wait_are_cancelled_at_the_stop() -> None:
             await second
         jobs.release()
         assert await first == "first"
+
+    asyncio.run(main())
+
+
+def test_models_take_turns_whatever_their_number_of_requests() -> None:
+    async def main() -> None:
+        jobs = Jobs()
+        async with decoding() as decoder:
+            tasks = [submit(decoder, jobs, f"flood {number}", size=10, flow=Flow("a")) for number in range(100)]
+            await until_began(jobs, 1)
+            tasks += [submit(decoder, jobs, name, size=10, flow=Flow("b")) for name in ("one", "another")]
+            await asyncio.sleep(0)
+            jobs.release()
+            await asyncio.gather(*tasks)
+        assert jobs.began.index("one") <= 2
+        assert jobs.began.index("another") <= 4
+
+    asyncio.run(main())
+
+
+def test_a_large_job_gets_its_turn_in_a_stream_for_another_model() -> None:
+    async def main() -> None:
+        jobs = Jobs()
+        async with decoding() as decoder:
+            tasks = [submit(decoder, jobs, "small", size=10, flow=Flow("a")) for _ in range(100)]
+            await until_began(jobs, 1)
+            tasks.append(submit(decoder, jobs, "large", size=50, flow=Flow("b")))
+            await asyncio.sleep(0)
+            jobs.release()
+            await asyncio.gather(*tasks)
+        assert 3 < jobs.began.index("large") < 10
 
     asyncio.run(main())

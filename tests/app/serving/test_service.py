@@ -13,7 +13,7 @@ from app.serving.images import ClassifiedImage, Upload
 from app.serving.service import Service
 from app.settings import Settings
 from model import Classifier, IntegrityError, UnreadableImage, UnsupportedImage
-from tests.app.fakes import FakeEngine, fake_classifier, image_file, photo
+from tests.app.fakes import CARD, FakeEngine, fake_classifier, image_file, photo
 from tests.app.running import serving
 
 
@@ -25,7 +25,7 @@ async def until_not_loading(service: Service) -> None:
 
 async def started(engine: FakeEngine, **settings: Any) -> Service:
     """A service that has loaded the fake classifier."""
-    service = Service(Settings(**settings), lambda: fake_classifier(engine), lambda: None)
+    service = Service(Settings(**settings), {CARD.name: lambda: fake_classifier(engine)}, lambda: None)
     await service.start()
     await until_not_loading(service)
     return service
@@ -43,7 +43,7 @@ def test_the_model_is_loaded_in_the_engines_thread() -> None:
             names.append(threading.current_thread().name)
             return fake_classifier(FakeEngine())
 
-        service = Service(Settings(), load, lambda: None)
+        service = Service(Settings(), {CARD.name: load}, lambda: None)
         states = [service.state]
         await service.start()
         await until_not_loading(service)
@@ -69,13 +69,13 @@ def test_the_engine_has_a_lower_priority_than_the_event_loop() -> None:
 
 def test_nothing_is_served_before_the_model_is_loaded() -> None:
     async def main() -> None:
-        service = Service(Settings(), lambda: fake_classifier(FakeEngine()), lambda: None)
+        service = Service(Settings(), {CARD.name: lambda: fake_classifier(FakeEngine())}, lambda: None)
         with pytest.raises(NotReady, match="loading"):
             service.check_ready()
         with pytest.raises(NotReady, match="loading"):
-            _ = service.model
-        assert service.admission.images_in_progress == 0
-        service.check_alive()
+            service.models.get()
+        assert service.limits.images.used[CARD.name] == 0
+        service.models.check_alive()
         await service.start()
         await service.stop()
 
@@ -89,14 +89,14 @@ def test_a_failure_to_load_is_reported_once() -> None:
         def load() -> Classifier:
             raise IntegrityError("fetch it again")
 
-        service = Service(Settings(), load, lambda: failures.append(True))
+        service = Service(Settings(), {CARD.name: load}, lambda: failures.append(True))
         await service.start()
         await until_not_loading(service)
         assert service.state == "failed"
         assert failures == [True]
         with pytest.raises(NotAlive):
-            service.check_alive()
-        with pytest.raises(NotReady):
+            service.models.check_alive()
+        with pytest.raises(NotAlive):
             service.check_ready()
         service.drain()
         assert service.state == "failed", "draining does not change that"
@@ -114,7 +114,7 @@ def test_a_bad_image_does_not_affect_the_others() -> None:
             Upload("c", image_file(2)[:-40]),
             Upload("d", image_file(3)),
         ]
-        good, text, damaged, other = await service.model.classify(uploads, 1)
+        good, text, damaged, other = await service.models.get().classify(uploads, 1)
         assert isinstance(good, ClassifiedImage)
         assert isinstance(text, UnsupportedImage)
         assert isinstance(damaged, UnreadableImage)
@@ -122,7 +122,7 @@ def test_a_bad_image_does_not_affect_the_others() -> None:
         assert good.decode > 0
         assert good.queued >= 0
         assert good.inference > 0
-        assert service.admission.images_in_progress == 0
+        assert service.limits.images.used[CARD.name] == 0
         await service.stop()
 
     run(main())
@@ -132,7 +132,7 @@ def test_a_large_image_is_classified_with_the_requested_views() -> None:
     async def main() -> None:
         engine = FakeEngine()
         service = await started(engine)
-        large, small = await service.model.classify([Upload("a", photo()), Upload("b", image_file())], 4)
+        large, small = await service.models.get().classify([Upload("a", photo()), Upload("b", image_file())], 4)
         assert isinstance(large, ClassifiedImage)
         assert isinstance(small, ClassifiedImage)
         assert large.image.pixels.shape == (4, 32, 32, 3)
@@ -147,9 +147,9 @@ def test_preprocessed_pixels_are_classified_as_the_images_that_they_are_of() -> 
     async def main() -> None:
         service = await started(FakeEngine())
         images = [image_file(seed) for seed in range(3)]
-        expected = await service.model.classify([Upload(None, data) for data in images], 1)
+        expected = await service.models.get().classify([Upload(None, data) for data in images], 1)
         pixels = np.concatenate([each.image.pixels for each in expected if isinstance(each, ClassifiedImage)])
-        found = await service.model.classify_pixels(pixels)
+        found = await service.models.get().classify_pixels(pixels)
         for batched, each in zip(found, expected, strict=True):
             assert isinstance(each, ClassifiedImage)
             assert batched.prediction.top_k(10) == each.prediction.top_k(10)
@@ -173,7 +173,7 @@ def test_pixels_of_another_shape_or_type_are_refused(pixels: Any) -> None:
     async def main() -> None:
         service = await started(FakeEngine())
         with pytest.raises(ValueError, match="uint8\\[N, 32, 32, 3\\]"):
-            await service.model.classify_pixels(pixels)
+            await service.models.get().classify_pixels(pixels)
         await service.stop()
 
     run(main())
@@ -189,12 +189,12 @@ def test_an_error_after_loading_leaves_no_service_that_is_loading_for_ever() -> 
 
     async def main() -> None:
         failures = []
-        service = Service(Settings(), lambda: fake_classifier(Unfinished()), lambda: failures.append(True))
+        service = Service(Settings(), {CARD.name: lambda: fake_classifier(Unfinished())}, lambda: failures.append(True))
         await service.start()
         await until_not_loading(service)
         assert (service.state, failures) == ("failed", [True])
         with pytest.raises(NotAlive):
-            service.check_alive()
+            service.models.check_alive()
         await service.stop()
 
     run(main())
@@ -208,8 +208,8 @@ def test_the_engine_chooses_the_largest_batch_unless_a_setting_does() -> None:
             service = await started(engine, max_batch=chosen)
             engine.block()
             pixels = np.zeros((10, 32, 32, 3), np.uint8)
-            task = asyncio.create_task(service.model.classify_pixels(pixels))
-            first = asyncio.create_task(service.model.classify_pixels(pixels[:1]))
+            task = asyncio.create_task(service.models.get().classify_pixels(pixels))
+            first = asyncio.create_task(service.models.get().classify_pixels(pixels[:1]))
             await asyncio.sleep(0.05)
             engine.release()
             await asyncio.gather(task, first)
@@ -228,7 +228,7 @@ def test_stopping_while_it_loads_does_not_wait_for_the_model() -> None:
             may_load.wait(20)
             return fake_classifier(FakeEngine())
 
-        service = Service(Settings(), load, lambda: None)
+        service = Service(Settings(), {CARD.name: load}, lambda: None)
         await service.start()
         async with asyncio.timeout(2):
             await service.stop()

@@ -6,8 +6,10 @@ import time
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.app.fakes import CARD, FakeEngine, image_file, photo
+from tests.app.fakes import CARD, FakeEngine, fake_classifier, image_file, photo
 from tests.app.running import Running, eventually, serving
+
+MODEL = f"{{model={CARD.name}}}"
 
 
 def samples(service: Running) -> dict[str, float]:
@@ -31,26 +33,26 @@ def test_images_are_counted_with_their_outcomes_and_stages() -> None:
         ]
         service.upload(("a", photo()), ("b", b"cat"), ("c", image_file()[:-40]))
         found = samples(service)
-        assert found["tenfold_pictures_total{outcome=answered}"] == 7
-        assert found["tenfold_pictures_total{outcome=unsupported-picture}"] == 1
-        assert found["tenfold_pictures_total{outcome=unreadable-picture}"] == 1
+        assert found[f"tenfold_pictures_total{MODEL}{{outcome=answered}}"] == 7
+        assert found[f"tenfold_pictures_total{MODEL}{{outcome=unsupported-picture}}"] == 1
+        assert found[f"tenfold_pictures_total{MODEL}{{outcome=unreadable-picture}}"] == 1
         for stage in ("decode", "queue", "inference"):
-            assert found[f"tenfold_{stage}_seconds_count"] == 7
-            assert found[f"tenfold_{stage}_seconds_sum"] > 0
+            assert found[f"tenfold_{stage}_seconds_count{MODEL}"] == 7
+            assert found[f"tenfold_{stage}_seconds_sum{MODEL}"] > 0
         results += service.post(photo()).json()["results"]
         found = samples(service)
         labels = [result["top_k"][0]["label"] for result in results]
         labels.append(labels[-1])  # the photo's was sent twice
         for label in set(labels):
-            assert found[f"tenfold_predictions_total{{label={label}}}"] == labels.count(label)
-        assert found["tenfold_confidence_count"] == 8
+            assert found[f"tenfold_predictions_total{{label={label}}}{MODEL}"] == labels.count(label)
+        assert found[f"tenfold_confidence_count{MODEL}"] == 8
         confidence = sum(result["top_k"][0]["probability"] for result in [*results, results[-1]])
-        assert found["tenfold_confidence_sum"] == pytest.approx(confidence, abs=1e-4)
+        assert found[f"tenfold_confidence_sum{MODEL}"] == pytest.approx(confidence, abs=1e-4)
         accepted = sum(result["accepted"] for result in [*results, results[-1]])
         assert 0 < accepted < 8
-        assert found["tenfold_accepted_total"] == accepted
-        assert found["tenfold_batch_views_sum"] == service.engine.views == 10
-        assert found["tenfold_batch_views_count"] == len(service.engine.batches)
+        assert found[f"tenfold_accepted_total{MODEL}"] == accepted
+        assert found[f"tenfold_batch_views_sum{MODEL}"] == service.engine.views == 10
+        assert found[f"tenfold_batch_views_count{MODEL}"] == len(service.engine.batches)
 
 
 def test_requests_are_counted_by_route_and_status_and_refusals_by_reason() -> None:
@@ -69,17 +71,24 @@ def test_requests_are_counted_by_route_and_status_and_refusals_by_reason() -> No
             name.removeprefix("tenfold_requests_total"): n for name, n in found.items() if "requests_total" in name
         }
         assert requests == {
-            "{route=/predict}{status=200}": 2,
-            "{route=/predict}{status=415}": 1,
-            "{route=/predict}{status=413}": 1,
-            "{route=other}{status=404}": 2,
-            "{route=/livez}{status=200}": 2,
-            "{route=/livez}{status=405}": 1,
+            f"{MODEL}{{route=/predict}}{{status=200}}": 2,
+            f"{MODEL}{{route=/predict}}{{status=415}}": 1,
+            f"{MODEL}{{route=/predict}}{{status=413}}": 1,
+            "{model=}{route=other}{status=404}": 2,
+            "{model=}{route=/livez}{status=200}": 2,
+            "{model=}{route=/livez}{status=405}": 1,
         }
-        rejections = {name.partition("=")[2][:-1]: n for name, n in found.items() if "rejections_total" in name}
-        assert rejections == {"unsupported-picture": 1, "body-too-large": 1, "http-404": 2, "http-405": 1}
-        assert found["tenfold_request_seconds_count{route=/predict}"] == 4
-        assert samples(service)["tenfold_requests_total{route=/metrics}{status=200}"] == 1
+        rejections = {
+            name.removeprefix("tenfold_rejections_total"): n for name, n in found.items() if "rejections_total" in name
+        }
+        assert rejections == {
+            f"{MODEL}{{reason=unsupported-picture}}": 1,
+            f"{MODEL}{{reason=body-too-large}}": 1,
+            "{model=}{reason=http-404}": 2,
+            "{model=}{reason=http-405}": 1,
+        }
+        assert found[f"tenfold_request_seconds_count{MODEL}{{route=/predict}}"] == 4
+        assert samples(service)["tenfold_requests_total{model=}{route=/metrics}{status=200}"] == 1
 
 
 def test_gauges_follow_what_is_in_progress_and_return_to_zero() -> None:
@@ -90,15 +99,15 @@ def test_gauges_follow_what_is_in_progress_and_return_to_zero() -> None:
         service.wait_admitted(3)
         with service.connect() as connection:
             connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
-            eventually(lambda: samples(service)["tenfold_uploads_under_way"] == 1, "an upload is under way")
-        assert samples(service)["tenfold_pictures_under_way"] == 3
+            eventually(lambda: samples(service)[f"tenfold_uploads_under_way{MODEL}"] == 1, "an upload is under way")
+        assert samples(service)[f"tenfold_pictures_under_way{MODEL}"] == 3
         service.engine.release()
         assert pending.result().status_code == 200
-        eventually(lambda: samples(service)["tenfold_uploads_under_way"] == 0, "the client has disconnected")
+        eventually(lambda: samples(service)[f"tenfold_uploads_under_way{MODEL}"] == 0, "the client has disconnected")
         found = samples(service)
-        assert found["tenfold_pictures_under_way"] == 0
+        assert found[f"tenfold_pictures_under_way{MODEL}"] == 0
         eventually(
-            lambda: samples(service).get("tenfold_rejections_total{reason=client-gone}") == 1,
+            lambda: samples(service).get(f"tenfold_rejections_total{MODEL}{{reason=client-gone}}") == 1,
             "the disconnect is counted",
         )
 
@@ -114,15 +123,21 @@ def test_the_gauges_return_to_zero_after_failures_and_disconnects() -> None:
         service.engine.failure = RuntimeError("broken")
         service.engine.release()
         service.post(image_file())
-        eventually(lambda: samples(service)["tenfold_pictures_under_way"] == 0, "nothing is under way")
-        assert samples(service)["tenfold_uploads_under_way"] == 0
+        eventually(lambda: samples(service)[f"tenfold_pictures_under_way{MODEL}"] == 0, "nothing is under way")
+        assert samples(service)[f"tenfold_uploads_under_way{MODEL}"] == 0
 
 
 def test_readiness_and_the_model_are_reported() -> None:
     with serving(FakeEngine()) as service:
         found = samples(service)
         assert found["tenfold_ready"] == 1
-        labels = {"device": "cpu", "engine": "fake", "name": CARD.name, "precision": "float32", "version": CARD.version}
+        labels = {
+            "device": "cpu",
+            "engine": "fake",
+            "model": CARD.name,
+            "precision": "float32",
+            "version": CARD.version,
+        }
         assert found["tenfold_model_info" + "".join(f"{{{key}={value}}}" for key, value in labels.items())] == 1
         assert found["process_resident_memory_bytes"] > 1e6
         service.service.drain()
@@ -133,5 +148,27 @@ def test_two_applications_in_one_process_count_apart() -> None:
     with contextlib.ExitStack() as stack:
         first, second = (stack.enter_context(serving()) for _ in range(2))
         first.post(image_file())
-        assert samples(first)["tenfold_confidence_count"] == 1
-        assert samples(second)["tenfold_confidence_count"] == 0
+        assert samples(first)[f"tenfold_confidence_count{MODEL}"] == 1
+        assert samples(second)[f"tenfold_confidence_count{MODEL}"] == 0
+
+
+def test_models_are_counted_apart_and_no_label_is_a_name_that_a_client_invents() -> None:
+    engine = FakeEngine()
+    with serving(others={"b": lambda: fake_classifier(engine, "b")}) as service:
+        for model in (CARD.name, "b", "b", "invented"):
+            service.post(image_file(), params={"model": model})
+        service.post(b"cat", params={"model": "b"})
+        service.client.get("/models/invented")
+        found = samples(service)
+        for model, images in ((CARD.name, 1), ("b", 2)):
+            assert found[f"tenfold_pictures_total{{model={model}}}{{outcome=answered}}"] == images
+            assert found[f"tenfold_requests_total{{model={model}}}{{route=/predict}}{{status=200}}"] == images
+            assert found[f"tenfold_request_seconds_count{{model={model}}}{{route=/predict}}"] >= images
+            for name in ("batch_views", "confidence", "decode_seconds", "queue_seconds", "inference_seconds"):
+                assert found[f"tenfold_{name}_count{{model={model}}}"] == images, name
+            assert found[f"tenfold_pictures_under_way{{model={model}}}"] == 0
+            assert found[f"tenfold_uploads_under_way{{model={model}}}"] == 0
+        assert found["tenfold_pictures_total{model=b}{outcome=unsupported-picture}"] == 1
+        assert found["tenfold_rejections_total{model=b}{reason=unsupported-picture}"] == 1
+        assert found["tenfold_rejections_total{model=}{reason=unknown-model}"] == 2
+        assert not [name for name in found if "invented" in name]

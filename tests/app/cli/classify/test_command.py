@@ -96,7 +96,7 @@ def test_local_results_equal_those_of_the_service(folder: Path, int8_bundle: Pat
     assert set(results[-1]) == {"path", "error"}
     assert re.search(r"^failed:\n  notes\.txt: .* accepted format", err)
     assert "4 of 5 classified by tiny " in err
-    with serving(load=lambda: model.load(int8_bundle, device="cpu", threads=1), views=3) as running:
+    with serving(load=lambda: model.load(int8_bundle, device="cpu", threads=1), name="tiny", views=3) as running:
         for row in results[:-1]:
             assert row.pop("error") is None
             path = folder / row.pop("path")

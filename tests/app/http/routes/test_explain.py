@@ -147,9 +147,9 @@ def test_explained_images_are_counted_in_the_metrics() -> None:
         drawn(service, image_file(1))
         assert service.client.post("/explain", content=b"cat").status_code == 415
         text = service.client.get("/metrics").text
-    assert 'tenfold_pictures_total{outcome="answered"} 2.0' in text
-    assert 'tenfold_pictures_total{outcome="unsupported-picture"} 1.0' in text
-    assert 'tenfold_requests_total{route="/explain",status="200"} 2.0' in text
+    assert 'tenfold_pictures_total{model="fake-net",outcome="answered"} 2.0' in text
+    assert 'tenfold_pictures_total{model="fake-net",outcome="unsupported-picture"} 1.0' in text
+    assert 'tenfold_requests_total{model="fake-net",route="/explain",status="200"} 2.0' in text
 
 
 def test_an_image_whose_client_disconnects_is_not_run() -> None:
@@ -179,7 +179,7 @@ def test_explained_and_classified_images_share_a_batch() -> None:
             service.in_background(lambda: service.client.post("/explain", content=image_file(3))),
         ]
         service.wait_admitted(3)
-        eventually(lambda: service.service.admission.images_in_progress == 3, "all wait")
+        eventually(lambda: service.service.limits.images.used[CARD.name] == 3, "all wait")
         service.engine.release()
         assert [other.result().status_code for other in (first, *others)] == [200, 200, 200]
         assert service.engine.batches in ([1, 2], [1, 1, 1])

@@ -5,7 +5,7 @@ import httpx
 import pytest
 
 from model import Classifier, IntegrityError
-from tests.app.fakes import FakeEngine, fake_classifier, image_file
+from tests.app.fakes import CARD, FakeEngine, fake_classifier, image_file
 from tests.app.http.test_problems import is_a_problem
 from tests.app.running import Running, eventually, serving
 
@@ -116,7 +116,9 @@ def test_an_engine_that_stalls_fails_the_service(caplog: pytest.LogCaptureFixtur
         running.engine.release()
         assert pending.result().status_code == 200, "the request that waited for it is answered"
         is_unready(running.client.get("/livez"), "restart the service")
-    assert "the engine does not work any more: a forward pass has run for more than 0.1 s" in caplog.text
+    assert (
+        f"the engine of {CARD.name} does not work any more: a forward pass has run for more than 0.1 s" in caplog.text
+    )
 
 
 def test_three_failures_in_succession_fail_the_service() -> None:
