@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.app.fakes import image_file
-from tests.app.running import Running, eventually, serving
+from tests.app.running import Running, serving
 
 TIMEOUT = 0.5
 # The protocol waits a second longer.

@@ -88,7 +88,11 @@ def test_a_second_signal_does_not_wait_for_requests(first: signal.Signals, log: 
         running.wait_logged(LOADED, 2)
         with socket.create_connection(("127.0.0.1", running.port)) as connection:
             connection.sendall(REQUEST)
-            eventually(lambda: metric(running, "tenfold_pictures_under_way") == 1, "the engine is busy", seconds=60)
+            eventually(
+                lambda: metric(running, 'tenfold_pictures_under_way{model="fake-net"}') == 1,
+                "the engine is busy",
+                seconds=60,
+            )
             running.popen.send_signal(first)
             running.wait_logged("Shutting down", 2)
             assert running.popen.poll() is None, "it waits for the request"

@@ -71,7 +71,7 @@ def test_several_files_share_a_request_and_each_is_sent_once(files: list[str]) -
     with serving() as running:
         assert errors_in(Client(running).all(files)) == {}
         assert running.engine.views == len(files)
-        requests = 'tenfold_requests_total{route="/predict",status="200"} '
+        requests = 'tenfold_requests_total{model="fake-net",route="/predict",status="200"} '
         (line,) = [line for line in running.client.get("/metrics").text.splitlines() if line.startswith(requests)]
         assert float(line.removeprefix(requests)) < 20
 
@@ -144,7 +144,7 @@ def test_the_service_limits_the_files_per_request(files: list[str]) -> None:
     with serving(max_files=5) as running:
         assert errors_in(Client(running).all(files * 4)) == {}
         assert running.engine.views == 4 * len(files)
-        refused = 'tenfold_rejections_total{reason="too-many-files"} '
+        refused = 'tenfold_rejections_total{model="fake-net",reason="too-many-files"} '
         (line,) = [line for line in running.client.get("/metrics").text.splitlines() if line.startswith(refused)]
         assert float(line.removeprefix(refused)) < 30, "without learning the limit there would be more than 80"
 
@@ -168,7 +168,7 @@ def test_a_request_that_exceeds_the_deadline_is_split(tmp_path: Path) -> None:
         client = Client(running)
         classifying = threading.Thread(target=lambda: results.extend(client.all(paths)))
         classifying.start()
-        timed_out = 'tenfold_requests_total{route="/predict",status="504"} 1.0\n'
+        timed_out = 'tenfold_requests_total{model="fake-net",route="/predict",status="504"} 1.0\n'
         eventually(lambda: timed_out in running.client.get("/metrics").text, "the deadline of the request is over")
         engine.release()
         classifying.join(30)
