@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from model.bundle import open_bundle
 from model.calibration import ClassMeanCosine, softmax
 from model.card import ModelCard
-from model.engines.base import DeviceName, Engine, EngineName, Outputs
+from model.engines.base import DeviceName, Engine, EngineName, GradientEngine, Outputs
 from model.engines.choose import choose
-from model.errors import EngineError, IntegrityError
+from model.errors import EngineError, IntegrityError, NotExplainable
 
 SELF_TEST_IMAGES = 4
 
@@ -115,6 +115,35 @@ class Classifier:
             )
             for row, fraction, start, count in zip(probabilities, fractions, starts, counts, strict=True)
         ]
+
+    def grad_cam(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.float32]:
+        """Grad-CAM of one image, for a network whose predictions have no maps. It takes another forward pass.
+
+        Args:
+            pixels: the views of the image, uint8[V, crop, crop, 3].
+            index: of the class to explain.
+
+        Returns:
+            float32[V, h, w], see `GradientEngine.grad_cam`.
+
+        Raises:
+            NotExplainable: the engine computes no gradients, or the network's last feature map has no places.
+            EngineError: the values are not finite.
+        """
+        if not isinstance(self.engine, GradientEngine):
+            raise NotExplainable(
+                f"{self.card.name} has no class-activation maps, and the engine {self.engine.name} computes no "
+                "gradients: set TENFOLD_ENGINE=torch"
+            )
+        maps = self.engine.grad_cam(pixels, index)
+        if maps is None:
+            raise NotExplainable(
+                f"the last features of {self.card.architecture.name} are not places in the image: "
+                "send the image to /predict"
+            )
+        if not np.isfinite(maps).all():
+            raise EngineError("the engine returned maps that are not finite")
+        return maps
 
     def _validate(self, out: Outputs, views: int) -> None:
         logits, features, maps = out

@@ -9,6 +9,7 @@
     │   ├── CardError               card.json is missing, invalid or has another format version
     │   └── IntegrityError          a hash or the self-test disagrees with the card
     ├── EngineError                 the requested runtime cannot run here
+    ├── NotExplainable              neither the network nor the engine can say what speaks for a class
     └── TrainingError               a training or evaluation run cannot start or continue
         ├── DataError               the data set is missing or damaged
         ├── RecipeError             no such recipe or network, or the checkpoint is of another recipe
@@ -52,6 +53,10 @@ class IntegrityError(BundleError):
 
 class EngineError(ModelError):
     """The requested runtime is not installed, has no device, or gives invalid outputs."""
+
+
+class NotExplainable(ModelError):
+    """The network has no class-activation maps, and the engine cannot compute Grad-CAM for it."""
 
 
 class TrainingError(ModelError):

@@ -13,7 +13,7 @@ from starlette.types import Scope
 
 from app.http.schemas import Problem
 from app.serving.errors import NotAlive, NotReady, QueueFull, ServingError, TooManyUploads, UnknownModel
-from model import ImageTooLarge, UnreadableImage, UnsupportedImage
+from model import ImageTooLarge, NotExplainable, UnreadableImage, UnsupportedImage
 
 
 class RequestError(Exception):
@@ -61,10 +61,6 @@ class InvalidTopK(RequestError):
 
 class UnknownLabel(RequestError):
     """The label is not one of the model's."""
-
-
-class NotExplainable(RequestError):
-    """The model has no class-activation maps."""
 
 
 class DeadlinePassed(RequestError):

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from app.serving.admission import Admission
 from app.serving.errors import NotAlive
 from app.telemetry.metrics import Telemetry
 from model import Prediction
+
+_T = TypeVar("_T")
 
 # After so many failures in succession the engine is at fault, not the images.
 _MAX_FAILURES = 3
@@ -99,6 +101,10 @@ class Batcher:
         self._queue.append(_Item(pixels, future, now if admitted is None else admitted, now, deadline))
         self._not_empty.set()
         return await future
+
+    async def in_engine_thread(self, function: Callable[[], _T]) -> _T:
+        """Call a function between two batches, in the thread that owns the engine."""
+        return await asyncio.get_running_loop().run_in_executor(self._engine_thread, function)
 
     def check(self) -> None:
         """Check that the task and the engine's thread work.

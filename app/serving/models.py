@@ -106,6 +106,18 @@ class LoadedModel:
             *(self.batcher.classify(image[None], admitted=admitted, deadline=deadline) for image in pixels)
         )
 
+    async def grad_cam(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.float32]:
+        """Explain one class of an image whose prediction has no maps, see `Classifier.grad_cam`.
+
+        Args:
+            pixels: the views of the image, uint8[V, S, S, 3].
+            index: of the class.
+
+        Raises:
+            NotExplainable: neither the network nor the engine can do it.
+        """
+        return await self.batcher.in_engine_thread(lambda: self.classifier.grad_cam(pixels, index))
+
     async def _classify(self, data: bytes, views: int, deadline: float, flow: Flow) -> ClassifiedImage | ImageError:
         began = time.monotonic()
         try:

@@ -9,7 +9,7 @@ import typer
 from model.commands.exits import exit_codes
 from model.engines.base import DeviceName
 from model.nets.resnet import Stem
-from model.nets.zoo import BUILDERS
+from model.nets.zoo import BUILDERS, TIMM, short_name
 from model.training.recipes import RECIPES, recipe_named
 
 _RECIPES_HELP = "\n\n".join(f"{recipe.name}: {recipe.summary}." for recipe in RECIPES.values())
@@ -23,7 +23,8 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the order and the augmentation.")] = 0,
     device: Annotated[DeviceName, typer.Option(help="Device to train on; auto uses CUDA if available.")] = "auto",
     network: Annotated[
-        str | None, typer.Option(help=f"Network, instead of the recipe's: {', '.join(BUILDERS)}.")
+        str | None,
+        typer.Option(help=f"Network, instead of the recipe's: {', '.join(BUILDERS)}, {TIMM}NAME (docs/networks.md)."),
     ] = None,
     stem: Annotated[Stem | None, typer.Option(help="Stem of the network, instead of the recipe's.")] = None,
     settings: Annotated[
@@ -73,7 +74,7 @@ def main(
             chosen,
             data=data,
             run=folder,
-            out=out or folder / f"{chosen.network}-{chosen.data}",
+            out=out or folder / f"{short_name(chosen.network)}-{chosen.data}",
             device=device,
             seed=seed,
             download=download,

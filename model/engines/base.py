@@ -45,3 +45,22 @@ class Engine(Protocol):
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         """Run the network on images after the test transform, uint8[N, H, W, 3], N >= 1. Normalises them itself."""
         ...
+
+
+@runtime_checkable
+class GradientEngine(Engine, Protocol):
+    """An engine that also computes gradients."""
+
+    def grad_cam(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.float32] | None:
+        """Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) of the last feature map, before its ReLU.
+
+        The maps are the channels of the feature map, each weighted with the mean gradient of the logit.
+
+        Args:
+            pixels: as for `run`.
+            index: of the class whose logit is explained.
+
+        Returns:
+            float32[N, h, w]. None if the cells of the last feature map are no places in the image.
+        """
+        ...

@@ -107,6 +107,17 @@ def fuse_batch_norms(net: Network, pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]]
     return fused
 
 
+def grad_cam(net: Network, features: Tensor, index: int) -> Tensor:
+    """The last feature map, float32[N, D, h, w], to the maps of `GradientEngine.grad_cam`, float32[N, h, w].
+
+    The gradients run through the head only.
+    """
+    with torch.enable_grad():
+        leaf = features.detach().requires_grad_()
+        (gradients,) = torch.autograd.grad(net.forward_head(leaf).logits[:, index].sum(), leaf)
+    return (gradients.mean((2, 3), keepdim=True) * features).sum(1)
+
+
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Compute float32 in float32 on CUDA, where convolutions use TensorFloat-32 by default.

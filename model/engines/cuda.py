@@ -5,10 +5,11 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.card import InputSpec
 from model.engines.base import Outputs
-from model.engines.conversion import exact_float32, fuse_batch_norms, trace
+from model.engines.conversion import exact_float32, fuse_batch_norms, grad_cam, trace
 from model.engines.passes import split
 from model.errors import EngineError
 from model.nets.base import Network
@@ -93,6 +94,15 @@ class CudaEngine:
         logits, features, maps = np.split(rows, self._ends, axis=1)
         return Outputs(logits, features, maps.reshape(len(pixels), *self._maps) if self._maps else None)
 
+    def grad_cam(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.float32] | None:
+        """As in `GradientEngine`, without a graph."""
+        if not self._net.spatial:
+            return None
+        with torch.no_grad(), torch.cuda.stream(self._stream), exact_float32():
+            features = self._features(torch.from_numpy(pixels).to(self._mean.device))
+            found: NDArray[np.float32] = grad_cam(self._net, features, index).cpu().numpy()
+        return found
+
     def _load(self, net: Network, spec: InputSpec) -> None:
         """Move the network to the device, and allocate the buffers that every graph reads from and writes to."""
         device = torch.device("cuda", torch.cuda.current_device())
@@ -148,14 +158,18 @@ class CudaEngine:
 
     def _forward(self, size: int) -> None:
         """Issue one forward pass over the first `size` images, without a copy to or from the CPU and without a wait."""
-        batch = self._pixels[:size].permute(0, 3, 1, 2)
-        batch = ((batch - self._mean) / self._std).to(self._dtype, memory_format=torch.channels_last)
         with exact_float32():
-            with torch.autocast("cuda", self._dtype, cache_enabled=False):
-                features = self._net.forward_features(batch)
-            logits, pooled, maps = self._net.forward_head(features.float())
+            logits, pooled, maps = self._net.forward_head(self._features(self._pixels[:size]))
         parts = (logits, pooled) if maps is None else (logits, pooled, maps.flatten(1))
         torch.cat(parts, dim=1, out=self._outputs[:size])
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """Images on the device, uint8[N, H, W, 3], to the last feature map, float32[N, D, h, w]."""
+        batch = pixels.permute(0, 3, 1, 2)
+        batch = ((batch - self._mean) / self._std).to(self._dtype, memory_format=torch.channels_last)
+        with torch.autocast("cuda", self._dtype, cache_enabled=False):
+            features: Tensor = self._net.forward_features(batch)
+        return features.float()
 
 
 def require_cuda() -> None:

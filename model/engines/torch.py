@@ -1,18 +1,19 @@
 """PyTorch, kernel by kernel: on the CPU in bfloat16 or float32, whichever is faster there. For CUDA see cuda.py."""
 
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from torch import Tensor
 
 from model.bundle import Bundle
 from model.card import WEIGHTS_FILE, InputSpec
 from model.engines.base import DeviceName, Engine, Outputs
-from model.engines.conversion import exact_float32, trace
+from model.engines.conversion import exact_float32, grad_cam, trace
 from model.engines.cuda import CudaEngine, require_cuda
 from model.errors import CardError, IntegrityError, RecipeError
 from model.nets.base import Network
@@ -81,15 +82,28 @@ class TorchEngine:
         return cls(net, bundle.card.input, device="cpu")
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
-        lower = self._dtype != torch.float32
-        with torch.inference_mode(), exact_float32() if self._device.type == "cuda" else nullcontext():
-            batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float()
-            batch = (batch - self._mean[:, None, None]) / self._std[:, None, None]
-            batch = batch.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self._device.type, self._dtype, enabled=lower):
-                features = self._net.forward_features(batch)
-            logits, pooled, maps = self._net.forward_head(features.float())
+        with torch.inference_mode(), self._exact_float32():
+            logits, pooled, maps = self._net.forward_head(self._features(pixels))
             return Outputs(logits.cpu().numpy(), pooled.cpu().numpy(), None if maps is None else maps.cpu().numpy())
+
+    def grad_cam(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.float32] | None:
+        if not self._net.spatial:
+            return None
+        with torch.no_grad(), self._exact_float32():
+            found: NDArray[np.float32] = grad_cam(self._net, self._features(pixels), index).cpu().numpy()
+        return found
+
+    def _features(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Images, uint8[N, H, W, 3], to the last feature map, float32[N, D, h, w]."""
+        batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float()
+        batch = (batch - self._mean[:, None, None]) / self._std[:, None, None]
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            features: Tensor = self._net.forward_features(batch)
+        return features.float()
+
+    def _exact_float32(self) -> AbstractContextManager[None]:
+        return exact_float32() if self._device.type == "cuda" else nullcontext()
 
     def _use(self, precision: str) -> None:
         self._dtype = _DTYPES[precision]
@@ -105,8 +119,13 @@ class TorchEngine:
         seconds: dict[Precision, float] = {}
         for precision in ("bfloat16", "float32"):
             self._use(precision)
-            self.run(self._trial)
-            seconds[precision] = min(self._timed() for _ in range(_TRIALS))
+            try:
+                self.run(self._trial)
+                seconds[precision] = min(self._timed() for _ in range(_TRIALS))
+            except RuntimeError:
+                if precision == "float32":
+                    raise
+                # An operation of this network has no bfloat16 kernel.
             self._use("float32")
             self._net.load_state_dict(exact)  # bfloat16 rounded them
         return min(seconds, key=seconds.__getitem__)

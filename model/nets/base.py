@@ -34,7 +34,13 @@ class Network(nn.Module, ABC):
     from PyTorch's global generator, which the training loop seeds in each epoch.
 
     A network whose head is global average pooling and one linear layer is a `PooledNetwork`.
+
+    Attributes:
+        spatial: whether the cells of the last feature map are places in the image. Grad-CAM explains such a network if
+            its head returns no class-activation maps.
     """
+
+    spatial: bool = True
 
     @property
     @abstractmethod
@@ -58,7 +64,7 @@ class Network(nn.Module, ABC):
         return self.forward_head(self.forward_features(x)).logits
 
     def classifier_keys(self) -> set[str]:
-        """Names of the classifier's parameters, which are its keys in the state dict."""
+        """The keys of the classifier's parameters in the state dict."""
         own = {id(parameter) for parameter in self.get_classifier().parameters()}
         return {name for name, parameter in self.named_parameters() if id(parameter) in own}
 

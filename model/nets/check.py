@@ -40,9 +40,11 @@ def check_network(net: nn.Module, spec: InputSpec, *, num_classes: int, sides: I
 
 def _check_names(net: Network) -> None:
     known = {name for name, _ in net.named_parameters()}
-    for method in (net.muon_parameters, net.no_weight_decay, net.classifier_keys):
+    for method in (net.muon_parameters, net.no_weight_decay):
         if unknown := sorted(set(method()) - known):
             raise _broken(net, f"{method.__name__} names {unknown[0]!r}, which is not one of its parameters")
+    if unknown := sorted(net.classifier_keys() - net.state_dict().keys()):
+        raise _broken(net, f"classifier_keys names {unknown[0]!r}, which its state dict does not contain")
 
 
 def _check_outputs(net: Network, side: int, num_classes: int) -> None:

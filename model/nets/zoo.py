@@ -1,7 +1,9 @@
 """Name -> network. To add one, write its builder and add it to `BUILDERS` (see CONTRIBUTING.md)."""
 
 import inspect
+import re
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -22,21 +24,38 @@ BUILDERS: dict[str, Callable[..., Network]] = {
     "wide_resnet50_2": partial(ResNet, Bottleneck, (3, 4, 6, 3), width_per_group=128),
 }
 
+TIMM = "timm:"
+"""Prefix of the names of timm's networks."""
+
+TIMM_NETWORKS = tuple(
+    TIMM + name
+    for name in (
+        "res2net50_26w_4s",
+        "hrnet_w18",
+        "pvt_v2_b0",
+        "pvt_v2_b1",
+        "pvt_v2_b2",
+        "convnext_atto",
+        "mobilenetv3_small_050",
+    )
+)
+"""The networks of timm that the documentation lists and the tests train. Any other classifier of timm can be built."""
+
 
 def build(name: str, **arguments: Any) -> Network:
     """Build the network `name` with new random weights.
 
     Args:
-        name: a key of `BUILDERS`.
+        name: a key of `BUILDERS`, or `TIMM` and the name of a classifier of timm.
         **arguments: the builder's keyword arguments: `num_classes`, and others such as `stem`.
 
     Raises:
-        RecipeError: there is no such network, or it does not take these arguments.
+        RecipeError: there is no such network, timm is not installed, or the network does not take these arguments.
     """
     builder = _builder(name)
     try:
         return builder(**arguments)
-    except (TypeError, ValueError) as error:
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise RecipeError(f"the network {name!r} cannot be built: {error}") from error
 
 
@@ -54,7 +73,21 @@ def accepts(name: str, argument: str) -> bool:
     )
 
 
+def short_name(name: str) -> str:
+    """The name of a network as part of the name of a bundle: pvt_v2_b0 for timm:pvt_v2_b0."""
+    return re.sub(r"[^\w.-]", "-", name.removeprefix(TIMM), flags=re.ASCII)
+
+
 def _builder(name: str) -> Callable[..., Network]:
-    if name not in BUILDERS:
-        raise RecipeError(f"there is no network {name!r}: choose one of {', '.join(BUILDERS)}")
-    return BUILDERS[name]
+    if name in BUILDERS:
+        return BUILDERS[name]
+    if not name.startswith(TIMM):
+        known = {short_name(each): each for each in (*TIMM_NETWORKS, *BUILDERS)}
+        close = ", ".join(known[each] for each in get_close_matches(name, known, n=5))
+        hint = f"did you mean {close}?" if close else f"choose one of {', '.join(BUILDERS)}, {TIMM}NAME"
+        raise RecipeError(f"there is no network {name!r}: {hint}")
+    try:
+        from model.nets.timm import TimmNetwork
+    except ModuleNotFoundError as error:
+        raise RecipeError(f"the network {name!r} needs {error.name}: install tenfold[zoo]") from error
+    return partial(TimmNetwork, name.removeprefix(TIMM))

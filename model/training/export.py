@@ -152,8 +152,15 @@ def expected_of(
 
 
 def to_storage_dtype(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict for storage: weights in float16, tensors of one dimension (biases, BatchNorm) in float32."""
+    """The state dict for storage: weights in float16; vectors (biases, scales, normalisation) and integers as they are.
+
+    A scale of shape [C, 1, 1] is a vector, too.
+    """
     return {
-        key: tensor.detach().cpu().to(torch.float16 if tensor.ndim > 1 else tensor.dtype).contiguous()
+        key: tensor.detach().cpu().to(torch.float16 if _is_weight(tensor) else tensor.dtype).contiguous()
         for key, tensor in state.items()
     }
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and sum(length > 1 for length in tensor.shape) > 1

@@ -9,19 +9,23 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from app.http.parameters import ExplainParams
-from app.http.problems import NotExplainable, UnknownLabel, documented
+from app.http.problems import UnknownLabel, documented
 from app.http.routes.images import BINARY, ERRORS, check, name_of, openapi, record
 from app.http.schemas import ExplainedView, Explanation, image_result
 from app.http.upload import read_uploads
 from app.serving.decoding import Flow
 from app.serving.models import LoadedModel
-from model import ImageError, PreprocessedImage, overlay, overlay_memory, png
+from model import ImageError, NotExplainable, PreprocessedImage, overlay, overlay_memory, png
 
 router = APIRouter(tags=["explain"])
 
-METHOD = (
+CLASS_ACTIVATION_MAP = (
     "class-activation map (Zhou et al. 2016): what each cell of the last stage adds to the logit of the class. Its "
     "positive part is Grad-CAM (Selvaraju et al. 2017)."
+)
+GRAD_CAM = (
+    "Grad-CAM (Selvaraju et al. 2017) of the last stage, before its ReLU: the channels, each weighted with the mean "
+    "gradient of the logit of the class. The values do not add up to the logit."
 )
 
 
@@ -51,12 +55,12 @@ async def explain(request: Request) -> Response:
             record(request, checked, [outcome])
             if isinstance(outcome, ImageError):
                 raise outcome
-            if outcome.prediction.maps is None:
-                raise NotExplainable(
-                    f"the network of {model.card.name} has no class-activation maps: send the image to /predict"
-                )
             index = outcome.prediction.top_k(1)[0].index if chosen is None else chosen
-            maps = outcome.prediction.maps[:, index]
+            exact = outcome.prediction.maps is not None
+            if outcome.prediction.maps is not None:
+                maps = outcome.prediction.maps[:, index]
+            else:
+                maps = await model.grad_cam(outcome.image.pixels, index)
             began = time.monotonic()
             drawn: bytes | list[ExplainedView]
             if params.format == "png":
@@ -74,7 +78,7 @@ async def explain(request: Request) -> Response:
         label=model.card.labels[index],
         index=index,
         probability=round(float(outcome.prediction.probabilities[index]), 6),
-        method=METHOD,
+        method=CLASS_ACTIVATION_MAP if exact else GRAD_CAM,
         views=drawn,
     )
     return Response(explanation.model_dump_json(), media_type="application/json")

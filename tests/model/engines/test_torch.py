@@ -1,3 +1,5 @@
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -6,12 +8,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 import model
 from model.bundle import open_bundle
 from model.card import InputSpec
-from model.engines.base import Engine
+from model.engines.base import Engine, GradientEngine
 from model.engines.choose import choose
 from model.engines.torch import Precision, TorchEngine
 from model.errors import EngineError
@@ -19,6 +21,9 @@ from model.nets.base import Network
 from model.nets.zoo import build
 from tests.conftest import maps_of
 from tests.model.nets.plain import MixedNetwork, PlainCNN
+
+# Networks of timm with BatchNormAct2d, LayerNorm, linear layers, grouped convolutions and squeeze-and-excitation.
+SMALL = ("timm:convnext_atto", "timm:mobilenetv3_small_050", "timm:pvt_v2_b0")
 
 no_cuda_only = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 PRECISIONS = pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])
@@ -93,11 +98,14 @@ def test_the_logits_and_the_maps_follow_from_the_features(
 
 
 @PRECISIONS
-@pytest.mark.parametrize("net", [PlainCNN(), MixedNetwork()], ids=["plain", "mixed"])
+@pytest.mark.parametrize(
+    "make", [PlainCNN, MixedNetwork, *(partial(build, name) for name in SMALL)], ids=["plain", "mixed", *SMALL]
+)
 def test_a_network_of_other_layers_runs_in_every_precision(
-    net: Network, pixels: NDArray[np.uint8], spec: InputSpec, precision: Precision, tolerance: float
+    make: Callable[[], Network], pixels: NDArray[np.uint8], spec: InputSpec, precision: Precision, tolerance: float
 ) -> None:
-    net = net.float().eval()
+    torch.manual_seed(0)
+    net = make().eval()
     with torch.inference_mode():
         logits, features, maps = (
             None if part is None else part.numpy()
@@ -109,6 +117,55 @@ def test_a_network_of_other_layers_runs_in_every_precision(
         if found is not None and expected is not None:
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+class WithoutBfloat16(PlainCNN):
+    def forward_features(self, x: Tensor) -> Tensor:
+        features = super().forward_features(x)
+        if features.dtype == torch.bfloat16:
+            raise RuntimeError("not implemented for 'BFloat16'")
+        return features
+
+
+def test_a_network_that_cannot_run_in_bfloat16_runs_in_float32(spec: InputSpec) -> None:
+    assert TorchEngine(WithoutBfloat16(), spec, device="cpu").precision == "float32"
+
+
+@pytest.mark.parametrize(("name", "last"), [("timm:convnext_atto", "stages"), ("timm:mobilenetv3_small_050", "blocks")])
+def test_grad_cam_is_that_of_the_gradients_of_the_whole_network(
+    name: str, last: str, pixels: NDArray[np.uint8], spec: InputSpec
+) -> None:
+    torch.manual_seed(0)
+    net: Any = build(name, num_classes=3).eval()
+    spec = spec.model_copy(update={"resize": 96, "crop": 96})
+    pixels = pixels.repeat(3, axis=1).repeat(3, axis=2)
+    outputs: list[Tensor] = []
+    handle = getattr(net.net, last).register_forward_hook(lambda module, args, output: outputs.append(output))
+    logits = net.net(normalised(pixels, spec))
+    handle.remove()
+    engine = TorchEngine(net, spec, device="cpu", precision="float32")
+    assert isinstance(engine, GradientEngine)
+    for label in range(3):
+        # Selvaraju et al. 2017: the logit's gradients, averaged over the cells, weight the channels.
+        (gradients,) = torch.autograd.grad(logits[:, label].sum(), outputs[0], retain_graph=True)
+        expected = (gradients.mean((2, 3), keepdim=True) * outputs[0]).sum(1).detach().numpy()
+        assert expected.shape == (5, 3, 3)
+        assert 0.01 < (expected > 0).mean() < 0.99
+        found = engine.grad_cam(pixels, label)
+        assert found is not None
+        np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_grad_cam_of_exact_maps_is_the_maps(tiny_bundle: Path, pixels: NDArray[np.uint8], spec: InputSpec) -> None:
+    engine = TorchEngine(loaded_net(tiny_bundle), spec, device="cpu", precision="float32")
+    found = engine.grad_cam(pixels, 3)
+    assert found is not None
+    np.testing.assert_allclose(found, maps_of(engine.run(pixels))[:, 3], atol=1e-4)
+
+
+def test_tokens_are_not_places(pixels: NDArray[np.uint8], spec: InputSpec) -> None:
+    net = build("timm:vit_tiny_patch16_224", img_size=32)
+    assert TorchEngine(net, spec, device="cpu", precision="float32").grad_cam(pixels, 0) is None
 
 
 def test_bfloat16_is_for_the_matrix_layers_of_the_features_only(spec: InputSpec) -> None:

@@ -35,6 +35,14 @@ def test_the_error_for_an_unknown_network_lists_the_names() -> None:
         accepts("vgg16", "stem")
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("resnet15", "resnet152"), ("resnext50", "resnext50_32x4d"), ("pvt_v2_b0", "timm:pvt_v2_b0")]
+)
+def test_the_error_for_an_unknown_network_names_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(RecipeError, match=f"there is no network '{name}': did you mean .*{nearest}"):
+        build(name)
+
+
 @pytest.mark.parametrize("arguments", [{"stem": "mnist"}, {"colour": 3}])
 def test_arguments_that_do_not_fit_are_refused(arguments: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match="cannot be built"):

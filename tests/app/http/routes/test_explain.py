@@ -133,6 +133,39 @@ def test_the_png_is_upright_and_has_a_bounded_size(
     assert drawn(running, data).shape == (*shape, 3)
 
 
+class GradientEngine(FakeEngine):
+    """Has no maps, but computes gradients: the map of a class is its number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_maps = False
+
+    def grad_cam(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.float32] | None:
+        return np.full((len(pixels), 2, 2), index, np.float32) if index else None
+
+
+def test_a_network_without_maps_is_explained_by_grad_cam() -> None:
+    with serving(GradientEngine()) as service:
+        found = explain(service, photo(), views=2, label="frog")
+        assert found["method"].startswith("Grad-CAM (Selvaraju et al. 2017)")
+        assert [view["map"] for view in found["views"]] == [[[6.0, 6.0], [6.0, 6.0]]] * 2
+        assert service.post(photo(), params={"views": 2}).json()["results"] == [found["result"]]
+        assert drawn(service, photo(), label="frog").shape == (150, 200, 3)
+
+
+def test_what_cannot_be_explained_is_a_problem_that_says_why() -> None:
+    with serving(GradientEngine()) as service:
+        response = service.client.post("/explain", content=photo(), params={"label": "airplane"})
+        assert response.status_code == 501
+        assert "the last features of resnet18 are not places in the image" in response.json()["detail"]
+    with serving() as service:
+        service.engine.has_maps = False
+        response = service.client.post("/explain", content=photo())
+        assert response.status_code == 501
+        assert response.json()["type"] == "urn:tenfold:not-explainable"
+        assert "the engine fake computes no gradients: set TENFOLD_ENGINE=torch" in response.json()["detail"]
+
+
 def test_server_timing_has_the_drawing(running: Running) -> None:
     for kind in ("json", "png"):
         response = running.client.post("/explain", content=image_file(), params={"format": kind})
