@@ -40,6 +40,9 @@ def classify(
         ),
     ],
     url: Annotated[str | None, typer.Option(help="Use a running service instead of loading the model here.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="With --url: name of a model of the service.  [default: the service's default]")
+    ] = None,
     api_key: Annotated[str | None, typer.Option(envvar="TENFOLD_API_KEY", help="API key of the service.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes per image, most probable first.")] = 1,
     views: Annotated[
@@ -94,6 +97,8 @@ def classify(
             for name in ("weights", "engine", "device", "threads"):
                 if name in overrides:
                     raise CommandError(f"--{name} has no effect on a service: give either --{name} or --url")
+        elif model is not None:
+            raise CommandError("--model names a model of a service: give --url too, or --weights for a bundle")
         files = _find_files(paths, b"\0" if null else b"\n")
         results = Output(output)
         report = Report(
@@ -111,6 +116,7 @@ def classify(
             return RemoteClassifier(
                 url,
                 api_key=api_key,
+                model=model,
                 parameters={"top_k": top_k, "views": views, "min_confidence": min_confidence},
                 retry_timeout=patience,
                 max_bytes=max_bytes or _MAX_BYTES,

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import httpx
 
@@ -51,13 +52,14 @@ class RemoteClassifier:
     Args:
         url: its root, such as http://127.0.0.1:8000.
         api_key: sent with each request, if given.
-        parameters: query parameters of /predict. None leaves a parameter to the service.
+        model: name of a model of the service; None for its default.
+        parameters: further query parameters of /predict. None leaves a parameter to the service.
         retry_timeout: seconds since its last response after which an unavailable service is given up.
         max_bytes: size of the largest file that is sent.
         notify: called with messages for the user.
 
     Raises:
-        CommandError: the service cannot be reached, is not ready, or rejects the API key.
+        CommandError: the service cannot be reached, is not ready, has no such model, or rejects the API key.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class RemoteClassifier:
         url: str,
         *,
         api_key: str | None,
+        model: str | None,
         parameters: Mapping[str, float | None],
         retry_timeout: float,
         max_bytes: int,
@@ -82,7 +85,7 @@ class RemoteClassifier:
         try:
             self._client = httpx.Client(
                 base_url=httpx.URL(url),
-                params={name: value for name, value in parameters.items() if value is not None},
+                params={name: value for name, value in {"model": model, **parameters}.items() if value is not None},
                 headers={"X-API-Key": api_key} if api_key else {},
                 timeout=httpx.Timeout(max(5.0, retry_timeout / 2), connect=5.0, pool=None),
             )
@@ -91,15 +94,15 @@ class RemoteClassifier:
         except UnicodeEncodeError as error:
             raise CommandError("an API key has ASCII characters only: give another --api-key") from error
         try:
-            self._check()
+            self._check("/model" if model is None else f"/models/{quote(model, safe='')}")
         except BaseException:
             self._client.close()
             raise
 
-    def _check(self) -> None:
+    def _check(self, card_path: str) -> None:
         try:
             ready = self._client.get("/readyz")
-            card = self._client.get("/model") if ready.status_code == 200 else ready
+            card = self._client.get(card_path) if ready.status_code == 200 else ready
         except httpx.UnsupportedProtocol as error:
             raise CommandError(f"{self._url!r} is not a valid URL: give --url as http://HOST:PORT") from error
         except httpx.HTTPError as error:

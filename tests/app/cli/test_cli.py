@@ -99,6 +99,21 @@ def test_it_serves_from_any_folder_with_its_options(tmp_path: Path) -> None:
         assert running.exit_code() == 0
 
 
+def test_options_for_bundles_override_both_settings() -> None:
+    """The bundles do not exist, so each command ends and names the first one."""
+    for arguments, environment, named in (
+        (["--weights", "a"], {"TENFOLD_MODELS": "b,c"}, "a"),
+        (["--models", "a,b"], {"TENFOLD_WEIGHTS": "c"}, "a"),
+        ([], {"TENFOLD_MODELS": "b,c"}, "b"),
+    ):
+        done = tenfold("serve", "--port", "0", *arguments, TENFOLD_LOG_FORMAT="text", **environment)
+        assert done.returncode == 1
+        assert f"the models cannot be loaded: {named}/card.json cannot be read: name a weights folder" in done.stderr
+    done = tenfold("serve", "--weights", "a", "--models", "b,c")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: TENFOLD_WEIGHTS and TENFOLD_MODELS are both set: ")
+
+
 def test_an_invalid_option_of_serve_is_reported_as_its_setting() -> None:
     done = tenfold("serve", "--port", "70000")
     assert done.returncode == 2

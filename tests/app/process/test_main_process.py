@@ -143,6 +143,31 @@ def test_a_missing_weights_folder_ends_it_and_says_what_to_do(tmp_path: Path, lo
     assert "GET /readyz 200" not in running.log
 
 
+def test_two_bundles_of_the_same_name_end_it(int8_bundle: Path, tmp_path: Path, log: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(int8_bundle, copy)
+    with process({"TENFOLD_PORT": "0", "TENFOLD_MODELS": f"{int8_bundle},{copy}"}, log) as running:
+        assert running.exit_code() == 1
+    assert f"{int8_bundle} and {copy} have the same name, tiny: change `name`" in load_error(running)
+
+
+def test_several_bundles_are_served(int8_bundle: Path, tmp_path: Path, log: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(int8_bundle, copy)
+    card = json.loads((copy / "card.json").read_text(encoding="utf-8"))
+    (copy / "card.json").write_text(json.dumps({**card, "name": "other"}), encoding="utf-8")
+    variables = environment(int8_bundle, TENFOLD_MODELS=f"{int8_bundle},{copy}")
+    del variables["TENFOLD_WEIGHTS"]
+    with process(variables, log) as running:
+        running.wait_ready()
+        with running.client() as client:
+            for query, name in (("", "tiny"), ("?model=other", "other")):
+                assert client.post(f"/predict{query}", content=image_file()).json()["model"]["name"] == name
+        running.popen.send_signal(signal.SIGINT)
+        assert running.exit_code() == 0
+    assert [name for name in ("tiny", "other") if f"serving {name} on openvino" in running.log] == ["tiny", "other"]
+
+
 def test_damaged_weights_end_it_and_say_what_to_do(int8_bundle: Path, tmp_path: Path, log: Path) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(int8_bundle, damaged)

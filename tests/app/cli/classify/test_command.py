@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import model
 from app.cli.classify.command import classify
-from tests.app.fakes import FakeEngine, image_file, photo
+from tests.app.fakes import FakeEngine, fake_classifier, image_file, photo
 from tests.app.running import ROOT, Running, default_sigint, eventually, serving
 
 COMMAND = typer.Typer()
@@ -106,6 +106,15 @@ def test_local_results_equal_those_of_the_service(folder: Path, int8_bundle: Pat
     assert results[3]["views"] == 3
 
 
+def test_the_model_of_the_service_can_be_selected(folder: Path) -> None:
+    with serving(others={"b": lambda: fake_classifier(FakeEngine(), "b")}) as running:
+        code, out, _ = run(url_of(running), "images/a.png", "--model=b", "--format=jsonl", cwd=folder)
+        assert (code, json.loads(out)["model"]["name"]) == (0, "b")
+        code, _, err = run(url_of(running), "images/a.png", "--model=c", cwd=folder)
+        assert code == 2
+        assert err.endswith("responded with status 404: there is no model 'c': choose one of fake-net, b\n")
+
+
 def test_csv_has_a_row_for_every_file(running: Running, folder: Path) -> None:
     code, out, err = run(url_of(running), "images", "notes.txt", "nope.png", "--top-k=2", cwd=folder)
     assert code == 1
@@ -164,6 +173,7 @@ def test_paths_on_standard_input_are_classified_as_they_arrive(running: Running,
         (["images", "--weights=images"], "error: "),
         (["images", "--url=http://127.0.0.1:9"], "error: the service at http://127.0.0.1:9 cannot be reached "),
         (["images", "--url=http://127.0.0.1:9", "--engine=torch"], "error: --engine has no effect on a service"),
+        (["images", "--model=b"], "error: --model names a model of a service: give --url too, or --weights"),
         (["images", "--output=nope/out.csv"], "error: cannot write nope/out.csv (No such file or directory)"),
         (["images", "--output=/dev/full", "--device=cpu"], "error: cannot write /dev/full (No space left on device)"),
     ],

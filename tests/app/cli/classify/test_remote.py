@@ -13,7 +13,7 @@ import pytest
 from app.cli.classify.paths import BadPath
 from app.cli.classify.remote import RemoteClassifier
 from app.cli.classify.results import CommandError, Result
-from tests.app.fakes import FakeEngine, image_file, photo
+from tests.app.fakes import FakeEngine, fake_classifier, image_file, photo
 from tests.app.running import Running, eventually, serving
 
 
@@ -37,7 +37,7 @@ class Client:
         parameters: dict[str, float | None] = {
             name: options.pop(name) for name in list(options) if name in ("top_k", "views", "min_confidence")
         }
-        chosen = {"api_key": None, "retry_timeout": 20.0, "max_bytes": 20_000_000, **options}
+        chosen = {"api_key": None, "model": None, "retry_timeout": 20.0, "max_bytes": 20_000_000, **options}
         address = f"http://127.0.0.1:{running.port}" if running else url
         self._remote = RemoteClassifier(address, parameters=parameters, notify=self.messages.append, **chosen)
 
@@ -225,6 +225,17 @@ def test_an_api_key_is_sent(files: list[str]) -> None:
                 Client(running, api_key=wrong)
         with pytest.raises(CommandError, match="ASCII"):
             Client(running, api_key="schlüssel")
+
+
+def test_a_model_of_the_service_is_selected_by_its_name(files: list[str]) -> None:
+    other = FakeEngine()
+    with serving(others={"b": lambda: fake_classifier(other, "b")}) as running:
+        results = Client(running, model="b").all(files[:3])
+        assert [result.model and result.model["name"] for result in results] == ["b"] * 3
+        assert (running.engine.views, other.views) == (0, 3)
+        for unknown in ("c", "b/c", "ü?"):
+            with pytest.raises(CommandError, match="responded with status 404: "):
+                Client(running, model=unknown)
 
 
 def test_invalid_parameters_end_the_command(running: Running, files: list[str]) -> None:
