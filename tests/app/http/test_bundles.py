@@ -12,20 +12,14 @@ from PIL import Image
 
 import model
 from model.training.data import load_cifar10_test
-from tests.app.running import ROOT, Running, serving
+from tests.app.running import Running, serving
+from tests.shipped import for_each_bundle
 
 UPLOAD = 32
 CONNECTIONS = 4
 
 
-@pytest.fixture(scope="session")
-def shipped() -> Path:
-    folder = ROOT / "weights" / "resnet18-cifar10"
-    if not (folder / "card.json").is_file():
-        pytest.skip("there are no weights in weights/resnet18-cifar10: train them or fetch them")
-    return folder
-
-
+@for_each_bundle
 def test_the_shipped_weights_classify_a_photo_of_a_cat(shipped: Path, cat_jpeg: bytes) -> None:
     with serving(load=partial(model.load, shipped), name=shipped.name) as service:
         (result,) = service.upload(("chelsea.jpg", cat_jpeg)).json()["results"]
@@ -34,6 +28,7 @@ def test_the_shipped_weights_classify_a_photo_of_a_cat(shipped: Path, cat_jpeg: 
     assert 0 <= result["in_distribution"] <= 1
 
 
+@for_each_bundle
 def test_the_shipped_weights_classify_the_cat_in_several_views(shipped: Path, cat_jpeg: bytes) -> None:
     with serving(load=partial(model.load, shipped), name=shipped.name, views=model.MAX_VIEWS) as service:
         (result,) = service.upload(("chelsea.jpg", cat_jpeg)).json()["results"]
@@ -43,6 +38,7 @@ def test_the_shipped_weights_classify_the_cat_in_several_views(shipped: Path, ca
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@for_each_bundle
 def test_the_test_set_over_http_scores_what_the_card_says(shipped: Path, cifar10_root: Path) -> None:
     test = load_cifar10_test(cifar10_root)
     labels = test.labels.tolist()

@@ -13,6 +13,7 @@ from model.commands.evaluate import main
 from model.training.data import LabeledImages, load_cifar10_test
 from model.training.evaluate import Assessment, assess, evaluate_bundle
 from tests.model.commands.inprocess import invoke
+from tests.shipped import for_each_bundle
 
 
 def assessment_of(classifier: model.Classifier, images: LabeledImages) -> Assessment:
@@ -73,11 +74,9 @@ def test_a_bundle_of_other_classes_is_an_error(tiny_bundle: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_the_shipped_weights_reach_the_accuracy_on_their_card(cifar10_root: Path) -> None:
-    folder = Path("weights/resnet18-cifar10")
-    if not (folder / "card.json").is_file():
-        pytest.skip(f"{folder} is missing: train it or fetch it")
-    classifier = model.load(folder)
+@for_each_bundle
+def test_the_shipped_weights_reach_the_accuracy_on_their_card(shipped: Path, cifar10_root: Path) -> None:
+    classifier = model.load(shipped)
     assessment = assessment_of(classifier, load_cifar10_test(cifar10_root))
     scores, metrics = assessment.scores, classifier.card.metrics
     assert scores.images == 10_000

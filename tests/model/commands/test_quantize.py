@@ -19,6 +19,7 @@ from model.training.evaluate import outputs
 from model.training.quantize import add_openvino, differences
 from tests.app.running import ROOT
 from tests.model.commands.inprocess import invoke
+from tests.shipped import for_each_bundle
 
 
 @pytest.fixture
@@ -91,8 +92,9 @@ def test_int8_is_used_only_if_it_is_accurate_enough_and_replaces_an_earlier_mode
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_shipped_int8_model_has_the_accuracy_on_its_card(cifar10_root: Path) -> None:
-    classifier = model.load(ROOT / "weights" / "resnet18-cifar10", device="cpu")
+@for_each_bundle
+def test_the_shipped_int8_model_has_the_accuracy_on_its_card(shipped: Path, cifar10_root: Path) -> None:
+    classifier = model.load(shipped, device="cpu")
     card, about = classifier.card, classifier.card.openvino
     assert about is not None
     assert classifier.engine.name == "openvino"
