@@ -118,6 +118,24 @@ class TeacherBundle(_Strict):
     precision: str
 
 
+class TrainingData(_Strict):
+    """The images that a network was trained and tested on.
+
+    Attributes:
+        name: of the data set, for people.
+        sha256: of the contents of all images of a folder and their parts and classes; None for other data sets.
+        train: number of training images of each class, int[C].
+        holdout: number of held-out images of each class, int[C].
+        test: number of test images of each class, int[C].
+    """
+
+    name: str
+    sha256: Sha256 | None
+    train: list[Annotated[int, Field(ge=0)]]
+    holdout: list[Annotated[int, Field(ge=0)]]
+    test: list[Annotated[int, Field(ge=0)]]
+
+
 class Training(_Strict):
     """How the weights were trained.
 
@@ -126,7 +144,8 @@ class Training(_Strict):
         epochs: number of epochs.
         seed: of the weights, the order and the augmentation.
         pictures: number of training images.
-        dataset_md5: MD5 of each file of the data set; empty for synthetic images.
+        dataset_md5: MD5 of each file of CIFAR-10; empty for other data sets.
+        data: the data set; None in a card of earlier code.
         commit: of the code that started the run.
         device: name of the hardware.
         torch: version of PyTorch.
@@ -141,6 +160,7 @@ class Training(_Strict):
     seed: int
     pictures: Annotated[int, Field(ge=1)]
     dataset_md5: dict[str, str]
+    data: TrainingData | None = None
     commit: str
     device: str
     torch: str
@@ -169,12 +189,14 @@ class Mistake(_Strict):
 
     Attributes:
         image: index in the test set, from 0.
+        file: path of the image in its folder; None if it has no file of its own.
         label: the right class.
         predicted: the most probable class.
         probability: calibrated probability of that class, 0..1.
     """
 
     image: Annotated[int, Field(ge=0)]
+    file: str | None = None
     label: str
     predicted: str
     probability: Share

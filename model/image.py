@@ -102,16 +102,39 @@ def test_transform(image: Image.Image | LargeImage, spec: InputSpec) -> NDArray[
     Returns:
         uint8[crop, crop, 3].
     """
+    image, crop = _resized(image, spec)
+    if crop != (0, 0, *image.size):
+        image = image.crop(crop)
+    return np.array(image)  # a copy, because Pillow lends its pixels read-only
+
+
+def square_for_crops(data: bytes, spec: InputSpec, *, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode an image file, resize its shorter side to spec.resize and cut out a central square of that side.
+
+    `test_transform` of the result equals the first view of `preprocess`. The rest is room for random crops.
+
+    Args and errors are those of `preprocess`.
+
+    Returns:
+        uint8[resize, resize, 3], RGB.
+    """
+    found = decode(data, side=spec.resize * _DRAFT_MARGIN, max_pixels=max_pixels)
+    image, (left, top, _, _) = _resized(found.image, spec)
+    margin = round((spec.resize - spec.crop) / 2)
+    left, top = left - margin, top - margin
+    return np.array(image.crop((left, top, left + spec.resize, top + spec.resize)))
+
+
+def _resized(image: Image.Image | LargeImage, spec: InputSpec) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """The image with its shorter side resized, and the part of it that the test transform returns."""
     cut, size, crop = _test_transform(*image.size, spec)
     if cut != (0, 0, *image.size):
         image = image.crop(cut)
     if image.size != size:
         image = image.resize(size, _FILTERS[spec.interpolation])
-    elif isinstance(image, LargeImage):
+    if isinstance(image, LargeImage):
         image = image.rgb()
-    if crop != (0, 0, *size):
-        image = image.crop(crop)
-    return np.array(image)  # a copy, because Pillow lends its pixels read-only
+    return image, crop
 
 
 def _test_transform(

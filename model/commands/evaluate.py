@@ -1,6 +1,7 @@
 """The evaluation command: python -m model.evaluate weights/NAME --data data."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -8,17 +9,19 @@ import typer
 from rich.console import Console
 
 from model.commands.exits import exit_codes
+from model.commands.options import Cache, Data
 from model.engines.base import DeviceName, EngineName
 
 
 def main(
     weights: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
-    data: Annotated[Path, typer.Option(help="Folder that contains cifar-10-batches-py.")] = Path("data"),
+    data: Data = "data",
+    cache: Cache = Path("runs/cache"),
     engine: Annotated[EngineName, typer.Option(help="Runtime.")] = "auto",
     device: Annotated[DeviceName, typer.Option(help="Device to run on; auto uses CUDA if available.")] = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT test images.")] = None,
 ) -> None:
-    """Score a bundle on the CIFAR-10 test set, preprocessed as in the service: a table, then one line of JSON."""
+    """Score a bundle on test images, preprocessed as in the service: a table, then one line of JSON."""
     with exit_codes():
         from model.training.evaluate import evaluate_bundle
         from model.training.progress import image_bar
@@ -26,7 +29,14 @@ def main(
 
         with image_bar() as progress:
             classifier, assessment = evaluate_bundle(
-                weights, data, engine=engine, device=device, limit=limit, progress=progress
+                weights,
+                data,
+                engine=engine,
+                device=device,
+                limit=limit,
+                cache=cache,
+                report=partial(typer.echo, err=True),
+                progress=progress,
             )
         Console().print(table(classifier, assessment))
         typer.echo(json.dumps(summary(classifier, assessment), allow_nan=False))

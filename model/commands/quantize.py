@@ -6,11 +6,13 @@ from typing import Annotated, Literal
 import typer
 
 from model.commands.exits import exit_codes
+from model.commands.options import Cache, Data
 
 
 def main(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
-    data: Annotated[Path, typer.Option(help="Folder that contains cifar-10-batches-py.")] = Path("data"),
+    data: Data = "data",
+    cache: Cache = Path("runs/cache"),
     weights: Annotated[
         Literal["auto", "int8", "float16"],
         typer.Option(help="auto uses int8 if that costs at most 0.1 point of held-out accuracy."),
@@ -21,9 +23,13 @@ def main(
     with exit_codes():
         from model.bundle import open_bundle
         from model.training.data import load_again
+        from model.training.progress import image_bar
         from model.training.quantize import add_openvino
 
-        dataset = load_again(open_bundle(bundle).card.training, data, limit=limit)
+        with image_bar() as progress:
+            dataset = load_again(
+                open_bundle(bundle).card, data, limit=limit, cache=cache, report=typer.echo, progress=progress
+            )
         about = add_openvino(bundle, dataset, weights=weights, report=typer.echo)
         typer.echo(
             f"added an OpenVINO model in {about.weights} to {bundle}: test accuracy {about.top1:.2%} of "

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from model.commands.exits import exit_codes
+from model.commands.options import Cache, Data
 from model.engines.base import DeviceName
 from model.nets.resnet import Stem
-from model.nets.zoo import BUILDERS, TIMM, short_name
+from model.nets.zoo import BUILDERS, TIMM
 from model.training.recipes import RECIPES, recipe_named
 
 _RECIPES_HELP = "\n\n".join(f"{recipe.name}: {recipe.summary}." for recipe in RECIPES.values())
@@ -17,7 +18,7 @@ _RECIPES_HELP = "\n\n".join(f"{recipe.name}: {recipe.summary}." for recipe in RE
 
 def main(
     recipe: Annotated[str, typer.Option(help=f"What to train.\n\n{_RECIPES_HELP}")],
-    data: Annotated[Path, typer.Option(help="Folder that contains cifar-10-batches-py.")] = Path("data"),
+    data: Data = "data",
     download: Annotated[bool, typer.Option("--download", help="Download CIFAR-10 to --data if it is missing.")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs, instead of the recipe's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the order and the augmentation.")] = 0,
@@ -56,25 +57,28 @@ def main(
     out: Annotated[
         Path | None, typer.Option(help="Bundle to write; must not exist.  [default: RUN/NETWORK-DATA]")
     ] = None,
+    cache: Cache = Path("runs/cache"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --run.")] = False,
 ) -> None:
     """Train a network, test it once and write a bundle that the service can load."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with exit_codes(interrupted="stopped; finished epochs are saved: continue with the same command and --resume"):
+        from model.training.data import folder_of
         from model.training.overrides import changed
-        from model.training.run import train_bundle
+        from model.training.run import bundle_name, train_bundle
 
         chosen = recipe_named(recipe)
         chosen = chosen.with_network(network or chosen.network, **({"stem": stem} if stem else {}))
         if epochs is not None:
             chosen = chosen.lasting(epochs)
         chosen = changed(chosen, settings or ())
+        images = folder_of(data)
         folder = run or Path("runs") / recipe
         train_bundle(
             chosen,
             data=data,
             run=folder,
-            out=out or folder / f"{short_name(chosen.network)}-{chosen.data}",
+            out=out or folder / bundle_name(chosen.network, chosen.data if images is None else images.resolve().name),
             device=device,
             seed=seed,
             download=download,
@@ -83,5 +87,6 @@ def main(
             outliers_without=[name for name in outliers_without.split(",") if name],
             teacher=teacher,
             limit=limit,
+            cache=cache,
             resume=resume,
         )

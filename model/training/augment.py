@@ -24,27 +24,39 @@ def denormalise(batch: Tensor, recipe: Recipe) -> Tensor:
 
 
 def training_batch(
-    pixels: Tensor, index: Tensor, recipe: Recipe, *, epoch: int, coin: Tensor, generator: torch.Generator
+    pixels: Tensor,
+    index: Tensor,
+    recipe: Recipe,
+    *,
+    epoch: int,
+    coin: Tensor,
+    generator: torch.Generator,
+    device: torch.device | None = None,
 ) -> Tensor:
     """One augmented batch: resize, random crop from the reflected border, flip, normalise, cutout.
 
     Args:
-        pixels: the whole data set, uint8[M, H, W, 3], on the device.
+        pixels: the whole data set, uint8[M, H, W, 3], on the device or, if it is memory-mapped, on the CPU.
         index: of the images, int64[N], on the CPU.
         recipe: the augmentation.
         epoch: from 0; for the alternating flips.
         coin: one random bit for each image of the data set, bool[M], on the CPU; for alternating flips.
         generator: of all random numbers, on the CPU.
+        device: of the batch; None for that of `pixels`.
 
     Returns:
         float32[N, 3, crop, crop], normalised, in channels-last memory.
     """
-    device, count = pixels.device, len(index)
-    if recipe.flip == "alternating":
+    device, count = device or pixels.device, len(index)
+    if recipe.flip == "none":
+        flip = torch.zeros(count, dtype=torch.bool)
+    elif recipe.flip == "alternating":
         flip = coin[index] ^ bool(epoch % 2)
     else:
         flip = torch.rand(count, generator=generator) < 0.5
 
+    if device != pixels.device:
+        pixels, index = pixels[index].to(device), torch.arange(count)
     source, number = pixels, index
     if recipe.resize != pixels.shape[1]:
         source, number = _resized(pixels[index.to(device)], recipe.resize), torch.arange(count)

@@ -14,7 +14,7 @@ from model.classifier import Classifier, load
 from model.engines.base import DeviceName, Engine, EngineName, Outputs
 from model.errors import ModelError
 from model.image import test_transform
-from model.training.data import CIFAR10_LABELS, LabeledImages, load_cifar10_test
+from model.training.data import CACHE, CIFAR10_LABELS, LabeledImages, folder_of, load_again, load_cifar10_test
 from model.training.ood import others
 
 ECE_BINS = 15
@@ -105,14 +105,22 @@ def reliability(scores: Scores) -> list[ReliabilityBin]:
     ]
 
 
-def mistakes(scores: Scores, labels: Sequence[str], count: int = 12) -> list[Mistake]:
-    """The wrongly classified images with the highest confidence, by descending confidence, for a card."""
+def mistakes(scores: Scores, labels: Sequence[str], count: int = 12, *, files: Sequence[str] = ()) -> list[Mistake]:
+    """The wrongly classified images with the highest confidence, by descending confidence, for a card.
+
+    Args:
+        scores: of the images.
+        labels: of the classes.
+        count: number of mistakes, at most.
+        files: path of each image, if the images have files of their own.
+    """
     chosen = scores.probabilities.argmax(1)
     wrong = np.flatnonzero(chosen != scores.truth)
     order = np.argsort(-scores.probabilities[wrong, chosen[wrong]], kind="stable")
     return [
         Mistake(
             image=int(index),
+            file=files[index] if files else None,
             label=labels[scores.truth[index]],
             predicted=labels[chosen[index]],
             probability=round(float(scores.probabilities[index, chosen[index]]), 6),
@@ -234,31 +242,40 @@ def assess(
 
 def evaluate_bundle(
     folder: Path,
-    data: Path,
+    data: Path | str,
     *,
     engine: EngineName = "auto",
     device: DeviceName = "auto",
     limit: int | None = None,
+    cache: Path = CACHE,
+    report: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> tuple[Classifier, Assessment]:
-    """Load a bundle and assess it on the CIFAR-10 test set.
+    """Load a bundle and assess it on the test part of a folder of images, or on the CIFAR-10 test set.
 
     Args:
         folder: of the bundle.
-        data: folder that contains cifar-10-batches-py/.
+        data: folder that contains cifar-10-batches-py/, or "folder:PATH".
         engine: as in `model.load`.
         device: as in `model.load`.
         limit: use only the first so many test images.
+        cache: where decoded images of a folder are kept.
+        report: called with lines of text about a folder of images.
         progress: called after each batch.
 
     Raises:
-        ModelError: the bundle, the engine or the data cannot be used, or the classes are not those of CIFAR-10.
+        ModelError: the bundle, the engine or the data cannot be used, or the classes are not those of the data.
     """
     classifier = load(folder, engine=engine, device=device)
     card = classifier.card
-    if tuple(card.labels) != CIFAR10_LABELS:
-        raise ModelError(f"the classes of {folder} are not the ten of CIFAR-10: name another bundle")
-    test = load_cifar10_test(data)[:limit]
+    if folder_of(data):
+        test = load_again(card, data, limit=limit, cache=cache, report=report, progress=progress).test
+    elif tuple(card.labels) != CIFAR10_LABELS:
+        raise ModelError(
+            f"the classes of {folder} are not the ten of CIFAR-10: give their images by --data folder:PATH"
+        )
+    else:
+        test = load_cifar10_test(Path(data))[:limit]
     assessment = assess(
         classifier.engine, card.input, card.calibration, card.out_of_distribution, test, progress=progress
     )

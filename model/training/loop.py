@@ -170,6 +170,7 @@ def train(
 
     model = torch.compile(net) if recipe.compile else net
     train_part = data.train.to(device)
+    class_weights = weights_of_classes(train_part.labels, len(data.labels), recipe.balance)
     watched = data.holdout if recipe.watch == "holdout" else data.test
     generator = torch.Generator().manual_seed(seed)
     coin = torch.rand(len(train_part), generator=generator) < 0.5
@@ -192,7 +193,7 @@ def train(
             },
         )
 
-    share = unfinished["steps"] / -(-len(unfinished["order"]) // recipe.batch_size) if unfinished else 0
+    share = unfinished["steps"] / len(split_order(unfinished["order"], recipe.batch_size)) if unfinished else 0
     observer.begin((len(run.history) + share) / recipe.epochs)
 
     for epoch in range(len(run.history), recipe.epochs):
@@ -206,11 +207,13 @@ def train(
             unfinished = None
         else:
             order, weights = selection(scores, recipe, epoch=epoch, generator=generator)
+            if class_weights is not None:
+                weights *= class_weights[train_part.labels]
             first = 0
         net.train()
         recent = None
         lr = 0.0
-        batches = torch.split(order, recipe.batch_size)
+        batches = split_order(order, recipe.batch_size)
         side = recipe.side_at(epoch)
         for step, index in enumerate(batches):
             if step < first:
@@ -219,7 +222,9 @@ def train(
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group["scale"]
-            batch = training_batch(train_part.pixels, index, recipe, epoch=epoch, coin=coin, generator=generator)
+            batch = training_batch(
+                train_part.pixels, index, recipe, epoch=epoch, coin=coin, generator=generator, device=device
+            )
             teacher_logits = teacher.logits(batch, recipe) if teacher else None
             if outlier_pixels is not None:
                 count = max(1, round(len(index) * recipe.outlier_ratio))
@@ -340,6 +345,32 @@ def selection(scores: Tensor, recipe: Recipe, *, epoch: int, generator: torch.Ge
         weights[easy] = 1 / (1 - recipe.prune)
         order = order[~dropped.cpu()[order]]
     return order[: recipe.epoch_images or None], weights
+
+
+def split_order(order: Tensor, batch_size: int) -> list[Tensor]:
+    """The batches of an epoch. A last batch of one image joins the one before it, because BatchNorm needs two."""
+    batches = list(torch.split(order, batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def weights_of_classes(labels: Tensor, num_classes: int, balance: float) -> Tensor | None:
+    """The weight of each class in the loss, so that rare classes count more.
+
+    Args:
+        labels: of the training images, int64[N].
+        num_classes: C.
+        balance: as in `Recipe`.
+
+    Returns:
+        float32[C] with a mean of 1 over the images, or None if all weights are equal.
+    """
+    counts = torch.bincount(labels, minlength=num_classes).float()
+    if balance == 0 or (counts == counts[0]).all():
+        return None
+    weights = counts.clamp(min=1) ** -balance
+    return weights / weights[labels].mean()
 
 
 def check_finite(loss: float, epoch: int) -> None:

@@ -38,9 +38,14 @@ class Recipe:
     changed: tuple[str, ...] = ()
     """Names of the fields that --set has changed, for the card."""
 
-    data: Literal["cifar10", "synthetic"] = "cifar10"
+    data: Literal["cifar10", "synthetic", "folder"] = "cifar10"
+    """The data set; "folder" with --data folder:PATH only."""
     holdout: AtLeastZero = 5000
-    """Number of images held out of the training set, for decisions. They are the same in every run."""
+    """Number of images held out of CIFAR-10's training set, for decisions. They are the same in every run."""
+    holdout_share: BelowOne = 0.1
+    """Share of the images of a folder that is held out, unless the folder has a part val."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of the images of a folder that is for the test, unless the folder has the parts train and test."""
     watch: Literal["holdout", "test"] = "holdout"
     """The part that is evaluated after each epoch. Only the article's recipe uses the test set before the end."""
 
@@ -56,9 +61,9 @@ class Recipe:
     """Width of the reflected border that a random crop can include, pixels."""
     zoom: Factor = 1.0
     """The side of a random crop is multiplied or divided by up to this factor, uniformly in the logarithm."""
-    flip: Literal["random", "alternating"] = "random"
+    flip: Literal["random", "alternating", "none"] = "random"
     """Horizontal flips: at random for each image and epoch, or at random for each image in the first epoch and then
-    in every second epoch (Jordan 2024, arXiv:2404.00498)."""
+    in every second epoch (Jordan 2024, arXiv:2404.00498). "none" is for classes that a flip changes, such as digits."""
     cutout: AtLeastZero = 0
     """Side of the square that is set to the mean (DeVries & Taylor 2017, arXiv:1708.04552), pixels; 0 for none."""
     aspect: Factor = 1.0
@@ -96,6 +101,9 @@ class Recipe:
     muon_lr: NotNegative = 0.0
     """The highest learning rate of Muon, which then trains the network's `muon_parameters`; 0 for SGD only."""
     muon_momentum: BelowOne = 0.9
+    balance: Share = 0.5
+    """The loss of an image is weighted by (number of images of its class) ** -balance, so that rare classes count more:
+    0 for equal weights, 1 for an equal total of each class. Weights are equal if all classes have as many images."""
     prune: BelowOne = 0.0
     """Fraction of the images with a loss below the mean that an epoch leaves out. The others of them get a larger
     weight (InfoBatch, Qin et al. 2024, arXiv:2303.04947). The first epoch and the last eighth of the run use all."""
@@ -319,6 +327,7 @@ RECIPES: Mapping[str, Recipe] = {
             name="article",
             summary="exactly as in the article: 300 epochs at 224 x 224, months on a CPU",
             holdout=0,
+            holdout_share=0.0,
             watch="test",
             arguments={"stem": "cifar", "width": 64, "conv_bias": True},
             resize=256,

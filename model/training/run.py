@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,13 +11,14 @@ from rich.console import Console
 from model.card import NAME_PATTERN
 from model.engines.base import DeviceName
 from model.errors import SaveError, TrainingError
+from model.nets.zoo import short_name
 from model.training import data as datasets
 from model.training.distill import Teacher
 from model.training.export import export
 from model.training.loop import Observer, Run, train
 from model.training.outliers import Outliers, load_outliers
 from model.training.pretrained import Init, read_state_dict
-from model.training.progress import BarProgress, LineProgress
+from model.training.progress import BarProgress, LineProgress, image_bar
 from model.training.recipes import Recipe
 from model.training.report.plots import contact_sheet
 
@@ -24,7 +26,7 @@ from model.training.report.plots import contact_sheet
 def train_bundle(
     recipe: Recipe,
     *,
-    data: Path,
+    data: Path | str,
     run: Path,
     out: Path,
     device: DeviceName = "auto",
@@ -35,13 +37,14 @@ def train_bundle(
     outliers_without: Collection[str] = (),
     teacher: Path | None = None,
     limit: int | None = None,
+    cache: Path = datasets.CACHE,
     resume: bool = False,
 ) -> None:
     """Train a recipe, test it once and write a bundle. Prints the progress to stdout.
 
     Args:
         recipe: to train.
-        data: folder that contains cifar-10-batches-py/.
+        data: folder that contains cifar-10-batches-py/, or "folder:PATH" for a folder of images.
         run: folder of the checkpoint and of the contact sheet, mistakes.png.
         out: bundle to write; must not exist.
         device: "auto" uses CUDA if available.
@@ -52,6 +55,7 @@ def train_bundle(
         outliers_without: names of folders inside `outliers` that are not used.
         teacher: bundle to learn from (distillation).
         limit: use only the first so many images of each part.
+        cache: where decoded images of a folder are kept.
         resume: continue the run in `run`.
 
     Raises:
@@ -67,7 +71,10 @@ def train_bundle(
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("no CUDA device is available: use --device cpu or auto")
     start = None if init is None else read_state_dict(init)
-    dataset = datasets.load(recipe.data, data, holdout=recipe.holdout, limit=limit, download=download)
+    if datasets.folder_of(data):
+        recipe = replace(recipe, data="folder")
+    with image_bar() as progress:
+        dataset = datasets.load_for(recipe, data, limit=limit, download=download, cache=cache, progress=progress)
     others = None
     if outliers is not None:
         side = dataset.train.pixels.shape[1]
@@ -101,6 +108,11 @@ def train_bundle(
         sheet.unlink(missing_ok=True)
         raise SaveError(f"{out} is complete, but {sheet} cannot be written: {error.strerror}") from error
     print(f"{sheet} shows the mistakes with the highest confidence", flush=True)
+
+
+def bundle_name(network: str, data: str) -> str:
+    """The name of a bundle, such as resnet18-cifar10, without the characters that a name cannot have."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", f"{short_name(network)}-{data}").strip("-")
 
 
 def _train(

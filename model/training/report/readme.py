@@ -5,7 +5,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from model.card import ModelCard
+from model.card import ModelCard, Training
 
 README_FILE = "README.md"
 NOTES_FILE = "NOTES.md"
@@ -25,7 +25,7 @@ def readme(card: ModelCard, *, notes: bool = False) -> str:
         notes: whether the bundle has a `NOTES_FILE`.
     """
     training, metrics, spec = card.training, card.metrics, card.input
-    dataset, dataset_name = ("cifar10", "CIFAR-10") if training.dataset_md5 else ("synthetic", "synthetic")
+    dataset, dataset_name, option = _dataset(training)
     started = f", from the weights with SHA-256 `{training.init_sha256[:12]}`" if training.init_sha256 else ""
     return f"""---
 pipeline_tag: image-classification
@@ -36,7 +36,7 @@ model-index:
 - name: {card.name}
   results:
   - task: {{type: image-classification}}
-    dataset: {{name: {dataset_name}, type: {dataset}, split: test}}
+    dataset: {{name: {json.dumps(dataset_name, ensure_ascii=False)}, type: {dataset}, split: test}}
     metrics: [{{type: accuracy, value: {metrics.top1:.4f}}}]
 ---
 
@@ -67,7 +67,7 @@ classifier = model.load("weights/{card.name}")
 This command repeats the measurements:
 
 ```sh
-python -m model.evaluate weights/{card.name} --data data --engine torch
+python -m model.evaluate weights/{card.name} --data {option} --engine torch
 ```
 
 ## Training
@@ -94,6 +94,31 @@ python -m model.evaluate weights/{card.name} --data data --engine torch
 {json.dumps(training.recipe, indent=2)}
 ```
 """
+
+
+def _dataset(training: Training) -> tuple[str, str, str]:
+    """The type and the name of the data set, and the value of --data."""
+    if training.dataset_md5:
+        return "cifar10", "CIFAR-10", "data"
+    if training.data and training.data.sha256:
+        return "imagefolder", training.data.name, "folder:PATH"
+    return "synthetic", "synthetic", "data"
+
+
+def _data(card: ModelCard) -> str:
+    """A row of the table about a folder of images, or nothing."""
+    data = card.training.data
+    if data is None or data.sha256 is None:
+        return ""
+    images = f"{sum(data.train):,} training, {sum(data.holdout):,} held-out and {sum(data.test):,} test images"
+    by_class = f"{min(data.train):,} to {max(data.train):,} training images of a class"
+    about = f"{_cell(data.name)}: {images} of {len(card.labels)} classes, {by_class}"
+    return f"\n| data | {about}, SHA-256 `{data.sha256[:12]}` |"
+
+
+def _cell(text: str) -> str:
+    """Text for a cell of a table."""
+    return text.replace("|", "\\|")
 
 
 def _changes(recipe: dict[str, Any]) -> str:
@@ -135,7 +160,7 @@ def _summary(card: ModelCard, *, notes: bool) -> str:
 
 def _accuracies(card: ModelCard) -> str:
     lines = ["| class | accuracy |", "|---|---|"]
-    for index, (label, row) in enumerate(zip(card.labels, card.metrics.confusion, strict=True)):
+    for index, (label, row) in enumerate(zip(map(_cell, card.labels), card.metrics.confusion, strict=True)):
         lines.append(f"| {label} | {row[index] / sum(row):.1%} |" if any(row) else f"| {label} | no images |")
     return "\n".join(lines) + "\n"
 
@@ -144,12 +169,14 @@ def _mistakes(card: ModelCard) -> str:
     if not card.metrics.mistakes:
         return ""
     rows = "\n".join(
-        f"| {mistake.image} | {mistake.label} | {mistake.predicted} | {mistake.probability:.1%} |"
+        f"| {mistake.image if mistake.file is None else _cell(mistake.file)} | {_cell(mistake.label)} | "
+        f"{_cell(mistake.predicted)} | {mistake.probability:.1%} |"
         for mistake in card.metrics.mistakes
     )
+    image = "index in the test set" if card.metrics.mistakes[0].file is None else "file"
     return f"""The mistakes with the highest confidence:
 
-| index in the test set | class | predicted | probability |
+| {image} | class | predicted | probability |
 |---|---|---|---|
 {rows}
 

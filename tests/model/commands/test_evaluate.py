@@ -69,7 +69,9 @@ def test_a_bundle_of_other_classes_is_an_error(tiny_bundle: Path, tmp_path: Path
     card = json.loads((folder / "card.json").read_text())
     card["labels"], card["metrics"]["mistakes"] = [*"abcdefghij"], []
     (folder / "card.json").write_text(json.dumps(card))
-    with pytest.raises(ModelError, match=r"the classes of .*letters are not the ten of CIFAR-10"):
+    with pytest.raises(
+        ModelError, match=r"the classes of .*letters are not the ten of CIFAR-10: give their images by --data"
+    ):
         evaluate_bundle(folder, tmp_path, device="cpu")
 
 

@@ -1,0 +1,163 @@
+"""From the option --data to a data set."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.card import InputSpec, ModelCard
+from model.errors import DataError
+from model.training.data.cache import Progress
+from model.training.data.cifar10 import CIFAR10_LABELS, load_cifar10
+from model.training.data.folder import load_folder
+from model.training.data.sets import DataSet
+from model.training.data.synthetic import synthetic
+from model.training.recipes import FIELD_DEFAULTS, Recipe
+
+CACHE = Path("runs/cache")
+"""Where decoded images of folders are by default."""
+
+_HOLDOUT_SEED = 20090408
+_FOLDER = "folder:"
+
+
+def folder_of(data: Path | str) -> Path | None:
+    """PATH of "folder:PATH", which is a folder of images, or None.
+
+    Raises:
+        DataError: PATH is empty.
+    """
+    text = str(data)
+    if not text.startswith(_FOLDER):
+        return None
+    if text == _FOLDER:
+        raise DataError("--data folder: lacks the path: write --data folder:PATH")
+    return Path(text.removeprefix(_FOLDER)).expanduser()
+
+
+def load_for(
+    recipe: Recipe,
+    data: Path | str,
+    *,
+    limit: int | None = None,
+    download: bool = False,
+    cache: Path = CACHE,
+    report: Callable[[str], None] = print,
+    progress: Progress | None = None,
+) -> DataSet:
+    """Read the data set that a recipe is to be trained on.
+
+    Args:
+        recipe: it selects the size of the images of a folder, and the held-out and test images.
+        data: folder that contains cifar-10-batches-py/, or "folder:PATH".
+        limit: use only the first so many images of each part, for a trial.
+        download: download CIFAR-10 through torchvision if it is missing.
+        cache: where decoded images of a folder are kept.
+        report: called with lines of text about a folder of images.
+        progress: called for each file of a folder that is hashed or decoded.
+
+    Raises:
+        DataError: the files are missing or damaged, or the folder cannot be used.
+        SaveError: the cache cannot be written.
+    """
+    folder = folder_of(data)
+    if folder is None:
+        return load(recipe.data, Path(data), holdout=recipe.holdout, limit=limit, download=download)
+    return load_folder(
+        folder,
+        recipe.input_spec(),
+        holdout=recipe.holdout_share,
+        test=recipe.test_share,
+        cache=cache,
+        report=report,
+        progress=progress,
+    ).limited(limit)
+
+
+def load_again(
+    card: ModelCard,
+    data: Path | str,
+    *,
+    limit: int | None = None,
+    cache: Path = CACHE,
+    report: Callable[[str], None] = print,
+    progress: Progress | None = None,
+) -> DataSet:
+    """Read the data set that a bundle was trained on, with the same images held out.
+
+    Args:
+        card: of the bundle.
+        data: as for `load_for`. A folder may contain other images of the same classes.
+        limit: likewise, and so are the others.
+
+    Raises:
+        DataError: the files are missing or damaged, the card does not name them, or a folder has other classes.
+        SaveError: the cache cannot be written.
+    """
+    recipe = card.training.recipe
+    folder = folder_of(data)
+    try:
+        kind, holdout = str(recipe["data"]), int(recipe["holdout"])
+    except KeyError as error:
+        raise DataError(f"the card's recipe lacks {error}: the held-out images are not known") from error
+    if folder is None:
+        if kind == "folder":
+            raise DataError(f"{card.name} was trained on a folder of images: give --data folder:PATH")
+        return load(kind, Path(data), holdout=holdout, limit=limit)
+    known = load_folder(
+        folder,
+        card.input,
+        holdout=_share(recipe, "holdout_share"),
+        test=_share(recipe, "test_share"),
+        cache=cache,
+        labels=card.labels,
+        report=report,
+        progress=progress,
+    )
+    trained = card.training.data
+    if trained and trained.sha256 and trained.sha256 != known.sha256:
+        report(f"{folder} has changed since {card.name} was trained, or is another folder")
+    return known.limited(limit)
+
+
+def _share(recipe: Mapping[str, Any], name: str) -> float:
+    return float(recipe.get(name, FIELD_DEFAULTS[name]))
+
+
+def load(kind: str, root: Path, *, holdout: int, limit: int | None = None, download: bool = False) -> DataSet:
+    """Read CIFAR-10 or synthetic images into memory.
+
+    Args:
+        kind: "cifar10" or "synthetic".
+        root: folder that contains cifar-10-batches-py/; not used for synthetic images.
+        holdout: number of images to hold out of the training set, the same number of each class.
+        limit: use only the first so many images of each part, for a trial.
+        download: download CIFAR-10 through torchvision if it is missing.
+
+    Raises:
+        DataError: the files are missing or damaged.
+    """
+    if kind == "synthetic":
+        train, test, md5, name = synthetic(400, 1), synthetic(100, 2), dict[str, str](), "synthetic images"
+    else:
+        train, test, md5 = load_cifar10(root, download=download)
+        name = "CIFAR-10"
+    kept, held = _split(train.labels, holdout)
+    return DataSet(train[kept], train[held], test, CIFAR10_LABELS, name, md5).limited(limit)
+
+
+def _split(labels: Tensor, holdout: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training and the held-out images: the same number of each class, the same in every run."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_HOLDOUT_SEED))
+    per_class = holdout // (int(labels.max()) + 1)
+    shuffled = labels[order]
+    rank = torch.zeros_like(shuffled)
+    for label in range(int(labels.max()) + 1):
+        chosen = shuffled == label
+        rank[chosen] = torch.arange(int(chosen.sum()))
+    held = rank < per_class
+    return order[~held].sort().values, order[held].sort().values
+
+
