@@ -1,6 +1,7 @@
 """python -m app: serve in one process or several."""
 
 import ctypes
+import logging
 import os
 import socket
 import sys
@@ -13,8 +14,15 @@ from pydantic import ValidationError
 from app.process.cpus import default_threads
 from app.process.server import serve
 from app.process.workers import supervise
-from app.settings import Settings, error_messages
+from app.settings import Settings, error_messages, unknown_variables
 from app.telemetry.logs import logging_to_stderr
+
+logger = logging.getLogger("tenfold")
+
+_USAGE = """usage: python -m app
+
+Serve the model over HTTP. The settings are environment variables, such as TENFOLD_PORT=8110: see docs/settings.md.
+tenfold serve takes the most common ones as options."""
 
 # malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -56,6 +64,8 @@ def main(arguments: list[str]) -> int:
     with logging_to_stderr(settings.log_level, settings.log_format):
         if arguments:
             return serve(settings, listening=socket.socket(fileno=int(arguments[0])), control=sys.stdin.fileno())
+        for warning in unknown_variables():
+            logger.warning(warning)
         if settings.workers > 1:
             return supervise(settings)
         return serve(settings.model_copy(update={"threads": settings.threads or default_threads()}))
@@ -63,6 +73,13 @@ def main(arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> Never:
     """Run `main` and end the process with its exit code."""
+    if arguments and not arguments[0].isdigit():
+        asked = arguments[0] in ("-h", "--help")
+        print(
+            _USAGE if asked else f"error: unknown argument {arguments[0]}\n{_USAGE}",
+            file=sys.stdout if asked else sys.stderr,
+        )
+        sys.exit(0 if asked else 2)
     limit_kept_memory()
     code = main(arguments)
     # sys.exit would wait for the engine's thread, which may still be loading or be stalled.

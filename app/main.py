@@ -53,6 +53,7 @@ def create_app(
         version=__version__,
         lifespan=lifespan,
         docs_url=None,
+        generate_unique_id_function=lambda route: route.name,
         redoc_url=None,
     )
     app.state.service = service

@@ -1,6 +1,7 @@
 """Every knob of the service, once. Each is read from the environment variable TENFOLD_<NAME>."""
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -171,6 +172,18 @@ def error_messages(error: ValidationError) -> list[str]:
         + problem["msg"].removeprefix("Value error, ")
         for problem in error.errors()
     ]
+
+
+def unknown_variables() -> list[str]:
+    """Warnings of environment variables that begin with TENFOLD_ and are no settings, a sentence each."""
+    known = [f"TENFOLD_{name.upper()}" for name in Settings.model_fields]
+    warnings = []
+    for name in sorted(os.environ):
+        if name.startswith("TENFOLD_") and name not in known:
+            nearest = get_close_matches(name, known, 1)
+            hint = f": did you mean {nearest[0]}?" if nearest else ""
+            warnings.append(f"{name} is not a setting of the service and has no effect{hint}")
+    return warnings
 
 
 def default_weights() -> dict[str, Path]:

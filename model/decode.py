@@ -8,6 +8,7 @@ from PIL import Image, ImageFile, features
 
 from model.errors import ImageError, ImageTooLarge, UnreadableImage, UnsupportedImage
 from model.guard import BoundedFile, Needs, held_bytes, needs, orientation_is_plain
+from model.signatures import describe
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, pixels."""
@@ -222,7 +223,10 @@ def inspect(data: bytes, *, side: int, max_pixels: int) -> tuple[list[str], Need
     """
     kinds = [name for name in FORMATS if (accept := Image.OPEN[name][1]) and accept(data[:16]) is True]
     if not kinds:
-        raise UnsupportedImage(f"this is not an image in an accepted format: upload {', '.join(FORMATS)}")
+        formats, other = ", ".join(FORMATS), describe(data)
+        if other:
+            raise UnsupportedImage(f"this is {other}, which is not accepted: convert it to one of {formats}")
+        raise UnsupportedImage(f"this is not an image in an accepted format: upload {formats}")
     found = needs(kinds[-1], data, side=side, max_pixels=max_pixels)
     bands = _BAND_BYTES * min(found.width * found.height, _BAND)
     return kinds, found._replace(memory=_FIXED + found.memory + bands)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from app import __version__
 from app.cli.classify.command import main as classify
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -18,8 +19,18 @@ app.command("classify")(classify)
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
+def _print_version(given: bool) -> None:
+    if given:
+        print(f"tenfold {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def tenfold() -> None:
+def tenfold(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Classify images, serve the model over HTTP, and train it."""
 
 

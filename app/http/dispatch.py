@@ -15,7 +15,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class ImageRoutes:
-    """Calls the endpoint of a route directly; FastAPI handles any other request.
+    """Calls the endpoint of a route directly, also with a slash at the end; FastAPI handles any other request.
 
     FastAPI takes longer to find a route and to resolve its dependencies than the service to decode a small image. The
     routes are declared in FastAPI as well, for the documentation and for requests with another method. Their endpoints
@@ -38,7 +38,8 @@ class ImageRoutes:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = self.routes.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        found = self.routes.get(scope["path"].removesuffix("/")) if is_post else None
         if found is None:
             await self.app(scope, receive, send)
             return

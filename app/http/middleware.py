@@ -27,6 +27,8 @@ _CLIENT_CLOSED = 499
 class RequestContext:
     """The outermost middleware: gives each request an ID and a start time, counts it and logs a line.
 
+    HEAD is handled as GET. The server sends no body for it.
+
     Each response gets X-Request-ID, X-Content-Type-Options and Server-Timing. Routes find in `request.state`:
     `request_id`, `arrived` (time.monotonic() at the first byte) and `timings` (name -> milliseconds, for them to
     fill). They write there `model`, the name of the model that a request is for, and `rejected`, the reason for which
@@ -54,6 +56,8 @@ class RequestContext:
         timings: dict[str, float] = {}
         state.update(request_id=request_id, timings=timings)
         status = 0
+        # The server reads the method of its own scope.
+        inside = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
         async def send_with_context(message: Message) -> None:
             nonlocal status
@@ -72,13 +76,13 @@ class RequestContext:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_context)
+            await self.app(inside, receive, send_with_context)
         except (ClientDisconnected, ClientDisconnect):
             status, state["rejected"] = _CLIENT_CLOSED, "client-gone"
         finally:
             seconds = time.monotonic() - arrived
             rejected, model = state.get("rejected"), state.get("model", "")
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(inside.get("route"), "path", "other")
             self.telemetry.request(route=route, status=status, model=model, seconds=seconds, rejected=rejected)
             if access.isEnabledFor(logging.INFO):
                 _log(scope, status, seconds, timings, model, rejected)

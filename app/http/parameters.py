@@ -3,6 +3,7 @@
 FastAPI's own handling of parameters takes longer than the decoding of a small image.
 """
 
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl
@@ -19,7 +20,7 @@ TIMEOUT_HEADER = "X-Request-Timeout"
 class PredictParams(BaseModel):
     """Query parameters of POST /predict."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Annotated[
         str | None, Field(description="Name of the model. The default is the first one of the service.")
@@ -59,6 +60,9 @@ class ExplainParams(PredictParams):
         Literal["json", "png"], Field(description="Numbers, or the image with the heat map drawn over it.")
     ] = "json"
 
+
+PARAMETER_NAMES = frozenset(ExplainParams.model_fields)
+"""Names of the query parameters of these routes."""
 
 RequestTimeout = Annotated[
     FiniteFloat | None,
@@ -116,4 +120,8 @@ def _query(query: bytes, model: type[PredictParams]) -> PredictParams:
 
 def _invalid(error: ValidationError, *where: str) -> InvalidParameter:
     first = error.errors(include_url=False)[0]
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][0])[:50]
+        near = get_close_matches(name, PARAMETER_NAMES, 1) or ["one of those in /docs"]
+        return InvalidParameter(f"{'.'.join((*where, name))}: there is no such parameter: use {near[0]}")
     return InvalidParameter(f"{'.'.join((*where, *map(str, first['loc'])))}: {first['msg']}")

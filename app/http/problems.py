@@ -140,7 +140,7 @@ def problem_response(error: Exception, request_id: str) -> Response:
             type="about:blank",
             title=http.HTTPStatus(error.status_code).phrase,
             status=error.status_code,
-            detail=f"{error.detail}: see /docs for the paths and methods of this service",
+            detail=_http_detail(error),
             instance=request_id,
         )
     else:
@@ -149,6 +149,13 @@ def problem_response(error: Exception, request_id: str) -> Response:
     if isinstance(error, ServingError) and error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     return Response(problem.model_dump_json(), problem.status, headers, MEDIA_TYPE)
+
+
+def _http_detail(error: HTTPException) -> str:
+    allowed = (error.headers or {}).get("Allow")
+    if error.status_code == http.HTTPStatus.METHOD_NOT_ALLOWED and allowed:
+        return f"this path takes {allowed}: send the request with that method"
+    return f"{error.detail}: see /docs for the paths and methods of this service"
 
 
 def documented(*errors: type[Exception]) -> dict[int | str, dict[str, Any]]:

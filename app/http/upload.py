@@ -1,16 +1,22 @@
-"""Request body -> image files, within limits: multipart/form-data, or one image as the raw body."""
+"""Request body -> image files, within limits: multipart/form-data, JSON with base64, or one image as the raw body."""
 
+import base64
+from typing import Any
+
+from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from app.http.problems import BadUpload, TooManyFiles, UnsupportedBody
+from app.http.parameters import PARAMETER_NAMES
+from app.http.problems import BadUpload, InvalidParameter, TooManyFiles, UnsupportedBody
 from app.serving.images import Upload
 
 FIELD = "file"
 """Name of the multipart parts that hold images."""
 
+_JSON_FORMS = '{"image": "<base64>"} or {"instances": [{"b64": "<base64>"}]}'
 _MAX_FIELDS = 100
 _MAX_HEADER_BYTES = 8_192
 
@@ -26,9 +32,10 @@ async def read_uploads(request: Request, *, max_files: int) -> list[Upload]:
         One or more uploads, none of them empty.
 
     Raises:
-        BadUpload: malformed multipart, no part named `file`, or an empty one.
+        BadUpload: malformed multipart or JSON, no part named `file`, or an empty one.
+        InvalidParameter: a form field has the name of a query parameter.
         TooManyFiles: more than `max_files`.
-        UnsupportedBody: the content type is neither multipart/form-data nor that of an image.
+        UnsupportedBody: the content type is none of these.
         ClientDisconnect: the client disconnected before the end of the body.
     """
     header = request.headers.get("content-type", "")
@@ -40,10 +47,12 @@ async def read_uploads(request: Request, *, max_files: int) -> list[Upload]:
         uploads = _Form(await _read(request), boundary, max_files).uploads
     elif content_type.startswith("image/") or content_type in ("", "application/octet-stream"):
         uploads = [Upload(None, await _read(request))]
+    elif content_type == "application/json":
+        uploads = _from_json(await _read(request), max_files)
     else:
         raise UnsupportedBody(
             f"a body of type {content_type} is not accepted: send multipart/form-data with a part named "
-            f"{FIELD}, or an image as the body with its image/* type"
+            f"{FIELD}, an image as the body with its image/* type, or JSON with the image in base64"
         )
     for upload in uploads:
         if not upload.data:
@@ -82,10 +91,11 @@ class _Form:
         self.uploads: list[Upload] = []
         self._max_files = max_files
         self._files = self._fields = 0
+        self._other: list[str] = []
         self._complete = False
         # Counted before parsing: the parser is slow on data that is full of lines that begin like the boundary.
         if body.count(b"\r\n--" + boundary) > max_files + _MAX_FIELDS + 1:
-            raise TooManyFiles(f"more than {max_files} images in one request: send them in several requests")
+            raise _too_many(max_files)
         parser = MultipartParser(
             boundary,
             {
@@ -108,7 +118,7 @@ class _Form:
         if not self._complete:
             raise _malformed("it ends before its last boundary")
         if not self.uploads:
-            raise BadUpload(f"there is no image in the upload: send it as a part named {FIELD}, with a filename")
+            raise BadUpload(self._without_image())
 
     def _begin(self) -> None:
         self._name, self._value = b"", b""
@@ -133,6 +143,8 @@ class _Form:
         filename = options.get(b"filename")
         self._is_image = filename is not None and options[b"name"] == FIELD.encode()
         self._filename = None if filename is None else _text(filename)
+        if not self._is_image:
+            self._note(_text(options[b"name"]), filename is not None)
         if filename is None:
             self._fields += 1
             if self._fields > _MAX_FIELDS:
@@ -140,7 +152,7 @@ class _Form:
         else:
             self._files += 1
             if self._files > self._max_files:
-                raise TooManyFiles(f"more than {self._max_files} images in one request: send them in several requests")
+                raise _too_many(self._max_files)
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._is_image:
@@ -153,6 +165,56 @@ class _Form:
 
     def _finish(self) -> None:
         self._complete = True
+
+    def _note(self, name: str, is_file: bool) -> None:
+        """Remember a part that is no image; refuse a parameter, which would have no effect here."""
+        if not is_file and name in PARAMETER_NAMES:
+            raise InvalidParameter(f"{name} came as a form field: send it in the query string, as in ?{name}=...")
+        if name == FIELD:
+            name += " (text without a filename)"
+        self._other.append(repr(name[:50]))
+
+    def _without_image(self) -> str:
+        message = f"there is no image in the upload: send it as a part named {FIELD}, with a filename"
+        if not self._other:
+            return message
+        return f"{message}, as curl -F {FIELD}=@cat.png does. The upload has {', '.join(self._other[:5])}"
+
+
+def _from_json(body: bytes, max_files: int) -> list[Upload]:
+    """The images of {"image": BASE64} or {"instances": [BASE64 or {"b64": BASE64}, ...]}."""
+    try:
+        content = from_json(body)
+    except ValueError as error:
+        raise BadUpload(f"the body is no valid JSON ({error}): send it again") from error
+    match content:
+        case {"image": image}:
+            images = [image]
+        case {"instances": [*images]}:
+            if len(images) > max_files:
+                raise _too_many(max_files)
+        case _:
+            images = []
+    if not images:
+        raise BadUpload(f"there is no image in the JSON: send {_JSON_FORMS}")
+    return [Upload(None, _from_base64(image)) for image in images]
+
+
+def _from_base64(value: Any) -> bytes:
+    text = value.get("b64") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise BadUpload(f"an image in the JSON is not a string: send {_JSON_FORMS}")
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise BadUpload(f"an image in the JSON is not valid base64 ({error}): encode the bytes of the file") from error
+
+
+def _too_many(limit: int) -> TooManyFiles:
+    images = "one image" if limit == 1 else f"{limit} images"
+    return TooManyFiles(f"more than {images} in one request: send them in several requests")
 
 
 def _malformed(reason: str) -> BadUpload:

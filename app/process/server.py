@@ -21,6 +21,10 @@ from model import ModelError
 
 logger = logging.getLogger("tenfold")
 
+logger = logging.getLogger("tenfold")
+
+CANNOT_LISTEN = "cannot listen on %s:%d: choose another address with TENFOLD_HOST and TENFOLD_PORT"
+
 # Seconds for TCP handshakes to complete before the listening socket is closed.
 _HANDSHAKE = 0.1
 # Longest time in seconds to empty the accept queue, where new connections cannot be kept out of it.
@@ -159,5 +163,6 @@ def serve(
     try:
         server.run([listening] if listening else None)
     except SystemExit:  # uvicorn has logged why it cannot listen
+        logger.error(CANNOT_LISTEN, settings.host, settings.port)
         return 1
     return 1 if failed else 0

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import IO
 
 from app.process.cpus import available_cpus
-from app.process.server import config_of
+from app.process.server import CANNOT_LISTEN, config_of
 from app.process.sockets import ignore_new_connections
 from app.settings import Settings
 from app.telemetry.metrics import SHARED_FOLDER, mark_worker_dead
@@ -215,9 +215,11 @@ def supervise(settings: Settings, command: Sequence[str] = (sys.executable, "-m"
         listening = config_of(settings).bind_socket()
         listening.listen(_BACKLOG)  # at once, so that no other program takes the port while the workers load
     except SystemExit:  # uvicorn has logged why
+        logger.error(CANNOT_LISTEN, settings.host, settings.port)
         return 1
     except OSError as error:  # another program was quicker between the two
-        logger.error("cannot listen on %s:%d: %s", settings.host, settings.port, error)
+        logger.error("%s", error)
+        logger.error(CANNOT_LISTEN, settings.host, settings.port)
         return 1
     with tempfile.TemporaryDirectory(prefix="tenfold-metrics-") as folder:
         supervisor = Supervisor(settings, listening, folder, command)

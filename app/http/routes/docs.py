@@ -31,4 +31,4 @@ async def docs(request: Request) -> Response:
 
 
 for _path in _FILES:
-    router.add_api_route(_path, docs, methods=["GET", "HEAD"])
+    router.add_api_route(_path, docs)

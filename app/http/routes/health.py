@@ -30,5 +30,4 @@ for _path, _probe, _failures in (
     ("/readyz", readyz, (NotReady, NotAlive)),
     ("/healthz", readyz, (NotReady, NotAlive)),
 ):
-    router.add_api_route(_path, _probe, responses=documented(*_failures))
-    router.add_api_route(_path, _probe, methods=["HEAD"], include_in_schema=False)
+    router.add_api_route(_path, _probe, name=_path.strip("/"), responses=documented(*_failures))

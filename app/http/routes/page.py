@@ -52,4 +52,4 @@ async def _file(name: str, request: Request) -> Response:
 
 
 for _path, _route in (("/", page), ("/static/{name}", static)):
-    router.add_api_route(_path, _route, methods=["GET", "HEAD"])
+    router.add_api_route(_path, _route)

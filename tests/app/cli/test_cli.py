@@ -10,6 +10,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from app import __version__
 from app.cli.classify.command import main as classify
 from app.cli.main import app, serve
 from model import MAX_VIEWS, DeviceName, EngineName
@@ -49,6 +50,10 @@ def test_help_imports_no_large_package(arguments: list[str]) -> None:
     if arguments == ["--help"]:
         for name in ("classify", "serve", "train", "recipes", "evaluate", "quantize"):
             assert f"\n  {name} " in done.stdout
+
+
+def test_the_version_is_printed() -> None:
+    assert tenfold("--version").stdout == f"tenfold {__version__}\n"
 
 
 def test_options_accept_the_values_of_the_settings() -> None:

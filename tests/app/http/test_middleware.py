@@ -47,6 +47,10 @@ def test_request_ids_are_unique(running: Running) -> None:
     [
         ("GET", "/livez", 200),
         ("HEAD", "/readyz", 200),
+        ("HEAD", "/model", 200),
+        ("HEAD", "/metrics", 200),
+        ("HEAD", "/openapi.json", 200),
+        ("HEAD", "/predict", 405),
         ("GET", "/model", 200),
         ("GET", "/docs", 200),
         ("GET", "/openapi.json", 200),

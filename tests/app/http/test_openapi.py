@@ -138,6 +138,7 @@ def test_operations_have_unique_names_and_a_summary(schema: dict[str, Any]) -> N
     entries = operations(schema)
     names = [entry["operationId"] for entry in entries.values()]
     assert len(set(names)) == len(names)
+    assert {"predict", "explain", "readyz", "healthz"} <= set(names)
     for key, entry in entries.items():
         assert entry["summary"], key
         assert entry["description"], key

@@ -261,7 +261,14 @@ CASES = [
     Case("far too many files", 413, "too-many-files", files(300), {"max_files": 4}),
     Case("plain text", 415, "unsupported-body", raw(b"cat", "text/plain")),
     Case("a form", 415, "unsupported-body", raw(b"file=cat", "application/x-www-form-urlencoded")),
-    Case("JSON", 415, "unsupported-body", raw(b"{}", "application/json")),
+    Case("JSON", 400, "bad-upload", raw(b"{}", "application/json")),
+    Case("an unknown parameter", 422, "invalid-parameter", parameter("topk", "3")),
+    Case(
+        "a parameter in the form",
+        422,
+        "invalid-parameter",
+        lambda service: service.upload(("a.png", b"cat"), data={"top_k": "3"}),
+    ),
     Case("text that calls itself a picture", 415, "unsupported-picture", raw(b"cat")),
     Case("SVG", 415, "unsupported-picture", raw(SVG, "image/svg+xml")),
     Case("a text file as the one part", 415, "unsupported-picture", lambda service: service.upload(("a.png", b"cat"))),
@@ -369,11 +376,18 @@ def test_an_unknown_path_is_a_problem(running: Running) -> None:
     assert is_a_problem(running.client.get("/nowhere"), 404)["title"] == "Not Found"
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/predict"), ("DELETE", "/model"), ("POST", "/readyz")])
-def test_an_unsupported_method_is_a_problem(running: Running, method: str, path: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("GET", "/predict", "POST"), ("DELETE", "/model", "GET"), ("POST", "/readyz", "GET")],
+)
+def test_an_unsupported_method_is_a_problem_that_names_the_right_one(
+    running: Running, method: str, path: str, allowed: str
+) -> None:
     response = running.client.request(method, path)
-    assert is_a_problem(response, 405)["title"] == "Method Not Allowed"
-    assert response.headers["Allow"]
+    problem = is_a_problem(response, 405)
+    assert problem["title"] == "Method Not Allowed"
+    assert problem["detail"] == f"this path takes {allowed}: send the request with that method"
+    assert response.headers["Allow"] == allowed
 
 
 @pytest.mark.parametrize(

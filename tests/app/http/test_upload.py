@@ -1,4 +1,6 @@
 import asyncio
+import base64
+import json
 import time
 
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import Message
 
-from app.http.problems import BadUpload, TooManyFiles, UnsupportedBody
+from app.http.problems import BadUpload, InvalidParameter, TooManyFiles, UnsupportedBody
 from app.http.upload import read_uploads
 from app.serving.images import Upload
 
@@ -127,13 +129,77 @@ def test_a_form_without_an_image_is_refused_with_the_reason(body: bytes, says: s
         read(body, MULTIPART)
 
 
+def test_a_form_without_an_image_names_its_parts() -> None:
+    body = form(part(b"1", 'form-data; name="image"; filename="a.png"'), part(b"2", 'form-data; name="file"'))
+    with pytest.raises(BadUpload) as raised:
+        read(body, MULTIPART)
+    assert str(raised.value).endswith(
+        "as curl -F file=@cat.png does. The upload has 'image', 'file (text without a filename)'"
+    )
+
+
+@pytest.mark.parametrize("name", ["top_k", "label", "views"])
+def test_a_parameter_in_the_form_is_refused(name: str) -> None:
+    body = form(part(b"1", FILE.format("a")), part(b"3", f'form-data; name="{name}"'))
+    with pytest.raises(InvalidParameter, match=f"{name} came as a form field: send it in the query string"):
+        read(body, MULTIPART)
+
+
+BASE64 = base64.b64encode(b"image").decode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"image": BASE64},
+        {"image": f"data:image/png;base64,{BASE64}"},
+        {"instances": [BASE64]},
+        {"instances": [{"b64": BASE64}]},
+    ],
+)
+def test_json_contains_images_in_base64(content: object) -> None:
+    assert read(json.dumps(content).encode(), "application/json; charset=utf-8") == [Upload(None, b"image")]
+
+
+def test_json_contains_several_images_within_the_limit() -> None:
+    body = json.dumps({"instances": [BASE64, {"b64": base64.b64encode(b"2").decode()}]}).encode()
+    assert read(body, "application/json", max_files=2) == [Upload(None, b"image"), Upload(None, b"2")]
+    with pytest.raises(TooManyFiles, match="more than one image"):
+        read(body, "application/json", max_files=1)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "no valid JSON"),
+        (b"\xff\xd8", "no valid JSON"),
+        (b'{"image": "' + BASE64.encode(), "no valid JSON"),
+        (b"[" * 100_000, "no valid JSON"),
+        (b"[]", "no image in the JSON"),
+        (b"{}", "no image in the JSON"),
+        (b'{"instances": []}', "no image in the JSON"),
+        (b'{"instances": "aW1hZ2U="}', "no image in the JSON"),
+        (b'{"image": null}', "is not a string"),
+        (b'{"image": ["aW1hZ2U="]}', "is not a string"),
+        (b'{"instances": [{"image": "aW1hZ2U="}]}', "is not a string"),
+        (b'{"image": "not base64!"}', "not valid base64"),
+        (b'{"image": "aW1hZ2U"}', "not valid base64"),
+        ('{"image": "für"}'.encode(), "not valid base64"),
+        (b'{"image": ""}', "the body is empty"),
+    ],
+)
+def test_json_without_an_image_is_refused_with_the_reason(body: bytes, says: str) -> None:
+    with pytest.raises(BadUpload, match=says):
+        read(body, "application/json")
+
+
 def test_an_empty_body_is_refused() -> None:
     with pytest.raises(BadUpload, match="the body is empty"):
         read(b"", "image/png")
 
 
 @pytest.mark.parametrize(
-    "content_type", ["text/plain", "application/json", "multipart/mixed; boundary=b", "video/mp4", "x"]
+    "content_type", ["text/plain", "application/xml", "multipart/mixed; boundary=b", "video/mp4", "x"]
 )
 def test_another_content_type_is_refused_by_its_name(content_type: str) -> None:
     with pytest.raises(UnsupportedBody, match=content_type.split(";", maxsplit=1)[0]):

@@ -201,6 +201,9 @@ def test_a_port_that_is_taken_ends_it(int8_bundle: Path, log: Path) -> None:
         with process(environment(int8_bundle, TENFOLD_PORT=port), log) as running:
             assert running.exit_code() != 0
     assert "address already in use" in running.log
+    assert (
+        f"cannot listen on 127.0.0.1:{port}: choose another address with TENFOLD_HOST and TENFOLD_PORT" in running.log
+    )
 
 
 def test_uvicorn_can_serve_the_application_by_its_name(int8_bundle: Path, log: Path) -> None:
@@ -212,6 +215,31 @@ def test_uvicorn_can_serve_the_application_by_its_name(int8_bundle: Path, log: P
         running.popen.send_signal(signal.SIGINT)
         running.exit_code()
     assert "Traceback" not in running.log
+
+
+def test_a_variable_that_is_no_setting_is_logged(log: Path) -> None:
+    with process({"TENFOLD_PORT": "0", "TENFOLD_WORKER": "2", "TENFOLD_WEIGHTS": "nothing"}, log) as running:
+        running.exit_code()
+    assert (
+        "TENFOLD_WORKER is not a setting of the service and has no effect: did you mean TENFOLD_WORKERS?" in running.log
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "code", "says"), [("--help", 0, "usage: python -m app"), ("--port", 2, "unknown argument --port")]
+)
+def test_arguments_get_the_usage(argument: str, code: int, says: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "app", argument, "8110"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == code
+    assert says in done.stdout + done.stderr
+    assert "TENFOLD_PORT" in done.stdout + done.stderr
 
 
 def test_the_service_never_imports_torch_itself() -> None:

@@ -113,4 +113,5 @@ def test_a_port_that_is_taken_ends_it(int8_bundle: Path, log: Path) -> None:
         with process(two_workers(int8_bundle, TENFOLD_PORT=str(running.port)), log.with_name("second")) as second:
             assert second.exit_code() == 1
             assert "address already in use" in second.log.lower()
+            assert "choose another address with TENFOLD_HOST and TENFOLD_PORT" in second.log
         assert time.monotonic() - began < 60

@@ -1,3 +1,4 @@
+import base64
 import io
 import time
 from collections.abc import Iterable
@@ -38,6 +39,15 @@ def expected_ranking(data: bytes, k: int, views: int = 1) -> list[dict[str, Any]
 def confident(seeds: Iterable[int]) -> int:
     """The first of these seeds whose image looks like the classes."""
     return next(seed for seed in seeds if predicted(image_file(seed)).accepted())
+
+
+def test_the_path_may_end_in_a_slash(running: Running) -> None:
+    assert running.client.post("/predict/", content=image_file()).status_code == 200
+
+
+def test_an_image_in_json_has_the_result_of_the_file(running: Running) -> None:
+    body = {"image": base64.b64encode(image_file(1)).decode()}
+    assert running.client.post("/predict", json=body).json() == running.post(image_file(1)).json()
 
 
 def test_the_result_for_an_image_has_the_documented_fields(running: Running) -> None:
