@@ -73,13 +73,12 @@ def main(arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> Never:
     """Run `main` and end the process with its exit code."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(_USAGE)
+        sys.exit(0)
     if arguments and not arguments[0].isdigit():
-        asked = arguments[0] in ("-h", "--help")
-        print(
-            _USAGE if asked else f"error: unknown argument {arguments[0]}\n{_USAGE}",
-            file=sys.stdout if asked else sys.stderr,
-        )
-        sys.exit(0 if asked else 2)
+        print(f"error: unknown argument {arguments[0]}\n{_USAGE}", file=sys.stderr)
+        sys.exit(2)
     limit_kept_memory()
     code = main(arguments)
     # sys.exit would wait for the engine's thread, which may still be loading or be stalled.

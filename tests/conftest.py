@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import skimage.data
@@ -24,6 +25,10 @@ from model.training.quantize import Choice, add_openvino
 from model.training.recipes import CIFAR10_MEAN, CIFAR10_STD, Recipe, recipe_named
 
 CPU = torch.device("cpu")
+
+# Examples have no time limit, because the machine may be busy, and are the same in each run.
+hypothesis.settings.register_profile("tenfold", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("tenfold")
 
 
 def maps_of(answer: Outputs | model.Prediction) -> NDArray[np.float32]:

@@ -68,7 +68,7 @@ def test_a_hot_cell_is_hottest_at_its_middle(row: int, column: int, spec: InputS
     assert heat[far].max() < 0.02 * heat.max(), "cells further away are cold"
 
 
-@settings(max_examples=60, derandomize=True, database=None, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(64, 500), st.integers(64, 500), st.integers(0, 3), st.integers(0, 3), st.integers(1, 4), st.data())
 def test_the_heat_of_a_cell_lies_where_the_view_shows_it(
     width: int, height: int, row: int, column: int, views: int, data: st.DataObject

@@ -14,11 +14,7 @@ from model.errors import ImageError
 from model.image import MAX_VIEWS, PreprocessedImage, preprocess
 from tests.hostile import announcing, corpus
 
-# The same examples each time, so that a change is to blame for what it broke.
-repeatable = settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
+large_examples = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
@@ -75,7 +71,7 @@ def outcome(data: bytes, spec: InputSpec, views: int) -> PreprocessedImage | Ima
 FILES = {sample.name: sample.data for sample in corpus() if 0 < len(sample.data) < 12_000}
 
 
-@repeatable
+@large_examples
 @given(
     st.one_of(st.binary(max_size=300), st.builds(bytes.__add__, st.sampled_from(STARTS), st.binary(max_size=300))),
     st.sampled_from(SPECS),
@@ -85,7 +81,7 @@ def test_arbitrary_bytes_are_an_image_or_an_image_error(data: bytes, spec: Input
     outcome(data, spec, views)
 
 
-@settings(repeatable, max_examples=400)
+@settings(large_examples, max_examples=400)
 @given(st.data(), st.sampled_from(SPECS), st.integers(1, MAX_VIEWS))
 def test_mutated_files_are_an_image_or_an_image_error(data: st.DataObject, spec: InputSpec, views: int) -> None:
     changed = bytearray(FILES[data.draw(st.sampled_from(sorted(FILES)))])
@@ -95,7 +91,7 @@ def test_mutated_files_are_an_image_or_an_image_error(data: st.DataObject, spec:
     outcome(bytes(changed), spec, views)
 
 
-@repeatable
+@large_examples
 @given(
     st.sampled_from([(mode, kind) for mode, kinds in STORED.items() for kind in kinds if kind in FORMATS]),
     st.integers(1, 200),
@@ -131,7 +127,7 @@ def test_a_valid_image_has_the_documented_shape(
     assert image.warnings == (small if short < spec.resize else ())
 
 
-@repeatable
+@large_examples
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.sampled_from(["L", "RGB"]))
 def test_an_image_is_refused_exactly_where_it_has_too_many_pixels(width: int, height: int, mode: str) -> None:
     kind = "PNG" if mode == "RGB" else "TIFF"

@@ -55,9 +55,6 @@ def test_every_response_conforms_to_the_schema(
     statuses = Counter[int]()
 
     @settings(
-        derandomize=True,
-        database=None,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
         max_examples=50 if operation.path in PATHS else 3,
     )
