@@ -4,8 +4,8 @@ import { find, h } from "./dom.js";
 import { count, percent, thousands } from "./words.js";
 
 export function showCard(card) {
-	const { name, labels, metrics, input, openvino } = card;
-	find("chip").replaceChildren(name);
+	const { name, version, labels, metrics, input, openvino } = card;
+	find("chip").replaceChildren(name, h("span", version));
 	find("classes").replaceChildren(...labels.map((label) => h("li", label)));
 	const others = Object.entries(metrics.accepted).filter(([kind]) => kind !== "test");
 	const quantised = openvino ? `; ${percent(openvino.top1)} with the quantised model for CPUs` : "";

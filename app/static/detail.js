@@ -11,7 +11,6 @@ export class Detail {
 	job = null;
 	#actions;
 	#service;
-	#card = null;
 	#url = "";
 	#heatShown = true;
 	#label = ""; // the explained class
@@ -21,7 +20,6 @@ export class Detail {
 	constructor(service, actions) {
 		this.#service = service;
 		this.#actions = actions;
-		service.card().then((card) => (this.#card = card));
 		find("remove").onclick = () => actions.remove(this.job);
 		find("heat").onclick = () => {
 			this.#heatShown = !this.#heatShown;
@@ -93,7 +91,7 @@ export class Detail {
 
 	#answer() {
 		const { answer, shrunk, note } = this.job;
-		const { kind, title, text } = summarize(answer.result, this.#card);
+		const { kind, title, text } = summarize(answer.result, this.#service.card);
 		const warnings = [...answer.result.warnings, ...(shrunk ? ["this is the result of a smaller copy"] : [])];
 		return [
 			...this.#heading(kind, title, text),
@@ -118,7 +116,7 @@ export class Detail {
 	}
 
 	#inDistribution(share) {
-		const { threshold } = this.#card.out_of_distribution;
+		const { threshold } = this.#service.card.out_of_distribution;
 		return h(
 			"div.part",
 			h("p", "Familiarity ", h("b", percent(share))),
@@ -139,7 +137,8 @@ export class Detail {
 	}
 
 	#curl({ views }) {
-		const path = `${views ? "explain" : "predict"}?top_k=${this.#card.labels.length}`;
+		const { card, model } = this.#service;
+		const path = `${views ? "explain" : "predict"}?top_k=${card.labels.length}${model && `&model=${model}`}`;
 		const command = curlOf(this.job.name, path, this.#service.hasKey);
 		const code = h("pre", { id: "command", hidden: true }, command);
 		const copy = async ({ target }) => {

@@ -19,7 +19,7 @@ const ORDERS = {
 
 export class Gallery {
 	#queue;
-	#card = null;
+	#service;
 	#select;
 	#tiles = new Map();
 	#selected = null;
@@ -28,8 +28,8 @@ export class Gallery {
 	/** select: called with the job of a clicked tile. */
 	constructor(queue, service, select) {
 		this.#queue = queue;
+		this.#service = service;
 		this.#select = select;
-		service.card().then((card) => (this.#card = card));
 		find("sort").onchange = find("filter").onchange = () => this.#arrange();
 		queue.addEventListener("changed", ({ detail }) => {
 			if (!queue.all.includes(detail)) return;
@@ -59,7 +59,7 @@ export class Gallery {
 	}
 
 	#kind(job) {
-		if (job.state === "done") return summarize(job.answer.result, this.#card).kind;
+		if (job.state === "done") return summarize(job.answer.result, this.#service.card).kind;
 		return job.settled ? "failed" : "pending";
 	}
 
@@ -73,7 +73,7 @@ export class Gallery {
 			failed: problem?.title ?? state,
 			confident: best?.label,
 			uncertain: `${best?.label}?`,
-			other: `none of ${count(this.#card?.labels.length)}`,
+			other: `none of ${count(this.#service.card?.labels.length)}`,
 		}[kind];
 		const share = kind === "confident" || kind === "uncertain" ? percent(best.probability) : "";
 		const button = this.#tiles.get(job).firstChild;

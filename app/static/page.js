@@ -20,8 +20,18 @@ const detail = new Detail(service, {
 	retry: (job) => queue.retry(job),
 	shrink: (job) => queue.shrink(job),
 });
-let card = null;
-service.card().then((loaded) => showCard((card = loaded)));
+const loadCard = () => service.loadCard().then(() => service.card && showCard(service.card));
+loadCard();
+
+service.names().then((names) => {
+	find("models").append(...names.map((name) => h("option", name)));
+	find("chooser").hidden = names.length < 2;
+});
+find("models").onchange = ({ target }) => {
+	service.use(target.value);
+	loadCard();
+	queue.restart();
+};
 
 function select(job) {
 	detail.show(job);
@@ -48,7 +58,7 @@ find("clear").onclick = () => {
 };
 
 find("csv").onclick = () => {
-	const href = URL.createObjectURL(new Blob([csvOf(gallery.shown, card)], { type: "text/csv" }));
+	const href = URL.createObjectURL(new Blob([csvOf(gallery.shown, service.card)], { type: "text/csv" }));
 	h("a", { href, download: "tenfold.csv" }).click();
 	setTimeout(() => URL.revokeObjectURL(href), 10_000);
 };
@@ -93,21 +103,17 @@ for (const [name, draw] of Object.entries(EXAMPLES)) {
 let announcedAt = 0;
 queue.addEventListener("changed", ({ detail: job }) => {
 	if (job === detail.job) detail.update();
-	if (job.answer) showVersion(job.answer.model);
 	if (!job.settled) return;
 	const { all } = queue;
 	const left = all.filter((each) => !each.settled).length;
 	if (all.length === 1) {
-		const { title, text } = job.answer ? summarize(job.answer.result, card) : {};
+		const { title, text } = job.answer ? summarize(job.answer.result, service.card) : {};
 		announce(`${job.name}: ${title ? `${title}. ${text}` : sentence(job.problem?.message ?? "cancelled")}`);
 	} else if (!left || Date.now() - announcedAt > 5000) {
 		announcedAt = Date.now();
 		announce(left ? `${left} images left.` : `All ${all.length} images are done.`);
 	}
 });
-
-// The card has no version: it comes with each response.
-const showVersion = ({ name, version }) => find("chip").replaceChildren(name, h("span", version));
 
 // State of the service: retry countdown and API key.
 

@@ -75,9 +75,17 @@ export class Queue extends EventTarget {
 	}
 
 	retry(job) {
-		Object.assign(job, { problem: null, abort: new AbortController() });
+		Object.assign(job, { answer: null, problem: null, abort: new AbortController() });
 		this.#setState(job, "queued");
 		this.#startNext();
+	}
+
+	/** Classify all images again. */
+	restart() {
+		for (const job of this.all) {
+			job.abort.abort();
+			this.retry(job);
+		}
 	}
 
 	/** Replace the file by a smaller copy and send it again. */

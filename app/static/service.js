@@ -23,7 +23,9 @@ export class Problem extends Error {
 export class Service extends EventTarget {
 	wait = null;
 	explains = true;
-	#card = null;
+	card = null; // of the chosen model, once it is loaded
+	model = ""; // the chosen model; the default if empty
+	#loading = null;
 	#failures = 0;
 	#key = ""; // never stored
 
@@ -46,15 +48,32 @@ export class Service extends EventTarget {
 		if (this.wait) this.#set({ ...this.wait, until: 0 });
 	}
 
-	/** The model card. Retries until it is loaded. */
-	card() {
-		return (this.#card ??= this.#loadCard());
+	/** Choose a model. */
+	use(model) {
+		Object.assign(this, { model, card: null, explains: true });
+		this.#loading = null;
+		this.#set(this.wait);
 	}
 
-	async #loadCard() {
+	/** The names of all models, the default first. */
+	async names() {
+		return (await this.#get("models")).models.map(({ name }) => name);
+	}
+
+	/** Load the model card. */
+	loadCard() {
+		const { model } = this;
+		return (this.#loading ??= this.#get(model ? `models/${model}` : "model").then((card) => {
+			if (model === this.model) this.card = card;
+			return card;
+		}));
+	}
+
+	/** The JSON at a path. Retries until it is loaded. */
+	async #get(path) {
 		for (;;) {
 			try {
-				return await (await this.#request("model", {})).json();
+				return await (await this.#request(path, {})).json();
 			} catch (problem) {
 				if (!(problem instanceof Problem)) throw problem;
 				this.#set({ kind: "broken", detail: problem.message, until: Infinity });
@@ -65,18 +84,19 @@ export class Service extends EventTarget {
 	/**
 	 * Classify and explain an image.
 	 *
-	 * Returns {model, result, label, views, method, stages, milliseconds}, without views, label and method if the
-	 * service has no /explain. Calls onstate() with "waiting" and "sending". Throws Problem or AbortError.
+	 * Returns {model, result, label, views, method, stages, milliseconds}, without views, label and method if there is
+	 * no /explain. Calls onstate() with "waiting" and "sending". Throws Problem or AbortError.
 	 */
 	async explain(file, { label, signal, onstate }) {
-		const { labels } = await this.card();
+		const { labels } = await this.loadCard();
 		signal.throwIfAborted();
-		const query = new URLSearchParams({ top_k: labels.length, ...(label && { label }) });
+		const { model } = this;
+		const query = new URLSearchParams({ top_k: labels.length, ...(label && { label }), ...(model && { model }) });
 		const options = { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } };
 		const post = (path) => this.#request(`${path}?${query}`, options, signal, onstate);
 		const { explains } = this;
 		const response = await post(explains ? "explain" : "predict").catch((problem) => {
-			if (!explains || ![404, 405].includes(problem.status)) throw problem;
+			if (!explains || ![404, 405, 501].includes(problem.status)) throw problem;
 			this.explains = false;
 			this.#set(this.wait);
 			return post("predict");

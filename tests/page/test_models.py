@@ -1,0 +1,62 @@
+"""The chooser of the page, with several models."""
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.app.fakes import CARD, FakeEngine, fake_classifier, image_file
+from tests.app.running import Running, serving
+from tests.page.browsing import add, visiting
+
+OTHER = FakeEngine()
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[Running]:
+    """A service with two models."""
+    with serving(others={"b": lambda: fake_classifier(OTHER, "b")}) as running:
+        yield running
+
+
+@pytest.fixture
+def chooser(browser: Browser, both: Running) -> Iterator[Page]:
+    """The page of this service."""
+    OTHER.has_maps = True
+    with visiting(browser, f"{both.client.base_url}/") as page:
+        yield page
+
+
+def test_there_is_no_chooser_for_one_model(page: Page) -> None:
+    expect(page.locator("#chip")).to_have_text(f"{CARD.name}{CARD.version}")
+    expect(page.locator("#models option")).to_have_count(1)
+    expect(page.locator("#models")).to_be_hidden()
+
+
+def test_another_model_classifies_all_images_again(chooser: Page, both: Running) -> None:
+    expect(chooser.locator("#models")).to_have_value(CARD.name)
+    add(chooser, ("a.png", image_file(1)), ("b.png", image_file(2)))
+    expect(chooser.locator("#count")).to_have_text("2 images")
+    expect(chooser.locator(".ranking")).to_be_visible()
+    seen, other = both.engine.views, OTHER.views
+    chooser.locator("#models").select_option("b")
+    expect(chooser.locator("#chip")).to_have_text(f"b{fake_classifier(OTHER, 'b').card.version}")
+    expect(chooser.locator("#count")).to_have_text("2 images")
+    expect(chooser.locator(".ranking")).to_be_visible()
+    expect(chooser.locator("#view-list img")).to_have_count(1)
+    assert (both.engine.views, OTHER.views) == (seen, other + 2)
+    chooser.get_by_role("button", name="Copy as curl").click()
+    expect(chooser.locator("#command")).to_contain_text("/explain?top_k=10&model=b")
+
+
+def test_a_model_without_maps_has_results_and_no_heat_maps(chooser: Page) -> None:
+    OTHER.has_maps = False
+    add(chooser, ("a.png", image_file(1)))
+    expect(chooser.locator("#heat-bar")).to_be_visible()
+    chooser.locator("#models").select_option("b")
+    expect(chooser.locator("#plain")).to_be_visible()
+    expect(chooser.locator(".ranking")).to_be_visible()
+    expect(chooser.locator("#heat-bar")).to_be_hidden()
+    chooser.locator("#models").select_option(CARD.name)
+    expect(chooser.locator("#plain")).to_be_hidden()
+    expect(chooser.locator("#heat-bar")).to_be_visible()
