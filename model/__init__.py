@@ -3,7 +3,7 @@
     classifier = model.load("weights/resnet18-cifar10")
     image = model.preprocess(data, classifier.card.input, max_pixels=50_000_000)
     prediction, = classifier.classify([image.pixels])
-    prediction.top_k(3), prediction.accepted()
+    prediction.top_k(3), prediction.verdict()
     if prediction.maps is not None:
         model.overlay(data, image, prediction.maps[:, 3], max_pixels=50_000_000)
 
@@ -11,6 +11,7 @@ The public API is `__all__`. `app` uses nothing else.
 """
 
 from model.bundle import CARD_FILE
+from model.calibration import Verdict
 from model.card import InputSpec, ModelCard, read_card
 from model.classifier import Classifier, Prediction, Ranked, load
 from model.decode import FORMATS
@@ -61,6 +62,7 @@ __all__ = [
     "TrainingError",
     "UnreadableImage",
     "UnsupportedImage",
+    "Verdict",
     "decode_memory",
     "load",
     "overlay",

@@ -59,14 +59,14 @@ def update_bundle(folder: Path, files: Mapping[str, bytes], card: ModelCard) -> 
 
     Args:
         folder: of the bundle.
-        files: file name to contents.
+        files: relative path to contents.
         card: the new card.
 
     Raises:
         SaveError: a file cannot be written. The bundle is unchanged.
     """
     contents = {**files, CARD_FILE: to_json(card).encode()}
-    partials = {name: folder / f".{name}.partial" for name in contents}
+    partials = {name: (folder / name).with_name(f".{Path(name).name}.partial") for name in contents}
     try:
         for name, partial in partials.items():
             partial.write_bytes(contents[name])

@@ -214,7 +214,9 @@ class Metrics(_Strict):
         reliability: the bins of `ece` that contain images, by ascending confidence.
         mistakes: the wrongly classified images with the highest confidence, by descending confidence.
         auroc: area under the ROC curve of the out-of-distribution score, test images against each other kind, 0..1.
-        accepted: accepted fraction of the test images ("test") and of each other kind of images, 0..1.
+        accepted: fraction of the test images ("test") and of each other kind of images with the verdict "accepted",
+            0..1.
+        other: the same with the verdict "other"; empty if it was not measured.
         pictures: number of test images.
         measured: conditions of the measurement, for people.
     """
@@ -228,6 +230,7 @@ class Metrics(_Strict):
     mistakes: list[Mistake]
     auroc: dict[str, Share]
     accepted: dict[str, Share]
+    other: dict[str, Share]
     pictures: Annotated[int, Field(ge=1)]
     measured: str
 
@@ -265,28 +268,96 @@ class Calibration(_Strict):
     pictures: Annotated[int, Field(ge=0)]
 
 
-class OutOfDistribution(_Strict):
-    """Constants of the out-of-distribution score, `model.calibration.class_mean_cosine`.
+class Energy(_Strict):
+    """The score is the negative energy (Liu et al. 2020, arXiv:2010.03759), `model.calibration.energy`."""
 
-    The score separates images of the classes from other images. The score of an image is the mean over its views.
+    method: Literal["energy"]
+
+
+class _ClassMeans(_Strict):
+    feature_mean: Annotated[list[float], Field(min_length=1)]
+    class_directions: Annotated[list[list[float]], Field(min_length=2)]
+
+    @model_validator(mode="after")
+    def _well_formed(self) -> Self:
+        if any(len(row) != len(self.feature_mean) for row in self.class_directions):
+            raise ValueError("the rows of class_directions are not as long as feature_mean")
+        if any(any(row) and abs(math.hypot(*row) - 1) > 1e-3 for row in self.class_directions):
+            raise ValueError("a row of class_directions does not have length 1")
+        return self
+
+
+class ClassMeanCosine(_ClassMeans):
+    """The score is the largest cosine between the features and a class mean, both centred on the mean of the means.
 
     Attributes:
-        method: name of the score.
         feature_mean: mean over the classes of their mean features, float[D].
         class_directions: mean features of each class minus `feature_mean`, scaled to length 1, float[C][D]; zeros for
             a class without images.
+    """
+
+    method: Literal["class-mean-cosine"]
+
+
+class Mixture(_ClassMeans):
+    """The score is the weighted sum of the energy and the class-mean cosine.
+
+    Attributes:
+        feature_mean: as in `ClassMeanCosine`.
+        class_directions: as in `ClassMeanCosine`.
+        energy_weight: factor of the energy.
+        cosine_weight: factor of the cosine.
+    """
+
+    method: Literal["mixture"]
+    energy_weight: Annotated[float, Field(gt=0)]
+    cosine_weight: Annotated[float, Field(gt=0)]
+
+
+Score = Annotated[Energy | ClassMeanCosine | Mixture, Field(discriminator="method")]
+"""An out-of-distribution score with its constants, see `model.calibration.OutOfDistributionScore`."""
+
+
+class Thresholds(_Strict):
+    """Limits between the verdicts, as the fraction of held-out images that do not score higher, 0..1.
+
+    Attributes:
+        accepted: an image at or above it may be accepted.
+        uncertain: an image below it is of none of the classes.
+    """
+
+    accepted: Share
+    uncertain: Share
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.uncertain > self.accepted:
+            raise ValueError(f"uncertain ({self.uncertain}) is above accepted ({self.accepted})")
+        return self
+
+
+class OutOfDistribution(_Strict):
+    """Constants that separate images of the classes from other images.
+
+    The score of an image is the mean over its views.
+
+    Attributes:
+        score: which score, and its constants.
         quantiles: of the scores of held-out images, evenly spaced from the minimum to the maximum, ascending.
-        threshold: an image is accepted if at least this fraction of the held-out images does not score higher, 0..1.
+        least_contrast: the lowest contrast of a held-out image, see `model.calibration.pixel_statistics`.
+        least_coarseness: the lowest coarseness of a held-out image. `in_distribution` is 0 for an image without a view
+            that reaches both.
+        thresholds: between the verdicts "accepted", "uncertain" and "other".
         views: number of views per image in the fit. The constants are applied unchanged to images with another number
             of views, for which the accepted fraction differs.
         pictures: number of images in the fit: the held-out images, or training images if none were held out.
     """
 
-    method: Literal["class-mean-cosine"]
-    feature_mean: Annotated[list[float], Field(min_length=1)]
-    class_directions: Annotated[list[list[float]], Field(min_length=2)]
+    score: Score
     quantiles: Annotated[list[float], Field(min_length=2)]
-    threshold: Share
+    least_contrast: Annotated[float, Field(ge=0, le=255)]
+    least_coarseness: Share
+    thresholds: Thresholds
     views: Annotated[int, Field(ge=1)]
     pictures: Annotated[int, Field(ge=1)]
 
@@ -294,10 +365,6 @@ class OutOfDistribution(_Strict):
     def _well_formed(self) -> Self:
         if any(low > high for low, high in pairwise(self.quantiles)):
             raise ValueError("quantiles are not ascending")
-        if any(len(row) != len(self.feature_mean) for row in self.class_directions):
-            raise ValueError("the rows of class_directions are not as long as feature_mean")
-        if any(any(row) and abs(math.hypot(*row) - 1) > 1e-3 for row in self.class_directions):
-            raise ValueError("a row of class_directions does not have length 1")
         return self
 
 
@@ -307,11 +374,12 @@ class SelfTest(_Strict):
     Attributes:
         seed: of the images, see `model.classifier.self_test_pixels`.
         logits: float[N][C].
-        scores: of `model.calibration.class_mean_cosine`, float[N].
+        scores: of `model.calibration.OutOfDistributionScore`, float[N].
         probabilities: calibrated, float[N][C].
         in_distribution: 0..1, float[N].
-        tolerance: largest allowed difference. For logits and scores it is relative to the largest expected magnitude,
-            for the others it is absolute.
+        tolerance: largest allowed difference. For logits it is relative to the largest expected magnitude, for scores
+            to the range of the quantiles or, if larger, a tenth of the largest expected magnitude. For the others it
+            is absolute.
     """
 
     seed: Annotated[int, Field(ge=0)]
@@ -393,8 +461,9 @@ class ModelCard(_Strict):
                 raise ValueError(f"{name}.logits or probabilities does not have one column per label")
             if not len(test.logits) == len(test.probabilities) == len(test.scores) == len(test.in_distribution):
                 raise ValueError(f"the lists of {name} do not have the same length")
-        if len(self.out_of_distribution.class_directions) != len(self.labels):
-            raise ValueError("out_of_distribution.class_directions does not have one row per label")
+        ood_score = self.out_of_distribution.score
+        if not isinstance(ood_score, Energy) and len(ood_score.class_directions) != len(self.labels):
+            raise ValueError("out_of_distribution.score.class_directions does not have one row per label")
         for name in (WEIGHTS_FILE, *(OPENVINO_FILES if self.openvino else ())):
             if name not in self.files:
                 raise ValueError(f"files does not contain {name}")

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.bundle import open_bundle
-from model.calibration import ClassMeanCosine, softmax
-from model.card import ModelCard
+from model.calibration import OutOfDistributionScore, Verdict, pixel_statistics, softmax, verdict
+from model.card import ModelCard, Thresholds
 from model.engines.base import DeviceName, Engine, EngineName, GradientEngine, Outputs
 from model.engines.choose import choose
 from model.errors import EngineError, IntegrityError, NotExplainable
@@ -40,22 +40,32 @@ class Prediction:
     Attributes:
         labels: names of all C classes.
         probabilities: calibrated, the mean over the V views of the image, float32[C]. Their sum is 1.
-        in_distribution: fraction of held-out images that do not score higher, 0..1; see `ClassMeanCosine`.
-        threshold: of the card. An image with a lower `in_distribution` is probably of none of the classes.
+        score: the out-of-distribution score, -inf for an image without content; see `OutOfDistributionScore`.
+        in_distribution: fraction of held-out images that do not score higher, 0..1.
+        thresholds: of the card.
         logits: of each view, before calibration, float32[V, C].
         maps: class-activation maps of each view, float32[V, C, h, w]; see `Outputs`. None if the network has none.
     """
 
     labels: tuple[str, ...]
     probabilities: NDArray[np.float32]
+    score: float
     in_distribution: float
-    threshold: float
+    thresholds: Thresholds
     logits: NDArray[np.float32]
     maps: NDArray[np.float32] | None
 
+    def verdict(self, min_confidence: float = 0.0) -> Verdict:
+        """Whether the image appears to be one of the classes; see `model.calibration.verdict`.
+
+        Args:
+            min_confidence: an image is not accepted if its most probable class has a lower probability.
+        """
+        return verdict(self.in_distribution, float(self.probabilities.max()), self.thresholds, min_confidence)
+
     def accepted(self, min_confidence: float = 0.0) -> bool:
-        """Whether the image appears to be one of the classes, with at least this probability of the first class."""
-        return self.in_distribution >= self.threshold and float(self.probabilities.max()) >= min_confidence
+        """Whether the verdict is "accepted"."""
+        return self.verdict(min_confidence) == "accepted"
 
     def top_k(self, k: int) -> list[Ranked]:
         """The k most probable classes, in descending order. Equal ones have the order of the labels."""
@@ -79,7 +89,7 @@ class Classifier:
         self.card = card
         self.engine = engine
         self._labels = tuple(card.labels)
-        self._score = ClassMeanCosine(card.out_of_distribution)
+        self._score = OutOfDistributionScore(card.out_of_distribution)
 
     def classify(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
         """Classify a batch of images in one call of the engine.
@@ -101,19 +111,22 @@ class Classifier:
         per_image = np.asarray(counts)
         by_view = softmax(out.logits, self.card.calibration.temperature)
         probabilities = (np.add.reduceat(by_view, starts) / per_image[:, None]).astype(np.float32)
-        scores = np.add.reduceat(self._score.scores(out.features), starts) / per_image
-        fractions = self._score.fractions(scores).tolist()
-        threshold = self.card.out_of_distribution.threshold
+        scores = self._score.of_images(out.logits, out.features, pixel_statistics(views), starts)
+        fractions = self._score.fractions(scores)
+        thresholds = self.card.out_of_distribution.thresholds
         return [
             Prediction(
                 labels=self._labels,
                 probabilities=row,
+                score=score,
                 in_distribution=fraction,
-                threshold=threshold,
+                thresholds=thresholds,
                 logits=out.logits[start : start + count],
                 maps=None if out.maps is None else out.maps[start : start + count],
             )
-            for row, fraction, start, count in zip(probabilities, fractions, starts, counts, strict=True)
+            for row, score, fraction, start, count in zip(
+                probabilities, scores.tolist(), fractions.tolist(), starts, counts, strict=True
+            )
         ]
 
     def grad_cam(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.float32]:
@@ -167,14 +180,16 @@ class Classifier:
         """
         test = self.card.self_test_on(self.engine.name)
         out = self.engine.run(self_test_pixels(test.seed, len(test.logits), self.card.input.crop))
-        expected_shapes = (np.shape(test.logits), (len(test.logits), len(self.card.out_of_distribution.feature_mean)))
-        if (out.logits.shape, out.features.shape) != expected_shapes:
+        width = self._score.width or out.features.shape[-1]  # the energy needs no features
+        if (out.logits.shape, out.features.shape) != (np.shape(test.logits), (len(test.logits), width)):
             raise self._failed("shapes")
         largest = np.abs(test.logits).max()
-        scores = self._score.scores(out.features)
+        scores = self._score.of_views(out.logits, out.features)
+        quantiles = self.card.out_of_distribution.quantiles
+        spread = max(quantiles[-1] - quantiles[0], 0.1 * np.abs(test.scores).max())
         compared = [
             ("logits", out.logits, test.logits, largest),
-            ("scores", scores, test.scores, np.abs(test.scores).max()),
+            ("scores", scores, test.scores, spread),
             ("probabilities", softmax(out.logits, self.card.calibration.temperature), test.probabilities, 1.0),
             ("in_distribution", self._score.fractions(scores), test.in_distribution, 1.0),
         ]

@@ -26,7 +26,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.telemetry.metrics import Telemetry
 from model.card import read_card
-from model.commands import evaluate, quantize, train, upgrade
+from model.commands import calibrate, evaluate, quantize, train, upgrade
 from model.guard import MEMORY_PER_PIXEL
 from model.training.recipes import RECIPES
 from tests.documents import ROOT, anchors, blocks, documents, inline_code, links, read, section, tables
@@ -215,6 +215,7 @@ MODULES = {
     "model.train": options_of(command_of(train.main)),
     "model.evaluate": options_of(command_of(evaluate.main)),
     "model.quantize": options_of(command_of(quantize.main)),
+    "model.calibrate": options_of(command_of(calibrate.main)),
     "model.upgrade": options_of(command_of(upgrade.main)),
 }
 

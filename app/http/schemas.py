@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, computed_field
 
 from app.serving.models import ModelState
-from model import ModelCard, Prediction, PreprocessedImage
+from model import ModelCard, Prediction, PreprocessedImage, Verdict
 
 
 class Problem(BaseModel):
@@ -41,9 +41,14 @@ class ImageResult(BaseModel):
             description="Fraction of held-out images of the classes with a lower score (an empirical p-value).",
         ),
     ]
-    accepted: Annotated[
-        bool, Field(description="Whether the image looks like one of the classes, with enough confidence.")
+    verdict: Annotated[
+        Verdict,
+        Field(
+            description="accepted: the image looks like one of the classes, with enough confidence. uncertain: it may "
+            "be one of them. other: it is probably none of them."
+        ),
     ]
+    accepted: Annotated[bool, Field(description="Whether the verdict is accepted.")]
     views: Annotated[int, Field(ge=1, description="Number of views of the image that were averaged.")]
     warnings: Annotated[list[str], Field(examples=[["upscaled from 8x8"]])]
 
@@ -56,13 +61,15 @@ def image_result(
         Ranked(label=ranked.label, index=ranked.index, probability=round(ranked.probability, 6))
         for ranked in prediction.top_k(top_k)
     ]
+    verdict = prediction.verdict(min_confidence)
     return ImageResult(
         filename=filename,
         width=image.width,
         height=image.height,
         top_k=ranking,
         in_distribution=round(prediction.in_distribution, 6),
-        accepted=prediction.accepted(min_confidence),
+        verdict=verdict,
+        accepted=verdict == "accepted",
         views=len(image.pixels),
         warnings=list(image.warnings),
     )

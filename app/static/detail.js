@@ -116,12 +116,12 @@ export class Detail {
 	}
 
 	#inDistribution(share) {
-		const { threshold } = this.#service.card.out_of_distribution;
+		const { accepted, uncertain } = this.#service.card.out_of_distribution.thresholds;
 		return h(
 			"div.part",
 			h("p", "Familiarity ", h("b", percent(share))),
-			h("div", { class: "track marked", "--threshold": threshold }, h("i", { "--share": share })),
-			h("p.note", `The share of held-out images with a lower score. Below ${percent(threshold)} an image counts as none of the classes.`),
+			h("div", { class: "track marked", "--threshold": accepted }, h("i", { "--share": share })),
+			h("p.note", `The share of held-out images with a lower score. Below ${percent(accepted)} it is uncertain whether the image shows a class, below ${percent(uncertain)} it counts as none.`),
 		);
 	}
 

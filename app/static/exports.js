@@ -10,13 +10,13 @@ function field(value) {
 /** Jobs as CSV, one row each, with a column for each class's probability. */
 export function csvOf(jobs, card) {
 	const { labels } = card;
-	const head = ["name", "label", "probability", "in_distribution", "accepted", "width", "height", "views", "warnings"];
+	const head = ["name", "label", "probability", "in_distribution", "verdict", "accepted", "width", "height", "views", "warnings"];
 	const rows = jobs.map(({ name, answer, problem, state }) => {
 		const result = answer?.result;
 		const first = result?.top_k[0];
 		const shares = new Map(result?.top_k.map(({ label, probability }) => [label, probability]));
 		return [
-			...[name, first?.label, first?.probability, result?.in_distribution, result?.accepted],
+			...[name, first?.label, first?.probability, result?.in_distribution, result?.verdict, result?.accepted],
 			...[result?.width, result?.height, result?.views, result?.warnings.join("; ")],
 			...[problem?.message ?? (result ? "" : state), answer?.model.name, answer?.model.version],
 			...labels.map((label) => shares.get(label)),

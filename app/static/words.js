@@ -20,14 +20,17 @@ export const milliseconds = (value) => `${value < 100 ? tenths.format(value) : M
 /**
  * The summary of a result: {kind, title, text}, kind one of "confident", "uncertain", "other".
  *
- * "other": out of distribution. "uncertain": no class with a probability of 0.5 or more, or below the service's minimum
- * confidence.
+ * "uncertain": the verdict, or no class with a probability of 0.5 or more.
  */
 export function summarize(result, card) {
 	const [first, second] = result.top_k;
 	const [best, next] = [first, second].map(({ label, probability }) => `${label}, ${percent(probability)}`);
-	if (!result.accepted && result.in_distribution < card.out_of_distribution.threshold) {
-		return { kind: "other", title: `Probably none of the ${count(card.labels.length)}`, text: `Closest class: ${best}.` };
+	const none = `none of the ${count(card.labels.length)}`;
+	if (result.verdict === "other") {
+		return { kind: "other", title: `Probably ${none}`, text: `It does not resemble the images of any class. The closest is ${first.label}.` };
+	}
+	if (result.in_distribution < card.out_of_distribution.thresholds.accepted) {
+		return { kind: "uncertain", title: `Uncertain: ${first.label} or ${none}`, text: `${capital(best)}, if it is one of the classes.` };
 	}
 	if (!result.accepted || first.probability < 0.5) {
 		return { kind: "uncertain", title: `Uncertain: ${first.label} or ${second.label}`, text: `${capital(best)}; ${next}.` };

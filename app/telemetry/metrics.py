@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from typing import get_args
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -13,6 +14,8 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from model import Verdict
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
 
@@ -119,8 +122,8 @@ class Telemetry:
             buckets=_PROBABILITIES,
             registry=self.registry,
         )
-        self._accepted = Counter(
-            "tenfold_accepted", "Images accepted as one of the classes.", ("model",), registry=self.registry
+        self._verdicts = Counter(
+            "tenfold_verdicts", "Images by their verdict.", ("verdict", "model"), registry=self.registry
         )
         if SHARED_FOLDER not in os.environ:
             ProcessCollector(registry=self.registry)
@@ -159,7 +162,7 @@ class Telemetry:
         *,
         label: str,
         confidence: float,
-        accepted: bool,
+        verdict: Verdict,
         decode: float,
         queue: float,
         inference: float,
@@ -170,7 +173,7 @@ class Telemetry:
             model: name of the model.
             label: its most probable class.
             confidence: probability of that class.
-            accepted: whether it is accepted as one of the classes.
+            verdict: whether it appears to be one of the classes.
             decode: seconds to decode and preprocess it.
             queue: seconds that it waited for its batch.
             inference: seconds of its batch.
@@ -178,7 +181,7 @@ class Telemetry:
         self._pictures.labels("answered", model).inc()
         self._predictions.labels(label, model).inc()
         self._confidence.labels(model).observe(confidence)
-        self._accepted.labels(model).inc(accepted)
+        self._verdicts.labels(verdict, model).inc()
         for name, seconds in (("decode", decode), ("queue", queue), ("inference", inference)):
             self._stages[name].labels(model).observe(seconds)
 
@@ -202,7 +205,9 @@ class Telemetry:
         self._ready.set(ready)
 
     def model(self, *, model: str, version: str, engine: str, device: str, precision: str) -> None:
-        """Set a model and its engine, and begin to report the metrics that have no other label at zero."""
+        """Set a model and its engine, and begin to report its metrics at zero if their other labels are known."""
         self._model.labels(model, version, engine, device, precision).set(1)
-        for metric in (self._batch_views, *self._stages.values(), self._confidence, self._accepted):
+        for metric in (self._batch_views, *self._stages.values(), self._confidence):
             metric.labels(model)
+        for verdict in get_args(Verdict):
+            self._verdicts.labels(verdict, model)

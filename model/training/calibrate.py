@@ -7,16 +7,41 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from model.calibration import class_mean_cosine
-from model.card import Calibration, OutOfDistribution
+from model.calibration import OutOfDistributionScore, class_mean_cosine, energy
+from model.card import Calibration, Energy, InputSpec, Mixture, OutOfDistribution, Thresholds
+from model.engines.base import Engine
+from model.training.data import DataSet
+from model.training.evaluate import outputs
 
-ACCEPTED = 0.95
-"""Fraction of held-out images that the threshold accepts."""
+THRESHOLDS = Thresholds(accepted=0.05, uncertain=0.02)
+"""95 % of the held-out images are accepted, and 2 % are classified as other images."""
 
 UNCALIBRATED = Calibration(temperature=1.0, views=1, pictures=0)
 """For a network without held-out images."""
 
 _QUANTILES = 101
+# Number of training images that replace the held-out images if there are none.
+_SUBSTITUTES = 5000
+
+
+def fit(engine: Engine, spec: InputSpec, data: DataSet, *, outliers: bool) -> tuple[Calibration, OutOfDistribution]:
+    """Fit all constants to the held-out images in one view each, or to training images if none were held out.
+
+    Without held-out images the temperature is 1.
+
+    Args:
+        engine: with the network.
+        spec: test transform of the card.
+        data: that the network was trained on.
+        outliers: whether the network was trained with outliers.
+    """
+    held_out = len(data.holdout) > 0
+    images = data.holdout if held_out else data.train[:_SUBSTITUTES]
+    truth = images.labels.numpy()
+    out = outputs(engine, spec, images.pixels.numpy())
+    logits, features, statistics = out.logits[:, None], out.features[:, None], out.statistics[:, None]
+    calibration = fit_temperature(logits, truth) if held_out else UNCALIBRATED
+    return calibration, fit_out_of_distribution(logits, features, statistics, truth, outliers=outliers)
 
 
 def fit_temperature(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Calibration:
@@ -48,33 +73,66 @@ def fit_temperature(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Ca
 
 
 def fit_out_of_distribution(
-    features: NDArray[np.float32], truth: NDArray[np.int64], num_classes: int
+    logits: NDArray[np.float32],
+    features: NDArray[np.float32],
+    statistics: NDArray[np.float64],
+    truth: NDArray[np.int64],
+    *,
+    outliers: bool,
 ) -> OutOfDistribution:
-    """Compute the class means and the quantiles of the out-of-distribution score.
+    """Choose the out-of-distribution score and compute its constants.
+
+    The score is the energy for a network that was trained with outliers, since their loss acts on the logits. It is the
+    mean of the energy and the class-mean cosine, each divided by its standard deviation, for any other network. The
+    measurements that led to this rule are in docs/training.md.
 
     As in `model.classifier`, the score of an image is the mean over its views.
 
     Args:
-        features: of N >= 1 images with V views each, float32[N, V, D].
+        logits: of N >= 1 images with V views each, float32[N, V, C].
+        features: float32[N, V, D].
+        statistics: of the pixels, float64[N, V, 2], see `model.calibration.pixel_statistics`.
         truth: right classes, int64[N].
-        num_classes: C.
+        outliers: whether the network was trained with outliers.
     """
-    images, views, width = features.shape
-    known = np.unique(truth)
-    means = np.stack([features[truth == label].mean(axis=(0, 1), dtype=np.float64) for label in known])
-    centre = means.mean(axis=0)
-    directions = np.zeros((num_classes, width))
-    directions[known] = means - centre
-    directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
+    images, views, classes = logits.shape
+    rows = logits.reshape(-1, classes), features.reshape(images * views, -1)
+    contrast, coarseness = statistics.reshape(-1, 2).min(axis=0).tolist()
     spec = OutOfDistribution(
-        method="class-mean-cosine",
-        feature_mean=np.round(centre, 6).tolist(),
-        class_directions=np.round(directions, 6).tolist(),
-        quantiles=[-1.0, 1.0],
-        threshold=round(1 - ACCEPTED, 6),
+        score=Energy(method="energy") if outliers else _fit_mixture(*rows, np.repeat(truth, views)),
+        quantiles=[0.0, 0.0],
+        least_contrast=math.floor(contrast * 100) / 100,
+        least_coarseness=math.floor(coarseness * 10_000) / 10_000,
+        thresholds=THRESHOLDS,
         views=views,
         pictures=images,
     )
-    scores = class_mean_cosine(features.reshape(-1, width), spec).reshape(images, views).mean(axis=1)
+    scores = OutOfDistributionScore(spec).of_views(*rows).reshape(images, views).mean(axis=1)
     quantiles = np.quantile(scores, np.linspace(0, 1, _QUANTILES))
     return spec.model_copy(update={"quantiles": np.round(quantiles, 6).tolist()})
+
+
+def _fit_mixture(logits: NDArray[np.float32], features: NDArray[np.float32], truth: NDArray[np.int64]) -> Mixture:
+    """Args:
+    logits: float32[N, C].
+    features: float32[N, D].
+    truth: right classes, int64[N].
+    """
+    known = np.unique(truth)
+    means = np.stack([features[truth == label].mean(axis=0, dtype=np.float64) for label in known])
+    centre = means.mean(axis=0)
+    directions = np.zeros((logits.shape[1], features.shape[1]))
+    directions[known] = means - centre
+    directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-12)
+    centre, directions = np.round(centre, 6), np.round(directions, 6)
+    return Mixture(
+        method="mixture",
+        feature_mean=centre.tolist(),
+        class_directions=directions.tolist(),
+        energy_weight=_half_per_deviation(energy(logits)),
+        cosine_weight=_half_per_deviation(class_mean_cosine(features, centre, directions)),
+    )
+
+
+def _half_per_deviation(values: NDArray[np.float64]) -> float:
+    return float(f"{0.5 / max(float(values.std()), 1e-3):.6g}")

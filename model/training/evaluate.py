@@ -3,15 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.calibration import class_mean_cosine, in_distribution, softmax
+from model.calibration import OutOfDistributionScore, pixel_statistics, softmax
 from model.card import Calibration, InputSpec, Mistake, OutOfDistribution, ReliabilityBin
 from model.classifier import Classifier, load
-from model.engines.base import DeviceName, Engine, EngineName, Outputs
+from model.engines.base import DeviceName, Engine, EngineName
 from model.errors import ModelError
 from model.image import test_transform
 from model.training.data import CACHE, CIFAR10_LABELS, LabeledImages, folder_of, load_again, load_cifar10_test
@@ -144,13 +145,27 @@ def auroc(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
     return float(above / (len(inside) * len(outside)))
 
 
+class Observed(NamedTuple):
+    """What calibration and scoring need of N images, one view each.
+
+    Attributes:
+        logits: float32[N, C].
+        features: pooled, penultimate features, float32[N, D].
+        statistics: of the pixels, float64[N, 2], see `model.calibration.pixel_statistics`.
+    """
+
+    logits: NDArray[np.float32]
+    features: NDArray[np.float32]
+    statistics: NDArray[np.float64]
+
+
 def outputs(
     engine: Engine,
     spec: InputSpec,
     pixels: NDArray[np.uint8],
     *,
     progress: Callable[[int], None] | None = None,
-) -> Outputs:
+) -> Observed:
     """Run an engine over images of a data set, one view each, preprocessed as in the service.
 
     Args:
@@ -158,22 +173,16 @@ def outputs(
         spec: test transform of the card.
         pixels: uint8[N, H, W, 3].
         progress: called after each batch with the number of images in it.
-
-    Returns:
-        The outputs for all N images. `maps` is None if the engine returns none.
     """
     parts = []
     for start in range(0, len(pixels), engine.preferred_batch):
         part = pixels[start : start + engine.preferred_batch]
-        parts.append(engine.run(np.stack([test_transform(Image.fromarray(image), spec) for image in part])))
+        views = np.stack([test_transform(Image.fromarray(image), spec) for image in part])
+        out = engine.run(views)
+        parts.append(Observed(out.logits, out.features, pixel_statistics(views)))
         if progress:
             progress(len(part))
-    maps = [part.maps for part in parts if part.maps is not None]
-    return Outputs(
-        np.concatenate([part.logits for part in parts]),
-        np.concatenate([part.features for part in parts]),
-        np.concatenate(maps) if maps else None,
-    )
+    return Observed(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +193,16 @@ class Assessment:
         scores: of the calibrated probabilities.
         uncalibrated: of the probabilities at temperature 1.
         auroc: of the out-of-distribution score, test images against each other kind of images, 0..1.
-        accepted: accepted fraction of the test images ("test") and of each other kind of images, 0..1.
+        accepted: fraction of the test images ("test") and of each other kind of images with the verdict "accepted",
+            0..1.
+        other: the same with the verdict "other".
     """
 
     scores: Scores
     uncalibrated: Scores
     auroc: dict[str, float]
     accepted: dict[str, float]
+    other: dict[str, float]
 
 
 def assess(
@@ -224,19 +236,17 @@ def assess(
             progress(done, total)
 
     out = outputs(engine, spec, pixels, progress=advance)
-    known = class_mean_cosine(out.features, out_of_distribution)
-    cosines = {"test": known}
+    ood_score, thresholds = OutOfDistributionScore(out_of_distribution), out_of_distribution.thresholds
+    by_kind = {"test": ood_score.of_images(out.logits, out.features, out.statistics)}
     for name, images in unknown.items():
-        features = outputs(engine, spec, images, progress=advance).features
-        cosines[name] = class_mean_cosine(features, out_of_distribution)
+        by_kind[name] = ood_score.of_images(*outputs(engine, spec, images, progress=advance))
+    fractions = {name: ood_score.fractions(values) for name, values in by_kind.items()}
     return Assessment(
         scores=score(out.logits, truth, calibration.temperature),
         uncalibrated=score(out.logits, truth),
-        auroc={name: auroc(known, values) for name, values in cosines.items() if name != "test"},
-        accepted={
-            name: float((in_distribution(values, out_of_distribution) >= out_of_distribution.threshold).mean())
-            for name, values in cosines.items()
-        },
+        auroc={name: auroc(by_kind["test"], by_kind[name]) for name in unknown},
+        accepted={name: float((values >= thresholds.accepted).mean()) for name, values in fractions.items()},
+        other={name: float((values < thresholds.uncertain).mean()) for name, values in fractions.items()},
     )
 
 

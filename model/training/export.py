@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from model.bundle import CARD_FILE, to_json, write_bundle
-from model.calibration import class_mean_cosine, in_distribution, softmax
+from model.calibration import OutOfDistributionScore, softmax
 from model.card import (
     FORMAT_VERSION,
     WEIGHTS_FILE,
@@ -28,9 +29,9 @@ from model.engines.base import DeviceName, Engine
 from model.engines.torch import TorchEngine
 from model.nets.base import count_multiply_adds, count_parameters
 from model.nets.zoo import build
-from model.training.calibrate import UNCALIBRATED, fit_out_of_distribution, fit_temperature
+from model.training.calibrate import fit
 from model.training.data import DataSet
-from model.training.evaluate import Progress, assess, mistakes, outputs, reliability
+from model.training.evaluate import Assessment, Progress, assess, mistakes, reliability
 from model.training.loop import Run
 from model.training.report.plots import plots
 from model.training.report.readme import README_FILE, readme
@@ -38,8 +39,6 @@ from model.training.report.readme import README_FILE, readme
 _SELF_TEST_SEED = 10
 # The differences of bfloat16 engines are ten times smaller, those of other weights are larger.
 _SELF_TEST_TOLERANCE = 0.1
-# Number of training images that replace the held-out images if there are none.
-_SUBSTITUTES = 5000
 
 
 def export(
@@ -75,14 +74,9 @@ def export(
     complexity = Complexity(parameters=count_parameters(net), multiply_adds=count_multiply_adds(net, recipe.crop))
     spec = recipe.input_spec()
     engine = TorchEngine(net, spec, device=device, precision="float32")
-    fitted = data.holdout if len(data.holdout) else data.train[:_SUBSTITUTES]
-    out = outputs(engine, spec, fitted.pixels.numpy())
-    logits, features = out.logits[:, None], out.features[:, None]  # one view per image
-    truth = fitted.labels.numpy()
-    calibration = fit_temperature(logits, truth) if len(data.holdout) else UNCALIBRATED
-    out_of_distribution = fit_out_of_distribution(features, truth, len(data.labels))
+    exposed = run.about.get("outliers") is not None
+    calibration, out_of_distribution = fit(engine, spec, data, outliers=exposed)
     assessment = assess(engine, spec, calibration, out_of_distribution, data.test, progress=progress)
-    scores = assessment.scores
 
     card = ModelCard(
         format_version=FORMAT_VERSION,
@@ -100,17 +94,10 @@ def export(
             seconds=round(run.seconds, 1),
             **run.about,
         ),
-        metrics=Metrics(
-            top1=scores.top1,
-            nll=scores.nll,
-            ece=scores.ece,
-            ece_uncalibrated=assessment.uncalibrated.ece,
-            confusion=scores.confusion.tolist(),
-            reliability=reliability(scores),
-            mistakes=mistakes(scores, data.labels, files=data.test_files),
-            auroc=assessment.auroc,
-            accepted=assessment.accepted,
-            pictures=scores.images,
+        metrics=metrics_of(
+            assessment,
+            data.labels,
+            files=data.test_files,
             measured=f"once, after the last epoch, one view, float32 on {engine.device}",
         ),
         calibration=calibration,
@@ -129,6 +116,32 @@ def export(
     return card
 
 
+def metrics_of(assessment: Assessment, labels: Sequence[str], *, files: Sequence[str] = (), measured: str) -> Metrics:
+    """The metrics of a card.
+
+    Args:
+        assessment: on the test set.
+        labels: class names.
+        files: path of each test image, if the images have files of their own.
+        measured: conditions of the measurement, for people.
+    """
+    scores = assessment.scores
+    return Metrics(
+        top1=scores.top1,
+        nll=scores.nll,
+        ece=scores.ece,
+        ece_uncalibrated=assessment.uncalibrated.ece,
+        confusion=scores.confusion.tolist(),
+        reliability=reliability(scores),
+        mistakes=mistakes(scores, labels, files=files),
+        auroc=assessment.auroc,
+        accepted=assessment.accepted,
+        other=assessment.other,
+        pictures=scores.images,
+        measured=measured,
+    )
+
+
 def expected_of(
     engine: Engine, crop: int, calibration: Calibration, out_of_distribution: OutOfDistribution
 ) -> SelfTest:
@@ -141,13 +154,14 @@ def expected_of(
         out_of_distribution: of the card.
     """
     out = engine.run(self_test_pixels(_SELF_TEST_SEED, SELF_TEST_IMAGES, crop))
-    scores = class_mean_cosine(out.features, out_of_distribution)
+    ood_score = OutOfDistributionScore(out_of_distribution)
+    scores = ood_score.of_views(out.logits, out.features)
     return SelfTest(
         seed=_SELF_TEST_SEED,
         logits=out.logits.tolist(),
         scores=scores.tolist(),
         probabilities=softmax(out.logits, calibration.temperature).tolist(),
-        in_distribution=in_distribution(scores, out_of_distribution).tolist(),
+        in_distribution=ood_score.fractions(scores).tolist(),
         tolerance=_SELF_TEST_TOLERANCE,
     )
 

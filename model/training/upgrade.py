@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from model.bundle import CARD_FILE, open_bundle, update_bundle, verify_files
 from model.card import CONVERTIBLE_FORMATS, FORMAT_VERSION, ModelCard
 from model.errors import CardError
+from model.training.calibrate import THRESHOLDS
 from model.training.report.readme import NOTES_FILE, README_FILE, readme, readme_of
 
 _MISTAKE = re.compile(r"^\| (\d+) \| (.+?) \| (.+?) \| ([\d.]+)% \|$", re.MULTILINE)
@@ -60,7 +61,18 @@ def _converted(fields: dict[str, Any], text: str, path: Path) -> ModelCard:
     try:
         labels = set(fields["labels"])
         fields["format_version"] = FORMAT_VERSION
-        fields["calibration"]["views"] = fields["out_of_distribution"]["views"] = 1
+        fields["calibration"]["views"] = 1
+        old = fields["out_of_distribution"]
+        fields["out_of_distribution"] = {
+            "score": {name: old[name] for name in ("method", "feature_mean", "class_directions")},
+            "quantiles": old["quantiles"],
+            "least_contrast": 0.0,
+            "least_coarseness": 0.0,
+            "thresholds": {"accepted": old["threshold"], "uncertain": min(old["threshold"], THRESHOLDS.uncertain)},
+            "views": 1,
+            "pictures": old["pictures"],
+        }
+        fields["metrics"]["other"] = {}
         fields["metrics"]["mistakes"] = [
             {"image": int(image), "label": label, "predicted": predicted, "probability": round(float(percent) / 100, 6)}
             for image, label, predicted, percent in _MISTAKE.findall(text)

@@ -40,7 +40,13 @@ async def serve_and_interrupt(settings: Settings) -> None:
         while not server.started:
             await asyncio.sleep(0.01)
         app.state.service.telemetry.image_classified(
-            CARD.name, label="cat", confidence=Interrupting(0.5), accepted=True, decode=0.0, queue=0.0, inference=0.0
+            CARD.name,
+            label="cat",
+            confidence=Interrupting(0.5),
+            verdict="accepted",
+            decode=0.0,
+            queue=0.0,
+            inference=0.0,
         )
 
     async with asyncio.TaskGroup() as tasks:

@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 import model
-from model.calibration import class_mean_cosine, in_distribution, softmax
+from model.calibration import OutOfDistributionScore, Verdict, softmax
+from model.card import Thresholds
 from model.classifier import Classifier, Prediction, self_test_pixels
 from model.engines.base import Outputs
 from model.errors import CardError, EngineError, IntegrityError
@@ -60,7 +63,8 @@ ONE = [np.zeros((1, 32, 32, 3), np.uint8)]
 def prediction_of(probabilities: list[float], in_distribution: float = 0.5) -> Prediction:
     values = np.array(probabilities, np.float32)
     labels = tuple("abcd"[: len(values)])
-    return Prediction(labels, values, in_distribution, threshold=0.05, logits=np.log(values)[None], maps=None)
+    thresholds = Thresholds(accepted=0.05, uncertain=0.02)
+    return Prediction(labels, values, 0.0, in_distribution, thresholds, logits=np.log(values)[None], maps=None)
 
 
 def test_the_ranking_is_by_probability_and_ties_keep_the_order_of_the_labels() -> None:
@@ -72,23 +76,27 @@ def test_the_ranking_is_by_probability_and_ties_keep_the_order_of_the_labels() -
 
 
 @pytest.mark.parametrize(
-    ("in_distribution", "min_confidence", "accepted"),
+    ("in_distribution", "min_confidence", "verdict"),
     [
-        (0.5, 0.0, True),
-        (0.05, 0.0, True),  # the threshold itself
-        (0.049, 0.0, False),
-        (0.0, 0.0, False),
-        (0.5, 0.75, True),  # the probability itself
-        (0.5, 0.76, False),
-        (0.049, 0.5, False),
-        (0.05, 0.76, False),
+        (0.5, 0.0, "accepted"),
+        (0.05, 0.0, "accepted"),  # the threshold itself
+        (0.049, 0.0, "uncertain"),
+        (0.02, 0.0, "uncertain"),  # the threshold itself
+        (0.019, 0.0, "other"),
+        (0.0, 0.0, "other"),
+        (0.5, 0.75, "accepted"),  # the probability itself
+        (0.5, 0.76, "uncertain"),
+        (0.049, 0.5, "uncertain"),
+        (0.05, 0.76, "uncertain"),
+        (0.019, 0.76, "other"),
     ],
 )
-def test_an_image_is_accepted_by_its_score_and_its_confidence(
-    in_distribution: float, min_confidence: float, accepted: bool
+def test_the_verdict_is_by_the_score_and_the_confidence(
+    in_distribution: float, min_confidence: float, verdict: Verdict
 ) -> None:
     prediction = prediction_of([0.25, 0.75], in_distribution)
-    assert prediction.accepted(min_confidence) is accepted
+    assert prediction.verdict(min_confidence) == verdict
+    assert prediction.accepted(min_confidence) is (verdict == "accepted")
     assert prediction.accepted() is (in_distribution >= 0.05)
 
 
@@ -98,7 +106,7 @@ def test_each_image_has_its_own_prediction(tiny_classifier: Classifier) -> None:
     first, second = classifier_with(tiny_classifier, logits).classify(ONE * 2)
     assert (first.top_k(1)[0].label, second.top_k(1)[0].label) == ("cat", "ship")
     assert first.probabilities.sum() == pytest.approx(1)
-    assert first.threshold == tiny_classifier.card.out_of_distribution.threshold
+    assert first.thresholds == tiny_classifier.card.out_of_distribution.thresholds
 
 
 @pytest.mark.parametrize("counts", [(1, 3, 2), (1,), (4,), (2, 1, 1, 1, 5), (1, 1, 1)])
@@ -111,7 +119,8 @@ def test_a_prediction_is_the_mean_over_the_views_of_the_image(
     card = tiny_classifier.card
     calibration = card.calibration.model_copy(update={"temperature": 1.7})
     spec = card.out_of_distribution
-    spec = spec.model_copy(update={"quantiles": np.quantile(class_mean_cosine(features, spec), [0, 0.3, 1]).tolist()})
+    by_view = OutOfDistributionScore(spec).of_views(logits, features)
+    spec = spec.model_copy(update={"quantiles": np.quantile(by_view, [0, 0.3, 1]).tolist(), "least_coarseness": 0.0})
     card = card.model_copy(update={"calibration": calibration, "out_of_distribution": spec})
     maps = rng.normal(0, 1, (sum(counts), 10, 4, 5)).astype(np.float32)
     engine = Fixed(Outputs(logits, features, maps))
@@ -126,8 +135,9 @@ def test_a_prediction_is_the_mean_over_the_views_of_the_image(
         expected = softmax(logits[own], 1.7).mean(axis=0)
         np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-6)
         assert prediction.probabilities.dtype == np.float32
-        score = class_mean_cosine(features[own], spec).mean(keepdims=True)
-        assert prediction.in_distribution == pytest.approx(in_distribution(score, spec)[0])
+        score = by_view[own].mean(keepdims=True)
+        assert prediction.score == pytest.approx(score[0])
+        assert prediction.in_distribution == pytest.approx(OutOfDistributionScore(spec).fractions(score)[0])
         assert type(prediction.in_distribution) is float  # plain JSON
         np.testing.assert_array_equal(prediction.logits, logits[own])
         np.testing.assert_array_equal(prediction.maps, maps[own])
@@ -171,7 +181,9 @@ def test_the_self_test_allows_differences_up_to_its_tolerance(tiny_classifier: C
     test = tiny_classifier.card.self_test
     expected, features, _ = right
     allowed = test.tolerance * np.abs(expected).max()
-    classifier_with(tiny_classifier, expected + 0.9 * allowed, features).self_test()
+    almost = expected.copy()
+    almost[-1, almost[-1].argmin()] -= 0.9 * allowed
+    classifier_with(tiny_classifier, almost, features).self_test()
     wrong = expected.copy()
     wrong[-1, -1] -= 1.1 * allowed
     for values, what in ((wrong, "logits"), (np.full_like(expected, np.nan), "logits"), (expected[:-1], "shapes")):
@@ -184,7 +196,7 @@ def test_the_self_test_checks_the_features(tiny_classifier: Classifier, right: O
     for values in (features[:, :-1], features[:-1], features[..., None], features.ravel()):
         with pytest.raises(IntegrityError, match="self-test of tiny failed in its shapes on fixed"):
             classifier_with(tiny_classifier, logits, values).self_test()
-    for values in (features * 2, -features, np.full_like(features, np.nan)):
+    for values in (features[:, ::-1], np.full_like(features, np.nan)):
         with pytest.raises(IntegrityError, match=r"failed in its (scores|in_distribution) on fixed"):
             classifier_with(tiny_classifier, logits, values).self_test()
 
@@ -241,42 +253,36 @@ def test_another_order_of_channels_fails_the_self_test(copy: Path) -> None:
         model.load(with_new_hash(copy))
 
 
-def altered(folder: Path, part: str, field: str, alter: Callable[[Any], Any]) -> Path:
+def altered(folder: Path, where: str, alter: Callable[[Any], Any]) -> Path:
     card = json.loads((folder / "card.json").read_text())
-    card[part][field] = alter(card[part][field])
+    *path, last = where.split(".")
+    part = reduce(getitem, path, card)
+    part[last] = alter(part[last])
     (folder / "card.json").write_text(json.dumps(card))
     return folder
 
 
 # The probabilities of a random network hardly differ, so the changes have to be large.
 @pytest.mark.parametrize(
-    ("part", "field", "alter", "output"),
+    ("where", "alter", "output"),
     [
-        ("calibration", "temperature", lambda value: value / 100, "probabilities"),
+        ("calibration.temperature", lambda value: value / 100, "probabilities"),
+        ("out_of_distribution.score.energy_weight", lambda value: 2 * value, "scores"),
+        ("out_of_distribution.score.cosine_weight", lambda value: 9 * value, "scores"),
         (
-            "out_of_distribution",
-            "feature_mean",
-            lambda mean: [1.5 * value for value in mean],
+            "out_of_distribution.score.class_directions",
+            lambda rows: [row[::-1] for row in rows],
             "(scores|in_distribution)",
         ),
-        ("out_of_distribution", "feature_mean", lambda mean: [0.0 for _ in mean], "(scores|in_distribution)"),
-        (
-            "out_of_distribution",
-            "class_directions",
-            lambda rows: [[-x for x in row] for row in rows],
-            "(scores|in_distribution)",
-        ),
-        ("out_of_distribution", "quantiles", lambda values: [value - 10 for value in values], "in_distribution"),
-        ("self_test", "scores", lambda values: [1.2 * value for value in values], "scores"),
-        ("self_test", "in_distribution", lambda values: [abs(value - 0.5) for value in values], "in_distribution"),
+        ("out_of_distribution.quantiles", lambda values: [value - 10 for value in values], "in_distribution"),
+        ("self_test.scores", lambda values: [1.2 * value for value in values], "scores"),
+        ("self_test.in_distribution", lambda values: [abs(value - 0.5) for value in values], "in_distribution"),
     ],
 )
-def test_a_changed_card_fails_the_self_test(
-    copy: Path, part: str, field: str, alter: Callable[[Any], Any], output: str
-) -> None:
+def test_a_changed_card_fails_the_self_test(copy: Path, where: str, alter: Callable[[Any], Any], output: str) -> None:
     model.load(copy, device="cpu")
     with pytest.raises(IntegrityError, match=f"self-test of tiny failed in its {output} on torch"):
-        model.load(altered(copy, part, field, alter), device="cpu")
+        model.load(altered(copy, where, alter), device="cpu")
 
 
 @pytest.mark.parametrize("fault", ["lacks a tensor", "has another width", "is no safetensors file"])

@@ -22,6 +22,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from model import Verdict
 from tests.app.fakes import CARD, LABELS, image_file
 
 EXPLAIN = "**/explain?*"
@@ -114,7 +115,7 @@ def explanation(
     peak: tuple[int, int] = (0, 0),
     warnings: Sequence[str] = (),
     in_distribution: float = 0.6,
-    accepted: bool = True,
+    verdict: Verdict = "accepted",
     box: Sequence[float] = (50, 0, 350, 300),
 ) -> dict[str, Any]:
     """A response of POST /explain for an image of 400 x 300 pixels, in two views.
@@ -125,7 +126,7 @@ def explanation(
         peak: row and column of the maximum of the map, which has 4 x 4 cells.
         warnings: of the result.
         in_distribution: of the result.
-        accepted: of the result.
+        verdict: of the result.
         box: of the first view.
     """
     ranked = [label for label, _ in ranking]
@@ -145,7 +146,8 @@ def explanation(
                 for label, probability in probabilities
             ],
             "in_distribution": in_distribution,
-            "accepted": accepted,
+            "verdict": verdict,
+            "accepted": verdict == "accepted",
             "views": 2,
             "warnings": list(warnings),
         },

@@ -137,11 +137,16 @@ def test_keyboard_only(own_page: Page) -> None:
         ({}, "Cat", "90.0 % probability."),
         ({"ranking": [("cat", 0.999956)]}, "Cat", "> 99.9 % probability."),
         ({"ranking": [("cat", 0.45), ("dog", 0.4)]}, "Uncertain: cat or dog", "Cat, 45.0 %; dog, 40.0 %."),
-        ({"accepted": False}, "Uncertain: cat or dog", "Cat, 90.0 %; dog, 6.0 %."),
+        ({"verdict": "uncertain"}, "Uncertain: cat or dog", "Cat, 90.0 %; dog, 6.0 %."),
         (
-            {"accepted": False, "in_distribution": 0.2},
+            {"verdict": "uncertain", "in_distribution": 0.2},
+            "Uncertain: cat or none of the ten",
+            "Cat, 90.0 %, if it is one of the classes.",
+        ),
+        (
+            {"verdict": "other", "in_distribution": 0.1},
             "Probably none of the ten",
-            "Closest class: cat, 90.0 %.",
+            "It does not resemble the images of any class. The closest is cat.",
         ),
     ],
 )
@@ -282,7 +287,7 @@ def add_three(page: Page) -> None:
     results = {
         b"0": explanation([("truck", 0.7)], in_distribution=0.5),
         b"1": explanation([("bird", 0.6)], in_distribution=0.9),
-        b"2": explanation([("cat", 0.99)], in_distribution=0.1, accepted=False),
+        b"2": explanation([("cat", 0.99)], in_distribution=0.1, verdict="other"),
     }
 
     def reply(route: Route) -> None:
@@ -338,10 +343,10 @@ def test_csv(page: Page) -> None:
     rows = list(csv.DictReader(io.StringIO(data.decode(), newline=""), strict=True))
     assert [row["name"] for row in rows] == ["c.png", "'=cmd|'x'!A1.png", 'b, "q".png', "d.txt"]
     assert list(rows[0])[-10:] == LABELS
-    assert rows[2] | {"label": "bird", "probability": "0.6", "in_distribution": "0.9", "accepted": "true"} == rows[2]
+    assert rows[2] | {"label": "bird", "probability": "0.6", "in_distribution": "0.9", "verdict": "accepted"} == rows[2]
     assert rows[2]["bird"] == "0.6"
     assert rows[2] | {"width": "400", "height": "300", "model": CARD.name, "version": CARD.version} == rows[2]
-    assert (rows[0]["accepted"], rows[0]["problem"]) == ("false", "")
+    assert (rows[0]["verdict"], rows[0]["accepted"], rows[0]["problem"]) == ("other", "false", "")
     assert (rows[3]["label"], rows[3]["problem"]) == ("", "send an image")
 
 

@@ -55,7 +55,7 @@ def test_axe_finds_no_violation_and_nothing_overflows(
         elif data == b"late":
             fail(route, 503, "queue-full", "256 images are in progress", retry_after=60)
         elif data == b"other":
-            succeed(route, explanation(accepted=False, in_distribution=0.1))
+            succeed(route, explanation(verdict="other", in_distribution=0.1))
         else:
             succeed(route, explanation(warnings=["upscaled from 8x8"]))
 

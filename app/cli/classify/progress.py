@@ -29,6 +29,7 @@ class Report:
 
     def __init__(self, count: Callable[[], int] | None, *, bar: bool) -> None:
         self.classified = self.failed = 0
+        self._verdicts = {"accepted": 0, "uncertain": 0, "other": 0}
         self._failures: list[str] = []
         self._model: str | None = None
         self._started = time.monotonic()
@@ -39,6 +40,7 @@ class Report:
         for result in results:
             if result.error is None:
                 self.classified += 1
+                self._verdicts[result.prediction["verdict"]] += 1
                 if result.model and self._model is None:
                     self._model = f"{result.model['name']} {result.model['version']}"
             else:
@@ -75,7 +77,8 @@ class Report:
             by = f" by {self._model}" if self._model else ""
             print(
                 f"{self.classified:,} of {self.classified + self.failed:,} classified{by} in {seconds:.1f} s, "
-                f"{self.classified / seconds:.0f}/s",
+                f"{self.classified / seconds:.0f}/s: "
+                + ", ".join(f"{count:,} {verdict}" for verdict, count in self._verdicts.items()),
                 file=sys.stderr,
             )
 

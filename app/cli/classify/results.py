@@ -46,7 +46,7 @@ class CsvWriter:
 
     def __init__(self, top_k: int) -> None:
         other_ranks = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "probability")]
-        details = ("accepted", "in_distribution", "views", "width", "height", "warnings")
+        details = ("verdict", "accepted", "in_distribution", "views", "width", "height", "warnings")
         self._names = ["path", "label", "probability", *other_ranks, *details, "error"]
         self._header_written = False
 
@@ -66,7 +66,8 @@ class CsvWriter:
         ranking = [value for ranked in prediction["top_k"] for value in (ranked["label"], ranked["probability"])]
         accepted, warnings = str(prediction["accepted"]).lower(), "; ".join(prediction["warnings"])
         details = (prediction[name] for name in ("in_distribution", "views", "width", "height"))
-        return dict(zip(self._names, (result.path, *ranking, accepted, *details, warnings, ""), strict=True))
+        values = (result.path, *ranking, prediction["verdict"], accepted, *details, warnings, "")
+        return dict(zip(self._names, values, strict=True))
 
 
 class JsonLinesWriter:
@@ -90,18 +91,17 @@ class TableWriter:
     def lines(self, results: Iterable[Result]) -> Iterator[str]:
         if not self._header_written:
             self._header_written = True
-            yield f"{'class':<{21 * self._classes - 2}}  {'accepted':<8}  file\n"
+            yield f"{'class':<{21 * self._classes - 2}}  {'verdict':<9}  file\n"
         for result in results:
             path = escape_unprintable(result.path)
             if result.error is not None:
                 error = escape_unprintable(result.error)
-                yield f"{'-':<{21 * self._classes - 2}}  {'-':<8}  {path}: {error}\n"
+                yield f"{'-':<{21 * self._classes - 2}}  {'-':<9}  {path}: {error}\n"
                 continue
             ranking = "  ".join(
                 f"{ranked['label']:<10} {ranked['probability']:>8.2%}" for ranked in result.prediction["top_k"]
             )
-            accepted = "yes" if result.prediction["accepted"] else "no"
-            yield f"{ranking}  {accepted:<8}  {path}\n"
+            yield f"{ranking}  {result.prediction['verdict']:<9}  {path}\n"
 
 
 def make_writer(output_format: Format, top_k: int) -> Writer:

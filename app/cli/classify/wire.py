@@ -11,7 +11,7 @@ from app.cli.classify.results import CommandError, Result
 File = tuple[str, bytes]
 """Path and content of a file."""
 
-_FIELDS = ("width", "height", "top_k", "in_distribution", "accepted", "views", "warnings")
+_FIELDS = ("width", "height", "top_k", "in_distribution", "verdict", "accepted", "views", "warnings")
 
 
 def encode_request(files: Sequence[File]) -> tuple[bytes, str]:

@@ -138,7 +138,7 @@ def record(request: Request, checked: Checked[Any], outcomes: Sequence[Classifie
             model,
             label=first.label,
             confidence=first.probability,
-            accepted=outcome.prediction.accepted(checked.min_confidence),
+            verdict=outcome.prediction.verdict(checked.min_confidence),
             **stages,
         )
         for stage, seconds in stages.items():

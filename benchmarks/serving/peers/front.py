@@ -12,6 +12,7 @@ from app.settings import Settings
 from app.telemetry.logs import logging_to_stderr
 from model import Classifier, ModelCard
 from model.bundle import CARD_FILE
+from model.calibration import OutOfDistributionScore
 from model.card import read_card
 from model.engines.base import Outputs
 
@@ -26,7 +27,7 @@ class InstantEngine:
 
     def __init__(self, card: ModelCard) -> None:
         self._logits = np.linspace(0, 1, len(card.labels), dtype=np.float32)
-        self._features = np.ones(len(card.out_of_distribution.feature_mean), np.float32)
+        self._features = np.ones(OutOfDistributionScore(card.out_of_distribution).width or 1, np.float32)
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         count = len(pixels)

@@ -30,8 +30,20 @@ def plots(
     Returns:
         Relative path to contents.
     """
+    return {"plots/curves.png": _png(_curves(history, watched)), **result_plots(labels, assessment)}
+
+
+def result_plots(labels: Sequence[str], assessment: Assessment) -> dict[str, bytes]:
+    """The plots of the test alone: plots/confusion.png and plots/reliability.png.
+
+    Args:
+        labels: class names.
+        assessment: on the test set.
+
+    Returns:
+        Relative path to contents.
+    """
     return {
-        "plots/curves.png": _png(_curves(history, watched)),
         "plots/confusion.png": _png(_confusion(labels, assessment.scores)),
         "plots/reliability.png": _png(_reliability(assessment)),
     }

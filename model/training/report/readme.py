@@ -193,21 +193,35 @@ def _calibration(card: ModelCard) -> str:
     )
 
 
+_SCORES = {
+    "energy": "The out-of-distribution score is the logarithm of the sum of the exponentials of the logits (energy).",
+    "class-mean-cosine": "The out-of-distribution score is the largest cosine between the penultimate features and a "
+    "class mean, both centred on the mean of the class means.",
+    "mixture": "The out-of-distribution score is a weighted sum of two scores. One is the logarithm of the sum of the "
+    "exponentials of the logits (energy). The other is the largest cosine between the penultimate features and a class "
+    "mean, both centred on the mean of the class means.",
+}
+
+
 def _out_of_distribution(card: ModelCard) -> str:
     spec, metrics = card.out_of_distribution, card.metrics
     part = "held-out" if card.calibration.pictures else "training"
     text = _wrapped(
-        "The out-of-distribution score is the largest cosine between the penultimate features and a class mean, both "
-        "centred on the mean of the class means. It needs no second forward pass. An image is accepted if at least "
-        f"{spec.threshold:.0%} of {spec.pictures:,} {part} images{_in_views(spec.views)} do not score higher."
+        f"{_SCORES[spec.score.method]} It needs no second forward pass. An image is accepted if at least "
+        f"{spec.thresholds.accepted:.0%} of {spec.pictures:,} {part} images{_in_views(spec.views)} do not score "
+        f"higher. Below {spec.thresholds.uncertain:.0%} it counts as an image of something else. Between the two "
+        "limits it is uncertain."
     )
-    rows = "\n".join(f"| {name} | {area:.3f} | {metrics.accepted[name]:.1%} |" for name, area in metrics.auroc.items())
+    kinds = "\n".join(
+        f"| {name} | {f'{metrics.auroc[name]:.3f}' if name in metrics.auroc else ''} | {accepted:.1%} | "
+        f"{f'{metrics.other[name]:.1%}' if name in metrics.other else ''} |"
+        for name, accepted in metrics.accepted.items()
+    )
     return f"""{text}
 
-| images | AUROC against test images | accepted |
-|---|---|---|
-| test | | {metrics.accepted["test"]:.1%} |
-{rows}
+| images | AUROC against test images | accepted | other |
+|---|---|---|---|
+{kinds}
 """
 
 

@@ -25,6 +25,7 @@ def summary(classifier: Classifier, assessment: Assessment) -> dict[str, Any]:
         "ece_uncalibrated": assessment.uncalibrated.ece,
         "auroc": assessment.auroc,
         "accepted": assessment.accepted,
+        "other": assessment.other,
         "per_class": {
             label: None if math.isnan(accuracy) else float(accuracy)
             for label, accuracy in zip(card.labels, scores.per_class, strict=True)
@@ -45,10 +46,12 @@ def table(classifier: Classifier, assessment: Assessment) -> Table:
     out.add_row("negative log-likelihood", f"{scores.nll:.4f} nats")
     out.add_row("expected calibration error", f"{scores.ece:.2%}")
     out.add_row("... before calibration", f"{assessment.uncalibrated.ece:.2%}")
-    out.add_row("test images accepted", f"{assessment.accepted['test']:.1%}", end_section=True)
+    out.add_row("test images accepted", f"{assessment.accepted['test']:.1%}")
+    out.add_row("test images with the verdict other", f"{assessment.other['test']:.1%}", end_section=True)
     for name, area in assessment.auroc.items():
         out.add_row(f"AUROC against {name}", f"{area:.3f}")
         out.add_row(f"{name} accepted", f"{assessment.accepted[name]:.1%}")
+        out.add_row(f"{name} with the verdict other", f"{assessment.other[name]:.1%}")
     out.add_section()
     for label, accuracy in zip(classifier.card.labels, scores.per_class, strict=True):
         out.add_row(label, f"{accuracy:.1%}")

@@ -121,13 +121,15 @@ def test_the_parameters_are_documented_with_their_ranges(schema: dict[str, Any],
 
 def test_the_fields_of_a_result_are_documented(schema: dict[str, Any]) -> None:
     component = schema["components"]["schemas"]["ImageResult"]
-    fields = {"filename", "width", "height", "top_k", "in_distribution", "accepted", "views", "warnings"}
+    fields = {"filename", "width", "height", "top_k", "in_distribution", "verdict", "accepted", "views", "warnings"}
     assert set(component["properties"]) == set(component["required"]) == fields
-    for name, (kind, limits) in {
+    documented: dict[str, tuple[str, dict[str, Any]]] = {
         "in_distribution": ("number", {"minimum": 0, "maximum": 1}),
+        "verdict": ("string", {"enum": ["accepted", "uncertain", "other"]}),
         "accepted": ("boolean", {}),
         "views": ("integer", {"minimum": 1}),
-    }.items():
+    }
+    for name, (kind, limits) in documented.items():
         entry = component["properties"][name]
         assert entry["type"] == kind, name
         assert entry.items() >= limits.items(), name

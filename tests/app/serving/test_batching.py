@@ -14,7 +14,7 @@ from app.serving.batching import Batcher
 from app.serving.errors import NotAlive
 from app.telemetry.metrics import Telemetry
 from model import EngineError, Prediction
-from model.calibration import class_mean_cosine, in_distribution
+from model.calibration import OutOfDistributionScore
 from tests.app.fakes import CARD, FakeEngine, fake_classifier, random_pixels
 
 
@@ -142,8 +142,8 @@ def test_images_with_different_numbers_of_views_share_a_batch() -> None:
             expected = np.mean([prediction.probabilities for prediction in by_view], axis=0)
             np.testing.assert_allclose(result.prediction.probabilities, expected, rtol=1e-5, atol=1e-7)
             out = FakeEngine().run(views_of(seed, count))
-            score = class_mean_cosine(out.features, CARD.out_of_distribution).mean(keepdims=True)
-            (share,) = in_distribution(score, CARD.out_of_distribution)
+            score = OutOfDistributionScore(CARD.out_of_distribution)
+            (share,) = score.fractions(score.of_views(out.logits, out.features).mean(keepdims=True))
             assert result.prediction.in_distribution == pytest.approx(share, rel=1e-5)
 
     asyncio.run(main())

@@ -48,9 +48,10 @@ def test_images_are_counted_with_their_outcomes_and_stages() -> None:
         assert found[f"tenfold_confidence_count{MODEL}"] == 8
         confidence = sum(result["top_k"][0]["probability"] for result in [*results, results[-1]])
         assert found[f"tenfold_confidence_sum{MODEL}"] == pytest.approx(confidence, abs=1e-4)
-        accepted = sum(result["accepted"] for result in [*results, results[-1]])
-        assert 0 < accepted < 8
-        assert found[f"tenfold_accepted_total{MODEL}"] == accepted
+        verdicts = [result["verdict"] for result in [*results, results[-1]]]
+        assert len(set(verdicts)) > 1
+        for verdict in ("accepted", "uncertain", "other"):
+            assert found[f"tenfold_verdicts_total{MODEL}{{verdict={verdict}}}"] == verdicts.count(verdict)
         assert found[f"tenfold_batch_views_sum{MODEL}"] == service.engine.views == 10
         assert found[f"tenfold_batch_views_count{MODEL}"] == len(service.engine.batches)
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.calibration import class_mean_cosine, in_distribution, softmax
-from model.card import OutOfDistribution
-from model.training.calibrate import ACCEPTED, UNCALIBRATED, fit_out_of_distribution, fit_temperature
+from model.calibration import OutOfDistributionScore, class_mean_cosine, energy, softmax
+from model.card import Mixture, OutOfDistribution
+from model.training.calibrate import THRESHOLDS, UNCALIBRATED, fit_out_of_distribution, fit_temperature
 
 
 @pytest.fixture(scope="module")
@@ -63,21 +63,56 @@ def features_of(count: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.
     return (means[classes] + rng.normal(0, 0.5, (count, 6))).astype(np.float32), classes
 
 
-def test_the_constants_are_the_class_means() -> None:
+def statistics_of(count: int, views: int = 1) -> NDArray[np.float64]:
+    """Statistics of images with content."""
+    return np.random.default_rng(3).uniform([20, 0.5], [90, 0.95], (count, views, 2))
+
+
+def fitted(
+    features: NDArray[np.float32], classes: NDArray[np.int64], num_classes: int = 4, *, outliers: bool = False
+) -> tuple[OutOfDistribution, NDArray[np.float32]]:
+    """The constants for images in one view, and the logits that they were fitted to: the first features."""
+    logits = np.resize(features, (len(features), num_classes))
+    statistics = statistics_of(len(features))
+    spec = fit_out_of_distribution(logits[:, None], features[:, None], statistics, classes, outliers=outliers)
+    return spec, logits
+
+
+def test_the_score_is_the_energy_only_for_a_network_that_was_trained_with_outliers() -> None:
     features, classes = features_of(500, seed=0)
-    spec = fit_out_of_distribution(features[:, None], classes, 4)
+    assert [fitted(features, classes, outliers=outliers)[0].score.method for outliers in (False, True)] == [
+        "mixture",
+        "energy",
+    ]
+
+
+def test_the_constants_of_the_mixture_are_the_class_means_and_the_deviations() -> None:
+    features, classes = features_of(500, seed=0)
+    spec, logits = fitted(features, classes)
+    assert isinstance(spec.score, Mixture)
     means = np.stack([features[classes == label].mean(axis=0) for label in range(4)])
-    assert spec.feature_mean == pytest.approx(means.mean(axis=0), abs=1e-5)
-    for direction, mean in zip(spec.class_directions, means - means.mean(axis=0), strict=True):
+    assert spec.score.feature_mean == pytest.approx(means.mean(axis=0), abs=1e-5)
+    for direction, mean in zip(spec.score.class_directions, means - means.mean(axis=0), strict=True):
         assert direction == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5)
-    assert (spec.method, spec.pictures) == ("class-mean-cosine", 500)
-    assert spec.threshold == pytest.approx(1 - ACCEPTED)
+    cosines = class_mean_cosine(features, np.asarray(spec.score.feature_mean), np.asarray(spec.score.class_directions))
+    assert spec.score.energy_weight * energy(logits).std() == pytest.approx(0.5, rel=1e-4)
+    assert spec.score.cosine_weight * cosines.std() == pytest.approx(0.5, rel=1e-4)
+    assert (spec.thresholds, spec.pictures) == (THRESHOLDS, 500)
 
 
-def test_the_quantiles_ascend_from_the_lowest_to_the_highest_score() -> None:
+def test_the_lowest_statistics_are_those_of_the_images() -> None:
     features, classes = features_of(500, seed=0)
-    spec = fit_out_of_distribution(features[:, None], classes, 4)
-    scores = np.sort(class_mean_cosine(features, spec))
+    spec, _ = fitted(features, classes)
+    contrast, coarseness = statistics_of(500).min(axis=(0, 1))
+    assert contrast - 0.01 <= spec.least_contrast <= contrast
+    assert coarseness - 0.0001 <= spec.least_coarseness <= coarseness
+
+
+@pytest.mark.parametrize("outliers", [False, True])
+def test_the_quantiles_ascend_from_the_lowest_to_the_highest_score(outliers: bool) -> None:
+    features, classes = features_of(500, seed=0)
+    spec, logits = fitted(features, classes, outliers=outliers)
+    scores = np.sort(OutOfDistributionScore(spec).of_views(logits, features))
     assert len(spec.quantiles) == 101
     assert (np.diff(spec.quantiles) >= 0).all()
     for place, expected in ((0, scores[0]), (50, np.median(scores)), (-1, scores[-1])):
@@ -85,19 +120,23 @@ def test_the_quantiles_ascend_from_the_lowest_to_the_highest_score() -> None:
 
 
 @pytest.mark.parametrize(("count", "seed", "slack"), [(500, 0, 0.005), (5_000, 0, 0.001), (5_000, 1, 0.02)])
-def test_the_threshold_accepts_95_percent_of_the_images(count: int, seed: int, slack: float) -> None:
+def test_the_thresholds_are_fractions_of_the_images(count: int, seed: int, slack: float) -> None:
     features, classes = features_of(count, seed=0)
-    spec = fit_out_of_distribution(features[:, None], classes, 4)
+    spec, _ = fitted(features, classes)
     features, _ = features_of(count, seed)  # another seed gives other images of the same classes
-    accepted = in_distribution(class_mean_cosine(features, spec), spec) >= spec.threshold
-    assert accepted.mean() == pytest.approx(ACCEPTED, abs=slack)
+    score = OutOfDistributionScore(spec)
+    fractions = score.fractions(score.of_views(np.resize(features, (count, 4)), features))
+    assert (fractions >= spec.thresholds.accepted).mean() == pytest.approx(0.95, abs=slack)
+    assert (fractions < spec.thresholds.uncertain).mean() == pytest.approx(0.02, abs=slack)
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_classes_without_images_have_no_direction(count: int) -> None:
     features, _ = features_of(count, seed=0)
-    spec = fit_out_of_distribution(features[:, None], np.arange(count) + 2, 6)
-    assert [any(row) for row in spec.class_directions] == [count > 1 and 2 <= label < 2 + count for label in range(6)]
+    spec, _ = fitted(features, np.arange(count) + 2, 6)
+    assert isinstance(spec.score, Mixture)
+    found = [any(row) for row in spec.score.class_directions]
+    assert found == [count > 1 and 2 <= label < 2 + count for label in range(6)]
     assert np.isfinite(spec.quantiles).all()
     OutOfDistribution.model_validate_json(spec.model_dump_json())
 
@@ -126,9 +165,19 @@ def test_the_temperature_is_that_of_the_mean_over_the_views() -> None:
     assert fitted.temperature < 0.95 * one_view.temperature
 
 
-def test_equal_views_have_the_constants_of_one_view() -> None:
+@pytest.mark.parametrize("outliers", [False, True])
+def test_equal_views_have_the_constants_of_one_view(outliers: bool) -> None:
     features, classes = features_of(300, seed=0)
-    one, two = (fit_out_of_distribution(np.repeat(features[:, None], views, axis=1), classes, 4) for views in (1, 2))
+    one, two = (
+        fit_out_of_distribution(
+            np.repeat(features[:, None, :4], views, axis=1),
+            np.repeat(features[:, None], views, axis=1),
+            np.repeat(statistics_of(300), views, axis=1),
+            classes,
+            outliers=outliers,
+        )
+        for views in (1, 2)
+    )
     assert two.model_copy(update={"views": 1}) == one
     logits, truth = two_views()
     assert fit_temperature(np.repeat(logits[:, :1], 2, axis=1), truth).temperature == pytest.approx(
@@ -137,8 +186,11 @@ def test_equal_views_have_the_constants_of_one_view() -> None:
 
 
 def test_the_quantiles_are_those_of_the_mean_score_of_the_views() -> None:
-    views = np.stack([features_of(500, seed=0)[0], features_of(500, seed=0)[0][::-1]], axis=1)
-    spec = fit_out_of_distribution(views, features_of(500, seed=0)[1], 4)
-    scores = class_mean_cosine(views.reshape(-1, 6), spec).reshape(500, 2).mean(axis=1)
+    features, classes = features_of(500, seed=0)
+    views = np.stack([features, features[::-1]], axis=1)
+    logits = np.ascontiguousarray(views[..., :4])
+    spec = fit_out_of_distribution(logits, views, statistics_of(500, 2), classes, outliers=False)
+    by_view = OutOfDistributionScore(spec).of_views(logits.reshape(-1, 4), views.reshape(-1, 6))
     assert (spec.views, spec.pictures) == (2, 500)
-    assert spec.quantiles == pytest.approx(np.quantile(scores, np.linspace(0, 1, 101)), abs=1e-5)
+    expected = np.quantile(by_view.reshape(500, 2).mean(axis=1), np.linspace(0, 1, 101))
+    assert spec.quantiles == pytest.approx(expected, abs=1e-5)

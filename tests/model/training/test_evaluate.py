@@ -6,15 +6,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.calibration import class_mean_cosine, in_distribution, softmax
-from model.card import Calibration, InputSpec
+from model.calibration import OutOfDistributionScore, pixel_statistics, softmax
+from model.card import Calibration, InputSpec, OutOfDistribution
 from model.engines.base import Outputs
 from model.image import test_transform as transform
 from model.training.calibrate import fit_out_of_distribution
 from model.training.data import LabeledImages
-from model.training.evaluate import assess, auroc, mistakes, outputs, reliability, score
+from model.training.evaluate import Observed, assess, auroc, mistakes, outputs, reliability, score
 from model.training.ood import KINDS, others
-from tests.conftest import maps_of
 
 
 def logits_of(probabilities: list[list[float]]) -> NDArray[np.float32]:
@@ -83,16 +82,14 @@ class Recorder:
 
     name, device, precision = "recorder", "cpu", "float32"
 
-    def __init__(self, preferred_batch: int = 50, *, maps: bool = True) -> None:
+    def __init__(self, preferred_batch: int = 50) -> None:
         self.preferred_batch = preferred_batch
-        self.maps = maps
         self.seen: list[NDArray[np.uint8]] = []
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
         self.seen.append(pixels)
         means: NDArray[np.float32] = pixels.mean((1, 2)).astype(np.float32) / 50
-        logits = means @ HEAD.T
-        return Outputs(logits, means, logits[:, :, None, None] if self.maps else None)
+        return Outputs(means @ HEAD.T, means, None)
 
 
 def random_images(count: int, side: int = 32) -> LabeledImages:
@@ -111,13 +108,7 @@ def test_images_are_preprocessed_as_in_the_service() -> None:
     assert np.array_equal(np.concatenate(engine.seen), expected)
     np.testing.assert_allclose(out.features, expected.mean((1, 2)) / 50, rtol=1e-5)
     np.testing.assert_allclose(out.logits, out.features @ HEAD.T, rtol=1e-5)
-    np.testing.assert_allclose(maps_of(out)[..., 0, 0], out.logits, rtol=1e-5)
-
-
-def test_a_network_without_maps_can_be_evaluated() -> None:
-    out = outputs(Recorder(3, maps=False), SPEC, random_images(7).pixels.numpy())
-    assert out.maps is None
-    assert len(out.logits) == 7
+    np.testing.assert_allclose(out.statistics, pixel_statistics(expected), rtol=1e-5)
 
 
 def test_the_card_has_the_bins_that_contain_images() -> None:
@@ -144,11 +135,17 @@ def test_the_mistakes_with_the_highest_confidence_come_first() -> None:
     assert mistakes(scores, ["cat", "dog", "owl"], count=2) == found[:2]
 
 
+def fitted(out: Observed, images: LabeledImages, count: int) -> OutOfDistribution:
+    """The constants for the first images."""
+    logits, features, statistics = out.logits[:count, None], out.features[:count, None], out.statistics[:count, None]
+    return fit_out_of_distribution(logits, features, statistics, images.labels.numpy()[:count], outliers=False)
+
+
 def test_an_assessment_includes_the_test_images_and_each_other_kind() -> None:
     test = random_images(50)
     calibration = Calibration(temperature=1.8, views=1, pictures=9)
     out = outputs(Recorder(), SPEC, test.pixels.numpy())
-    spec = fit_out_of_distribution(out.features[:25, None], test.labels.numpy()[:25], 10)
+    spec = fitted(out, test, 25)
     progress = list[tuple[int, int]]()
     assessment = assess(
         Recorder(), SPEC, calibration, spec, test, progress=lambda done, total: progress.append((done, total))
@@ -159,25 +156,26 @@ def test_an_assessment_includes_the_test_images_and_each_other_kind() -> None:
         assert (found.top1, found.nll, found.ece) == (expected.top1, expected.nll, expected.ece)
         assert np.array_equal(found.truth, truth)
     assert assessment.scores.nll != assessment.uncalibrated.nll
-    inside = class_mean_cosine(out.features, spec)
+    ood_score, thresholds = OutOfDistributionScore(spec), spec.thresholds
+    inside = ood_score.of_images(*out)
     assert list(assessment.auroc) == list(KINDS)
     assert list(assessment.accepted) == ["test", *KINDS]
-    assert assessment.accepted["test"] == (in_distribution(inside, spec) >= spec.threshold).mean()
+    assert list(assessment.other) == ["test", *KINDS]
+    assert assessment.accepted["test"] == (ood_score.fractions(inside) >= thresholds.accepted).mean()
+    assert assessment.other["test"] == (ood_score.fractions(inside) < thresholds.uncertain).mean()
     for kind, made in others(test.pixels.numpy()).items():
-        other = outputs(Recorder(), SPEC, made)
-        scores = class_mean_cosine(other.features, spec)
+        scores = ood_score.of_images(*outputs(Recorder(), SPEC, made))
         wins = (inside[:, None] > scores).mean() + 0.5 * (inside[:, None] == scores).mean()
         assert assessment.auroc[kind] == pytest.approx(wins)
-        assert assessment.accepted[kind] == (in_distribution(scores, spec) >= spec.threshold).mean()
+        assert assessment.accepted[kind] == (ood_score.fractions(scores) >= thresholds.accepted).mean()
+        assert assessment.other[kind] == (ood_score.fractions(scores) < thresholds.uncertain).mean()
     assert progress == [(50, 200), (100, 200), (150, 200), (200, 200)]
 
 
 def test_there_are_at_most_2000_images_of_each_other_kind() -> None:
     test = random_images(2010, side=4)
     tiny = InputSpec(resize=4, crop=4, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    spec = fit_out_of_distribution(
-        outputs(Recorder(), tiny, test.pixels[:100].numpy()).features[:, None], test.labels.numpy()[:100], 10
-    )
+    spec = fitted(outputs(Recorder(), tiny, test.pixels[:100].numpy()), test, 100)
     engine = Recorder()
     assess(engine, tiny, Calibration(temperature=1.0, views=1, pictures=0), spec, test)
     assert sum(map(len, engine.seen)) == 2010 + 3 * 2000

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 import model
-from model.calibration import class_mean_cosine, in_distribution, softmax
-from model.card import ModelCard
+from model.calibration import OutOfDistributionScore, softmax
+from model.card import ModelCard, Thresholds
 from model.classifier import self_test_pixels
 from model.engines.torch import TorchEngine
 from model.errors import SaveError
 from model.nets.zoo import build
-from model.training.calibrate import fit_out_of_distribution, fit_temperature
+from model.training.calibrate import fit
 from model.training.data import DataSet, load
 from model.training.evaluate import assess, mistakes
 from model.training.export import export, to_storage_dtype
@@ -105,16 +105,13 @@ def test_the_card_agrees_with_the_weights(exported: Exported) -> None:
     net.load_state_dict(load_file(exported.folder / "model.safetensors"))
     engine = TorchEngine(net, card.input, device="cpu", precision="float32")
 
-    held = engine.run(data.holdout.pixels.numpy())  # 32 x 32 pixels already: the transform changes nothing
-    fitted = fit_temperature(held.logits[:, None], data.holdout.labels.numpy())
-    assert card.calibration.temperature == pytest.approx(fitted.temperature, abs=1e-3)
+    spec = card.out_of_distribution
+    calibration, expected = fit(engine, card.input, data, outliers=False)
+    assert card.calibration.temperature == pytest.approx(calibration.temperature, abs=1e-3)
     assert card.calibration.pictures == 50
-    spec, truth = card.out_of_distribution, data.holdout.labels.numpy()
-    expected = fit_out_of_distribution(held.features[:, None], truth, 10)
-    assert spec.feature_mean == pytest.approx(expected.feature_mean, abs=1e-4)
-    np.testing.assert_allclose(spec.class_directions, expected.class_directions, atol=1e-3)
+    assert spec.score.method == expected.score.method == "mixture"
     assert spec.quantiles == pytest.approx(expected.quantiles, rel=1e-3)
-    assert (spec.threshold, spec.pictures) == (0.05, 50)
+    assert (spec.thresholds, spec.pictures) == (Thresholds(accepted=0.05, uncertain=0.02), 50)
 
     assessment = assess(engine, card.input, card.calibration, spec, data.test)
     metrics = card.metrics
@@ -132,14 +129,15 @@ def test_the_card_agrees_with_the_weights(exported: Exported) -> None:
     assert metrics.mistakes == mistakes(assessment.scores, data.labels)
     assert metrics.auroc == pytest.approx(assessment.auroc, abs=1e-3)
     assert metrics.accepted == pytest.approx(assessment.accepted, abs=0.011)
+    assert metrics.other == pytest.approx(assessment.other, abs=0.011)
 
     test = card.self_test
     out = engine.run(self_test_pixels(test.seed, len(test.logits), 32))
-    scores = class_mean_cosine(out.features, spec)
+    scores = OutOfDistributionScore(spec).of_views(out.logits, out.features)
     np.testing.assert_allclose(test.logits, out.logits, atol=1e-4)
     np.testing.assert_allclose(test.scores, scores, rtol=1e-3)
     np.testing.assert_allclose(test.probabilities, softmax(out.logits, card.calibration.temperature), atol=1e-4)
-    np.testing.assert_allclose(test.in_distribution, in_distribution(scores, spec), atol=0.01)
+    np.testing.assert_allclose(test.in_distribution, OutOfDistributionScore(spec).fractions(scores), atol=0.01)
 
 
 def test_without_held_out_images_the_probabilities_are_not_calibrated(tmp_path: Path) -> None:

@@ -120,8 +120,8 @@ def test_csv_has_a_row_for_every_file(running: Running, folder: Path) -> None:
     assert code == 1
     found = rows(out)
     assert list(found[0]) == [
-        *("path", "label", "probability", "label_2", "probability_2", "accepted", "in_distribution"),
-        *("views", "width", "height", "warnings", "error"),
+        *("path", "label", "probability", "label_2", "probability_2", "verdict", "accepted"),
+        *("in_distribution", "views", "width", "height", "warnings", "error"),
     ]
     assert [row["error"] == "" for row in found] == [True] * 4 + [False] * 2
     expected = running.post(photo(), params={"top_k": 2}).json()["results"][0]
@@ -131,6 +131,7 @@ def test_csv_has_a_row_for_every_file(running: Running, folder: Path) -> None:
         "probability": str(expected["top_k"][0]["probability"]),
         "label_2": expected["top_k"][1]["label"],
         "probability_2": str(expected["top_k"][1]["probability"]),
+        "verdict": expected["verdict"],
         "accepted": str(expected["accepted"]).lower(),
         "in_distribution": str(expected["in_distribution"]),
         "views": "2",
@@ -141,6 +142,9 @@ def test_csv_has_a_row_for_every_file(running: Running, folder: Path) -> None:
     }
     assert "  nope.png: it cannot be read (No such file or directory)\n" in err
     assert "4 of 6 classified by fake-net " in err
+    verdicts = [row["verdict"] for row in found[:4]]
+    counts = (f"{verdicts.count(verdict)} {verdict}" for verdict in ("accepted", "uncertain", "other"))
+    assert f"/s: {', '.join(counts)}\n" in err
 
 
 def test_success_is_0_and_silent(running: Running, folder: Path) -> None:
@@ -236,7 +240,7 @@ def test_a_terminal_shows_a_table_or_a_bar(running: Running, folder: Path) -> No
     err = process.communicate(timeout=60)[1]
     table = os.read(terminal, 65536).decode().replace("\r\n", "\n").splitlines()
     assert process.returncode == 1
-    assert table[0].split() == ["class", "accepted", "file"]
+    assert table[0].split() == ["class", "verdict", "file"]
     assert re.match(r"-  .*images/\\x1b\[31m\.png: .* accepted format", table[1])
     assert table[2].endswith("  images/a.png")
     assert "\x1b" not in err

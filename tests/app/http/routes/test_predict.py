@@ -63,6 +63,7 @@ def test_the_result_for_an_image_has_the_documented_fields(running: Running) -> 
                 "height": 32,
                 "top_k": expected_ranking(image_file(1), 2),
                 "in_distribution": pytest.approx(predicted(image_file(1)).in_distribution, abs=1e-5),
+                "verdict": predicted(image_file(1)).verdict(),
                 "accepted": False,
                 "views": 1,
                 "warnings": [],
@@ -228,15 +229,17 @@ def test_an_image_with_more_views_than_a_batch_is_classified() -> None:
     assert result["top_k"] == expected_ranking(photo(), 5, 4)
 
 
-def test_an_image_below_the_threshold_of_the_card_is_ranked_and_not_accepted(running: Running) -> None:
-    seeds = range(12)
+def test_an_image_below_the_thresholds_of_the_card_is_ranked_and_not_accepted(running: Running) -> None:
+    seeds = range(30)
     response = running.upload(*((str(seed), image_file(seed)) for seed in seeds))
     results = response.json()["results"]
-    threshold = CARD.out_of_distribution.threshold
-    assert {result["accepted"] for result in results} == {True, False}
+    thresholds = CARD.out_of_distribution.thresholds
+    assert {result["verdict"] for result in results} == {"accepted", "uncertain", "other"}
     for seed, result in zip(seeds, results, strict=True):
         assert result["in_distribution"] == pytest.approx(predicted(image_file(seed)).in_distribution, abs=1e-5)
-        assert result["accepted"] is (result["in_distribution"] >= threshold)
+        assert result["accepted"] is (result["verdict"] == "accepted")
+        assert (result["verdict"] == "accepted") is (result["in_distribution"] >= thresholds.accepted)
+        assert (result["verdict"] == "other") is (result["in_distribution"] < thresholds.uncertain)
         assert result["top_k"] == expected_ranking(image_file(seed), 5)
 
 
@@ -246,6 +249,7 @@ def test_an_image_below_min_confidence_is_ranked_and_not_accepted(running: Runni
     for least, accepted in ((0, True), (confidence - 0.01, True), (confidence + 0.01, False), (1, False)):
         (result,) = running.post(image_file(seed), params={"min_confidence": least}).json()["results"]
         assert result["accepted"] is accepted, least
+        assert result["verdict"] == ("accepted" if accepted else "uncertain"), least
         assert result["top_k"] == expected_ranking(image_file(seed), 5)
 
 

@@ -31,7 +31,7 @@ def test_a_run_without_evaluation_after_each_epoch_has_plots_too() -> None:
     rng = np.random.default_rng(0)
     logits, truth = rng.normal(size=(30, 3)).astype(np.float32), rng.integers(0, 3, 30)
     assessment = Assessment(
-        score(logits, truth, 2.0), score(logits, truth), {"noise": 0.9}, {"test": 0.95, "noise": 0.2}
+        score(logits, truth, 2.0), score(logits, truth), {"noise": 0.9}, {"test": 0.95, "noise": 0.2}, {"test": 0.01}
     )
     history = [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.5}]
     drawn = plots(["cat", "dog", "owl"], history, assessment, watched="test")

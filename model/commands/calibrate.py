@@ -1,0 +1,37 @@
+"""The calibration command: python -m model.calibrate weights/NAME --data data."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model.commands.exits import exit_codes
+from model.commands.options import Cache, Data
+
+
+def main(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    data: Data = "data",
+    cache: Cache = Path("runs/cache"),
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT images of each part.")] = None,
+) -> None:
+    """Fit the temperature and the out-of-distribution score of a bundle again, and test it again.
+
+    The weights stay the same. Commands that train a bundle do this already.
+    """
+    with exit_codes():
+        from model.bundle import open_bundle
+        from model.training.data import load_again
+        from model.training.progress import image_bar
+        from model.training.recalibrate import recalibrate
+
+        with image_bar() as progress:
+            dataset = load_again(
+                open_bundle(bundle).card, data, limit=limit, cache=cache, report=typer.echo, progress=progress
+            )
+        with image_bar() as progress:
+            card = recalibrate(bundle, dataset, progress=progress)
+        typer.echo(
+            f"{bundle} has version {card.version}: temperature {card.calibration.temperature}, score "
+            f"{card.out_of_distribution.score.method}, test images accepted {card.metrics.accepted['test']:.1%}"
+        )

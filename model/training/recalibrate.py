@@ -1,0 +1,54 @@
+"""Fit the constants of a bundle again, and measure it again."""
+
+from pathlib import Path
+
+from model.bundle import open_bundle, update_bundle
+from model.card import ModelCard
+from model.engines.choose import choose
+from model.engines.torch import TorchEngine, load_network
+from model.training.calibrate import fit
+from model.training.data import DataSet
+from model.training.evaluate import Progress, assess
+from model.training.export import expected_of, metrics_of
+from model.training.report.plots import result_plots
+from model.training.report.readme import README_FILE, readme_of
+
+
+def recalibrate(folder: Path, data: DataSet, *, progress: Progress | None = None) -> ModelCard:
+    """Fit the temperature and the out-of-distribution score of a bundle again, and test it in float32 on the CPU.
+
+    The weights stay the same.
+
+    Args:
+        folder: of the bundle.
+        data: that the bundle was trained on.
+        progress: called after each batch of the test.
+
+    Returns:
+        The new card.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        SaveError: the bundle cannot be written. It is unchanged.
+    """
+    bundle = open_bundle(folder)
+    card, spec = bundle.card, bundle.card.input
+    engine = TorchEngine(load_network(bundle), spec, device="cpu", precision="float32")
+    calibration, ood = fit(engine, spec, data, outliers=card.training.outliers is not None)
+    assessment = assess(engine, spec, calibration, ood, data.test, progress=progress)
+    about = card.openvino
+    if about is not None:
+        chosen = choose(bundle, engine="openvino", device="cpu", threads=0)
+        about = about.model_copy(update={"self_test": expected_of(chosen, spec.crop, calibration, ood)})
+    measured = f"after the fit of the constants, one view, float32 on {engine.device}"
+    card = card.model_copy(
+        update={
+            "metrics": metrics_of(assessment, card.labels, files=data.test_files, measured=measured),
+            "calibration": calibration,
+            "out_of_distribution": ood,
+            "self_test": expected_of(engine, spec.crop, calibration, ood),
+            "openvino": about,
+        }
+    )
+    update_bundle(folder, {**result_plots(card.labels, assessment), README_FILE: readme_of(folder, card)}, card)
+    return card
