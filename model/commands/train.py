@@ -39,7 +39,10 @@ def main(
     ] = None,
     init: Annotated[
         Path | None,
-        typer.Option(help="State dict to start from. A head with another number of classes is initialised randomly."),
+        typer.Option(
+            help="Weights to start from: a state dict, or a bundle, whose network and image size are then used too. A "
+            "classifier of another number of classes is initialised randomly."
+        ),
     ] = None,
     outliers: Annotated[
         Path | None,
@@ -63,11 +66,14 @@ def main(
     """Train a network, test it once and write a bundle that the service can load."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with exit_codes(interrupted="stopped; finished epochs are saved: continue with the same command and --resume"):
+        from model.bundle import open_bundle
         from model.training.data import folder_of
         from model.training.overrides import changed
         from model.training.run import bundle_name, train_bundle
 
         chosen = recipe_named(recipe)
+        if init and init.is_dir():
+            chosen = chosen.for_bundle(open_bundle(init).card)
         chosen = chosen.with_network(network or chosen.network, **({"stem": stem} if stem else {}))
         if epochs is not None:
             chosen = chosen.lasting(epochs)

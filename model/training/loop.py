@@ -26,6 +26,7 @@ from model.training import checkpoint
 from model.training.augment import normalise, scaled, training_batch
 from model.training.data import DataSet, LabeledImages
 from model.training.distill import Teacher, distillation_loss
+from model.training.history import write_history
 from model.training.matmul_conv import use_matmul_convolutions
 from model.training.muon import Muon
 from model.training.outliers import Outliers, uniform_cross_entropy
@@ -110,7 +111,7 @@ def train(
         data: the network is trained on its training part. The part `recipe.watch` is evaluated after each epoch.
         device: to train on.
         seed: of the weights, the order and the augmentation.
-        folder: of the checkpoint.
+        folder: of the checkpoint and of the history (`model.training.history`).
         observer: called after each step and epoch.
         resume: continue from the checkpoint.
         init: initial weights.
@@ -287,6 +288,7 @@ def train(
         run.history.append(record)
         run.seconds += record["seconds"]
         save(None)
+        write_history(folder, run.history)
         observer.epoch(record)
 
     run.net.eval()

@@ -93,9 +93,9 @@ def _check(recipe: Recipe) -> None:
         ),
         (recipe.pad >= recipe.resize, f"pad ({recipe.pad}) must be smaller than resize ({recipe.resize}): set pad"),
         (
-            recipe.side_at(recipe.epochs - 1) != recipe.crop,
-            f"the last of sizes, {recipe.side_at(recipe.epochs - 1)}, must be crop ({recipe.crop}): set both, or "
-            "--set sizes=[] to train at one size",
+            recipe.sizes and recipe.sizes[-1][1] != recipe.crop,
+            f"the last of sizes, {recipe.sizes[-1:]}, must have crop ({recipe.crop}) pixels: set both, or --set "
+            "sizes=[] to train at one size",
         ),
         (
             recipe.schedule == "piecewise" and not _is_complete(recipe.points),

@@ -1,6 +1,7 @@
 """Initial weights from a file, such as torchvision's for ImageNet."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from model.card import WEIGHTS_FILE
 from model.errors import RecipeError
 from model.nets.base import Network
 
@@ -21,13 +23,15 @@ class Init:
 
 
 def read_state_dict(path: Path) -> Init:
-    """Read a state dict from a .safetensors file, or from one that torch.save wrote.
+    """Read a state dict from a bundle, from a .safetensors file, or from one that torch.save wrote.
 
     Raises:
         RecipeError: the file is missing, or is not a state dict of tensors.
     """
+    if path.is_dir():
+        path = path / WEIGHTS_FILE
     if not path.is_file():
-        raise RecipeError(f"there is no file {path}: give --init a state dict (.pth or .safetensors)")
+        raise RecipeError(f"there is no file {path}: give --init a bundle or a state dict (.pth or .safetensors)")
     try:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
@@ -44,12 +48,15 @@ def read_state_dict(path: Path) -> Init:
 def start_from(net: Network, state: dict[str, Tensor]) -> None:
     """Load a state dict into `net`.
 
-    The classifier keeps its random weights if the state dict has one of another size, or none.
+    The classifier keeps its random weights if the state dict has one of another size, or none. A name in front of all
+    keys, such as "module." of DistributedDataParallel, may differ.
 
     Raises:
         RecipeError: the state dict belongs to another network.
     """
     own = net.state_dict()
+    renamed = {_prefix(own) + key.removeprefix(_prefix(state)): value for key, value in state.items()}
+    state = max(state, renamed, key=lambda each: len(each.keys() & own.keys()))
     head = net.classifier_keys()
     if any(key in state and state[key].shape != own[key].shape for key in head):
         state = {key: value for key, value in state.items() if key not in head}
@@ -63,3 +70,9 @@ def start_from(net: Network, state: dict[str, Tensor]) -> None:
             "choose its --network and --stem"
         )
     net.load_state_dict(state, strict=False)
+
+
+def _prefix(state: Mapping[str, Tensor]) -> str:
+    """The first name of all keys with its dot, or nothing if the keys have different ones."""
+    names = {key.partition(".")[0] + "." for key in state}
+    return names.pop() if len(names) == 1 else ""

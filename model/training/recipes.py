@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from model.card import InputSpec
+from model.card import InputSpec, ModelCard
 from model.errors import RecipeError
 from model.nets.zoo import accepts
 
@@ -46,6 +46,8 @@ class Recipe:
     """Share of the images of a folder that is held out, unless the folder has a part val."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of the images of a folder that is for the test, unless the folder has the parts train and test."""
+    needs_init: bool = False
+    """Whether the run must start from trained weights (--init)."""
     watch: Literal["holdout", "test"] = "holdout"
     """The part that is evaluated after each epoch. Only the article's recipe uses the test set before the end."""
 
@@ -146,6 +148,20 @@ class Recipe:
         """
         kept = {name: value for name, value in self.arguments.items() if accepts(network, name)}
         return replace(self, network=network, arguments={**kept, **arguments})
+
+    def for_bundle(self, card: ModelCard) -> "Recipe":
+        """The same recipe for the network and the input of a bundle: its image size, mean and standard deviation."""
+        arguments = {name: value for name, value in card.architecture.arguments.items() if name != "num_classes"}
+        spec = card.input
+        return replace(
+            self,
+            network=card.architecture.name,
+            arguments=arguments,
+            resize=spec.resize,
+            crop=spec.crop,
+            mean=spec.mean,
+            std=spec.std,
+        )
 
     def sides(self) -> set[int]:
         """All sides that training images have during the run, pixels."""
@@ -314,6 +330,27 @@ RECIPES: Mapping[str, Recipe] = {
             ema_decay=0.98,
         ),
         STANDARD,
+        Recipe(
+            name="transfer",
+            summary="10 epochs at 128 x 128 for --init, the weights of another task: a few thousand images of your own",
+            needs_init=True,
+            arguments={"stem": "imagenet", "width": 64},
+            resize=144,
+            crop=128,
+            zoom=1.25,
+            colour=0.1,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            epochs=10,
+            batch_size=32,
+            lr=0.02,
+            schedule="cosine",
+            warmup=0.1,
+            warmup_start=0.1,
+            weight_decay=1e-4,
+            label_smoothing=0.05,
+            ema_decay=0.98,
+        ),
         replace(
             STANDARD,
             name="best",

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from model.card import NAME_PATTERN
 from model.engines.base import DeviceName
-from model.errors import SaveError, TrainingError
+from model.errors import RecipeError, SaveError, TrainingError
 from model.nets.zoo import short_name
 from model.training import data as datasets
 from model.training.distill import Teacher
@@ -50,7 +50,7 @@ def train_bundle(
         device: "auto" uses CUDA if available.
         seed: of the weights, the order and the augmentation.
         download: download CIFAR-10 to `data` if it is missing.
-        init: state dict or checkpoint to start from.
+        init: state dict, checkpoint or bundle to start from.
         outliers: folder of images of none of the classes, for outlier exposure.
         outliers_without: names of folders inside `outliers` that are not used.
         teacher: bundle to learn from (distillation).
@@ -61,7 +61,8 @@ def train_bundle(
     Raises:
         SaveError: the bundle exists, has an unusable name or cannot be written, or `run` holds another run.
         DataError: the data set is missing or damaged, or `outliers` cannot be used.
-        RecipeError: there is no such network, `init` is of another network, or the checkpoint of another recipe.
+        RecipeError: there is no such network, `init` is missing or of another network, or the checkpoint is of another
+            recipe.
         TrainingError: there is no CUDA device or no checkpoint, or the loss is no longer finite.
     """
     if out.exists():
@@ -70,6 +71,11 @@ def train_bundle(
         raise SaveError(f"the name {out.name!r} is not allowed: end --out in letters, digits, dots, _ and - only")
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("no CUDA device is available: use --device cpu or auto")
+    if recipe.needs_init and init is None:
+        raise RecipeError(
+            f"the recipe {recipe.name!r} starts from trained weights: give --init a bundle, such as "
+            "weights/resnet18-cifar10, or a state dict of torchvision or timm"
+        )
     start = None if init is None else read_state_dict(init)
     if datasets.folder_of(data):
         recipe = replace(recipe, data="folder")

@@ -13,6 +13,7 @@ from PIL import Image
 import model
 from model import ModelError
 from model.card import read_card
+from model.training.history import EVENTS_FILE, HISTORY_FILE
 from model.training.recipes import RECIPES, recipe_named
 from model.training.run import train_bundle
 from tests.app.running import default_sigint
@@ -101,6 +102,7 @@ TRAIN_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "run exists": ({"run": "{smoke}"}, "contains a run already"),
     "another seed": ({"run": "{smoke}", "resume": True, "seed": 1}, r"contains a run of recipe 'smoke' \(seed 0, "),
     "nothing to resume": ({"resume": True}, "there is nothing to resume in"),
+    "no initial weights": ({"recipe": "transfer"}, "the recipe 'transfer' starts from trained weights: give --init"),
     "no weights": ({"init": "{tmp}/none.pth"}, "there is no file"),
     "no outliers": ({"outliers": "{tmp}/none"}, "the folder .*none does not exist: give --outliers a folder"),
     "no teacher": ({"teacher": "{tmp}/none"}, "none/card.json"),
@@ -168,7 +170,7 @@ def stopped_after(epoch: int, number: signal.Signals, *arguments: str | Path) ->
 def is_stopped(ended: Ended, run: Path) -> None:
     assert ended.code == 130, ended.err
     assert ended.err == "stopped; finished epochs are saved: continue with the same command and --resume\n"
-    assert everything_in(run) == ["checkpoint.pt"]
+    assert everything_in(run) == ["checkpoint.pt", EVENTS_FILE, HISTORY_FILE]
 
 
 def test_a_run_can_be_stopped_and_resumed(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from model.errors import RecipeError
 from model.training.overrides import changed
-from model.training.recipes import recipe_named
+from model.training.recipes import RECIPES, Recipe, recipe_named
 
 QUICK = recipe_named("quick")
 
@@ -29,15 +29,16 @@ def test_epochs_and_network_are_changed_as_by_their_options() -> None:
     assert recipe.changed == ("network", "epochs")
 
 
-def test_without_changes_the_recipe_is_the_same() -> None:
-    assert changed(QUICK, []) == QUICK
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), recipe_named("smoke").lasting(1)], ids=lambda each: each.name)
+def test_without_changes_the_recipe_is_the_same(recipe: Recipe) -> None:
+    assert changed(recipe, []) == recipe
 
 
 @pytest.mark.parametrize(
     ("assignment", "sentence"),
     [
         ("batchsize=3", "a recipe has no field 'batchsize': the nearest are batch_size"),
-        ("learning_rate=1", "a recipe has no field 'learning_rate': choose one of .*, lr, "),
+        ("xyz=1", "a recipe has no field 'xyz': choose one of .*, lr, "),
         ("summary=mine", "a recipe has no field 'summary'"),
         ("lr", "--set lr has no value: write --set FIELD=VALUE"),
         ("lr=fast", r"--set lr=fast is not possible \(it should be a valid number.*\): give lr another value"),
@@ -49,7 +50,7 @@ def test_without_changes_the_recipe_is_the_same() -> None:
         ("network=vgg", "there is no network 'vgg'"),
         ("crop=64", r"crop \(64\) is larger than resize \(32\): set both"),
         ("pad=32", r"pad \(32\) must be smaller than resize \(32\)"),
-        ("sizes=[[0,8]]", r"the last of sizes, 8, must be crop \(32\)"),
+        ("sizes=[[0,8]]", r"the last of sizes, \(\(0, 8\),\), must have crop \(32\) pixels"),
         ("points=[[0,1],[0.5,0]]", "the points of a piecewise schedule must ascend from fraction 0 to 1"),
         ("momentum=0", "nesterov needs momentum"),
     ],

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.errors import RecipeError
@@ -67,6 +67,23 @@ def test_a_state_dict_without_a_classifier_or_counters_is_accepted(imagenet: dic
     assert torch.equal(net.state_dict()["conv1.weight"], imagenet["conv1.weight"])
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", ""])
+def test_a_name_in_front_of_all_keys_may_differ(imagenet: dict[str, Tensor], prefix: str) -> None:
+    net = build("resnet18", stem="imagenet", num_classes=10)
+    start_from(net, {prefix + key: value for key, value in imagenet.items()})
+    assert torch.equal(net.state_dict()["conv1.weight"], imagenet["conv1.weight"])
+    wrapped = build("timm:resnet18", num_classes=10)
+    start_from(wrapped, imagenet)
+    assert torch.equal(wrapped.state_dict()["conv1.weight"], imagenet["conv1.weight"])
+
+
+def test_the_weights_of_a_bundle_are_taken(tiny_bundle: Path) -> None:
+    net = build("resnet18", stem="cifar", width=8, num_classes=3)
+    start_from(net, read_state_dict(tiny_bundle).state)
+    weights = load_file(tiny_bundle / "model.safetensors")
+    assert torch.equal(net.state_dict()["conv1.weight"], weights["conv1.weight"].float())
+
+
 @pytest.mark.parametrize(("name", "stem"), [("resnet34", "imagenet"), ("resnet50", "imagenet"), ("resnet18", "cifar")])
 def test_the_weights_of_another_network_are_refused(imagenet: dict[str, Tensor], name: str, stem: str) -> None:
     net = build(name, stem=stem)
@@ -77,7 +94,7 @@ def test_the_weights_of_another_network_are_refused(imagenet: dict[str, Tensor],
 
 
 def test_a_missing_file_is_a_recipe_error(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"there is no file .*none\.pth: give --init a state dict"):
+    with pytest.raises(RecipeError, match=r"there is no file .*none\.pth: give --init a bundle or a state dict"):
         read_state_dict(tmp_path / "none.pth")
 
 
