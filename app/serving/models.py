@@ -157,18 +157,27 @@ class Registry:
         """Note that a model cannot be loaded or does not work any more."""
         self._failures[name] = reason
 
+    def resolve(self, name: str | None) -> str:
+        """The name, or that of the default model.
+
+        Raises:
+            UnknownModel: there is no model with this name.
+        """
+        if name is None:
+            return self.names[0]
+        if name not in self._models:
+            raise UnknownModel(f"there is no model {name!r}: choose one of {', '.join(self._models)}")
+        return name
+
     def get(self, name: str | None = None) -> LoadedModel:
         """The model with this name, or the default.
 
         Raises:
-            UnknownModel: there is none.
+            UnknownModel: there is no model with this name.
             NotReady: it is not loaded.
             NotAlive: its engine does not work any more.
         """
-        if name is None:
-            name = self.names[0]
-        if name not in self._models:
-            raise UnknownModel(f"there is no model {name!r}: choose one of {', '.join(self._models)}")
+        name = self.resolve(name)
         model = self._models[name]
         failure = self._failures.get(name)
         if model is None:

@@ -106,8 +106,8 @@ def check(request: Request, params: type[P]) -> Checked[P]:
     service: Service = request.app.state.service
     settings = service.settings
     query = query_of(request, params)
-    model = service.models.get(query.model)
-    request.state.model = model.name
+    request.state.model = service.models.resolve(query.model)  # a refused request is counted for its model too
+    model = service.models.get(request.state.model)
     query.check_top_k(len(model.card.labels))
     return Checked(
         service,

@@ -3,7 +3,9 @@
 import contextlib
 import http.client
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -36,7 +38,7 @@ class Two:
 
 
 @contextlib.contextmanager
-def two(*, slow: bool = False) -> Iterator[Two]:
+def two(*, slow: bool = False, **settings: Any) -> Iterator[Two]:
     other, may_load = FakeEngine(), threading.Event()
     if not slow:
         may_load.set()
@@ -45,7 +47,7 @@ def two(*, slow: bool = False) -> Iterator[Two]:
         assert may_load.wait(60)
         return fake_classifier(other, "b")
 
-    with serving(others={"b": load}, wait_ready=not slow) as running:
+    with serving(others={"b": load}, wait_ready=not slow, **settings) as running:
         try:
             yield Two(running, other, may_load)
         finally:
@@ -141,6 +143,7 @@ def test_a_model_that_is_loading_is_not_ready_and_the_other_is_used_meanwhile(sl
 def test_a_request_for_a_model_that_cannot_be_used_is_refused_before_its_body_is_read(slow: Two) -> None:
     assert answer_to_the_head_of_a_request(slow, "model=b") == 503
     assert answer_to_the_head_of_a_request(slow, "model=c") == 404
+    assert 'tenfold_rejections_total{model="b",reason="not-ready"} 1.0' in slow.get("/metrics").text
 
 
 def test_a_model_that_cannot_be_loaded_fails_the_service_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -179,3 +182,56 @@ def test_a_dead_engine_fails_the_service_and_only_its_own_requests() -> None:
         assert is_a_problem(response, 503)["type"] == "urn:tenfold:not-alive"
         assert running.post(image_file()).status_code == 200
         assert running.client.get("/models").json()["models"][1]["state"] == "failed"
+
+
+def test_a_full_queue_of_one_model_leaves_room_for_the_other() -> None:
+    with two(queue_size=8, max_files=2) as service:
+        service.running.engine.block()
+        pending = [service.running.in_background(service.post) for _ in range(6)]
+        service.running.wait_admitted(6)
+        problem = is_a_problem(service.post(), 503)
+        assert problem["type"] == "urn:tenfold:queue-full"
+        assert f"6 images for {CARD.name} are in progress and the limit is 6" in problem["detail"]
+        assert [service.post("b").status_code for _ in range(10)] == [200] * 10
+        service.running.engine.release()
+        assert [each.result().status_code for each in pending] == [200] * 6
+
+
+def test_unfinished_uploads_for_one_model_leave_room_for_the_other() -> None:
+    with two(max_uploads=8) as service, contextlib.ExitStack() as connections:
+        for _ in range(6):
+            connection = connections.enter_context(service.running.connect())
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
+        service.running.wait_uploads(6)
+        assert is_a_problem(service.post(), 503)["type"] == "urn:tenfold:too-many-uploads"
+        assert service.post("b").status_code == 200
+
+
+def test_a_flood_for_one_model_delays_the_other_only_little() -> None:
+    """Clients of the default model send again at once, so its queue is always full. The bound has much room: with the
+    requests of both models in one queue, each would wait for 0.8 s and more."""
+    with two(queue_size=32, max_files=2, max_batch=1) as service:
+        service.running.engine.seconds = 0.05
+        ended = threading.Event()
+
+        def flood() -> None:
+            with httpx.Client(base_url=service.running.client.base_url, timeout=60) as client:
+                while not ended.is_set():
+                    if client.post("/predict", content=image_file()).status_code == 503:
+                        time.sleep(0.05)
+
+        clients = [threading.Thread(target=flood) for _ in range(30)]
+        for client in clients:
+            client.start()
+        try:
+            eventually(lambda: service.running.service.limits.images.used[CARD.name] >= 16, "its queue is long")
+            seconds = []
+            for _ in range(20):
+                began = time.monotonic()
+                assert service.post("b").status_code == 200
+                seconds.append(time.monotonic() - began)
+        finally:
+            ended.set()
+            for client in clients:
+                client.join()
+        assert sorted(seconds)[10] < 0.8
