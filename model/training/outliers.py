@@ -101,7 +101,7 @@ def uniform_cross_entropy(logits: Tensor) -> Tensor:
 
 
 def generate_outliers(count: int, side: int) -> Tensor:
-    """Generate images without an object: one colour, gradient, noise and text in turn.
+    """Generate images without an object: one colour, gradient, noise, text and window in turn.
 
     Equal arguments give equal images.
 
@@ -155,6 +155,28 @@ def _text(rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
     return np.array(page.resize((side, side), Image.Resampling.BILINEAR))
 
 
+def _window(rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
+    """A screenshot of a window: a title bar, a menu and panels with lines of text, reduced to `side`."""
+    width, height = ((256, 256), (340, 256), (256, 340))[int(rng.integers(3))]
+    shades = np.sort(rng.integers(0, 256, 2))[:: int(rng.choice([1, -1]))]
+    paper, ink = (tuple((shade + rng.integers(-20, 21, 3)).clip(0, 255).tolist()) for shade in shades)
+    screen = Image.new("RGB", (width, height), paper)
+    draw = ImageDraw.Draw(screen)
+    size = int(rng.choice([5, 7, 10]))
+    font = ImageFont.load_default(size)
+    bar, menu = int(rng.integers(0, 30)), int(rng.integers(0, 90))
+    draw.rectangle((0, bar, menu, height), fill=tuple(_colour(rng).tolist()))
+    draw.rectangle((0, 0, width, bar), fill=tuple(_colour(rng).tolist()))
+    for _ in range(int(rng.integers(1, 8))):
+        left, top = int(rng.integers(menu, width)), int(rng.integers(bar, height))
+        right, bottom = left + int(rng.integers(20, 160)), top + int(rng.integers(10, 120))
+        fill = tuple(_colour(rng).tolist()) if rng.random() < 0.4 else paper
+        draw.rounded_rectangle((left, top, right, bottom), int(rng.integers(0, 8)), fill=fill, outline=ink)
+        for line in range(top + 3, bottom - 6, round(1.5 * size)):
+            draw.text((left + 4, line), " ".join(rng.choice(_WORDS, int(rng.integers(1, 8)))), fill=ink, font=font)
+    return np.array(screen.resize((side, side), Image.Resampling.BILINEAR))
+
+
 def _colour(rng: np.random.Generator) -> NDArray[np.uint8]:
     """White or black with a probability of 1/5, else a random colour."""
     if rng.random() < 0.2:
@@ -162,4 +184,10 @@ def _colour(rng: np.random.Generator) -> NDArray[np.uint8]:
     return rng.integers(0, 256, 3, dtype=np.uint8)
 
 
-_KINDS: tuple[Callable[[np.random.Generator, int], NDArray[np.uint8]], ...] = (_flat, _gradient, _noise, _text)
+_KINDS: tuple[Callable[[np.random.Generator, int], NDArray[np.uint8]], ...] = (
+    _flat,
+    _gradient,
+    _noise,
+    _text,
+    _window,
+)

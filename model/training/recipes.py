@@ -119,7 +119,7 @@ class Recipe:
     outlier_ratio: NotNegative = 0.5
     """Number of outliers in a batch, as a share of the number of images of the classes."""
     outlier_generated: BelowOne = 0.0
-    """Share 0..1 of generated images among the outliers: one colour, gradients, noise and text."""
+    """Share 0..1 of generated images among the outliers: one colour, gradients, noise, text and windows."""
 
     teacher_weight: Share = 0.9
     """Weight 0..1 of the distillation loss, if there is a teacher (Hinton et al. 2015, arXiv:1503.02531). The loss of

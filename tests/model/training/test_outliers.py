@@ -92,17 +92,18 @@ def test_what_cannot_be_used_is_an_error(
         load_outliers(root, side=32, without=without)
 
 
-def test_generated_images_are_of_four_kinds_and_the_same_each_time() -> None:
+def test_generated_images_are_of_five_kinds_and_the_same_each_time() -> None:
     images = generate_outliers(40, 32)
     assert images.shape == (40, 32, 32, 3)
     assert images.dtype == torch.uint8
     assert torch.equal(images, generate_outliers(40, 32))
-    flat, gradients, noise, text = (images[kind::4].numpy().astype(np.int64) for kind in range(4))
+    flat, gradients, noise, text, windows = (images[kind::5].numpy().astype(np.int64) for kind in range(5))
     assert (flat == flat[:, :1, :1]).all(), "one colour"
     assert len({tuple(colour) for colour in flat[:, 0, 0].tolist()}) > 5
     assert np.abs(np.diff(gradients, axis=1)).max() < 40, "no edges"
     assert all(image.std() > 1 for image in noise)
     assert all(len(np.unique(image)) > 2 for image in text), "ink, paper and what is between them"
+    assert all(len(np.unique(image.reshape(-1, 3), axis=0)) > 5 for image in windows)
 
 
 @pytest.mark.parametrize("side", [28, 64])

@@ -1,0 +1,55 @@
+"""python -m model.calibrate."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import model
+from model.card import read_card
+from model.commands.calibrate import main
+from tests.model.commands.inprocess import invoke
+
+
+@pytest.fixture
+def bundle(int8_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle with other constants than those of its weights."""
+    folder = shutil.copytree(int8_bundle, tmp_path / "tiny")
+    card = json.loads((folder / "card.json").read_text())
+    card["calibration"]["temperature"] = 3.0
+    card["out_of_distribution"] |= {"score": {"method": "energy"}, "quantiles": [0.0, 1.0], "least_contrast": 0.0}
+    card["metrics"]["other"] = {}
+    (folder / "card.json").write_text(json.dumps(card))
+    return folder
+
+
+def test_the_constants_and_the_metrics_are_those_of_the_export(bundle: Path, int8_bundle: Path) -> None:
+    result = invoke(main, bundle, "--limit", "40")
+    assert result.exit_code == 0, result.output
+    found, expected = read_card(bundle / "card.json"), read_card(int8_bundle / "card.json")
+    assert result.stdout.endswith(
+        f"{bundle} has version {found.version}: temperature {found.calibration.temperature}, score mixture, "
+        f"test images accepted {found.metrics.accepted['test']:.1%}\n"
+    )
+    assert found.calibration.temperature == pytest.approx(expected.calibration.temperature, rel=1e-2)
+    assert found.out_of_distribution.quantiles == pytest.approx(expected.out_of_distribution.quantiles, rel=1e-2)
+    assert found.metrics.top1 == expected.metrics.top1
+    assert found.metrics.other == pytest.approx(expected.metrics.other, abs=0.05)
+    assert "after the fit of the constants" in found.metrics.measured
+    unchanged = {"architecture", "labels", "input", "training", "files"}
+    assert found.model_dump(include=unchanged) == expected.model_dump(include=unchanged)
+    for engine in ("torch", "openvino"):
+        model.load(bundle, engine=engine, device="cpu")  # its self-test passes
+    assert f"temperature of {found.calibration.temperature}" in (bundle / "README.md").read_text()
+
+
+def test_without_the_data_the_bundle_is_unchanged(bundle: Path, tmp_path: Path) -> None:
+    card = json.loads((bundle / "card.json").read_text())
+    card["training"]["recipe"]["data"] = "cifar10"
+    (bundle / "card.json").write_text(json.dumps(card))
+    before = (bundle / "card.json").read_bytes()
+    result = invoke(main, bundle, "--data", tmp_path)
+    assert result.exit_code == 1
+    assert "no CIFAR-10 in" in result.stderr
+    assert (bundle / "card.json").read_bytes() == before
