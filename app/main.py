@@ -12,8 +12,9 @@ from app import __version__
 from app.http.auth import require_key
 from app.http.dispatch import ImageRoutes
 from app.http.middleware import BodyLimit, InternalErrors, RequestContext
+from app.http.oip.errors import error_response
 from app.http.problems import Errors
-from app.http.routes import docs, explain, health, metrics, models, page, predict
+from app.http.routes import docs, explain, health, metrics, models, page, predict, v2
 from app.serving.service import Load, Service
 from app.settings import Settings
 from model import CARD_FILE, BundleError, read_card
@@ -57,10 +58,12 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
-    errors = Errors()
+    errors = Errors({"/v2": error_response} if settings.open_inference else {})
     errors.install(app)
     # The middleware added last is the outermost.
-    image_routers = (predict.router, explain.router)
+    image_routers = [predict.router, explain.router]
+    if settings.open_inference:
+        image_routers.append(v2.inference)
     app.add_middleware(ImageRoutes, routers=image_routers, errors=errors)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, limits=service.limits)
     app.add_middleware(InternalErrors, errors=errors)
@@ -77,6 +80,9 @@ def create_app(
     for router in (*image_routers, models.router, metrics.router):
         app.include_router(router, dependencies=keys)
     app.include_router(health.router)
+    if settings.open_inference:
+        app.include_router(v2.metadata, dependencies=keys)
+        app.include_router(v2.health)
     app.include_router(page.router)
     app.include_router(docs.router)
     return app

@@ -83,6 +83,7 @@ class Settings(BaseSettings):
         BeforeValidator(_list),
         Field(description="Comma-separated origins that browsers may send requests from (CORS)."),
     ] = ()
+    open_inference: Annotated[bool, Field(description="Serve the Open Inference Protocol under `/v2`.")] = True
     queue_size: Annotated[
         int, Field(ge=1, description="Maximum number of images in progress over all requests. More lead to 503.")
     ] = 256

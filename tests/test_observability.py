@@ -40,7 +40,12 @@ def exposition() -> str:
 @pytest.fixture(scope="module")
 def metrics(exposition: str) -> dict[str, list[str]]:
     """The names of the service's time series by metric: a histogram `x` has `x_bucket`, `x_sum` and `x_count`."""
-    suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
+    suffixes = {
+        "counter": ["_total"],
+        "histogram": ["_bucket", "_sum", "_count"],
+        "gauge": [""],
+        "summary": ["_sum", "_count"],
+    }
     families = text_string_to_metric_families(exposition)
     return {
         family.name: [family.name + suffix for suffix in suffixes[family.type]]

@@ -1,7 +1,6 @@
 """The routes that take images, without FastAPI's routing and dependencies."""
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
@@ -10,8 +9,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.http.problems import Errors
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class ImageRoutes:
@@ -23,29 +20,35 @@ class ImageRoutes:
 
     Args:
         app: the application inside.
-        routers: with routes for POST whose paths have no parameters.
+        routers: with routes for POST. Parameters of their paths are strings.
         errors: renders exceptions.
     """
 
     def __init__(self, app: ASGIApp, routers: Iterable[APIRouter], errors: Errors) -> None:
         self.app = app
         self.errors = errors
-        self.routes: dict[str, tuple[APIRoute, Endpoint]] = {
-            route.path: (route, route.endpoint)
-            for router in routers
-            for route in router.routes
-            if isinstance(route, APIRoute)
-        }
+        routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+        self.fixed: dict[str, APIRoute] = {route.path: route for route in routes if not route.param_convertors}
+        self.parametrised = [route for route in routes if route.param_convertors]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_post = scope["type"] == "http" and scope["method"] == "POST"
-        found = self.routes.get(scope["path"].removesuffix("/")) if is_post else None
-        if found is None:
+        route = self._find(scope) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if route is None:
             await self.app(scope, receive, send)
             return
-        scope["route"], endpoint = found
+        scope["route"] = route
         try:
-            response: Any = await endpoint(Request(scope, receive))
+            response: Response = await route.endpoint(Request(scope, receive))
         except self.errors.known as error:
             response = self.errors.response(scope, error)
         await response(scope, receive, send)
+
+    def _find(self, scope: Scope) -> APIRoute | None:
+        path = scope["path"].removesuffix("/")
+        if route := self.fixed.get(path):
+            return route
+        for route in self.parametrised:
+            if match := route.path_regex.match(path):
+                scope["path_params"] = match.groupdict()
+                return route
+        return None

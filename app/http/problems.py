@@ -59,6 +59,10 @@ class InvalidTopK(RequestError):
     """top_k is not between 1 and the number of classes."""
 
 
+class InvalidInference(RequestError):
+    """The body of an inference request is malformed, or its tensors are not those of the model."""
+
+
 class UnknownLabel(RequestError):
     """The label is not one of the model's."""
 
@@ -81,6 +85,7 @@ class ProblemType(NamedTuple):
 
 TABLE: Mapping[type[Exception], ProblemType] = {
     BadUpload: ProblemType(400, "bad-upload", "The upload holds no image"),
+    InvalidInference: ProblemType(400, "invalid-inference", "The inference request is malformed"),
     Unauthorized: ProblemType(401, "unauthorized", "An API key is needed"),
     UnknownModel: ProblemType(404, "unknown-model", "There is no such model"),
     UploadTooSlow: ProblemType(408, "upload-too-slow", "The upload took too long"),
@@ -133,8 +138,8 @@ def problem_of(error: Exception, request_id: str) -> Problem:
     )
 
 
-def problem_response(error: Exception, request_id: str) -> Response:
-    """The response that reports `error`, with Retry-After where a retry makes sense."""
+def report(error: Exception, request_id: str) -> tuple[Problem, dict[str, str]]:
+    """The problem that reports `error`, and headers of the response, with Retry-After where a retry makes sense."""
     if isinstance(error, HTTPException):
         problem = Problem(
             type="about:blank",
@@ -148,6 +153,12 @@ def problem_response(error: Exception, request_id: str) -> Response:
     headers = dict(getattr(error, "headers", None) or {})
     if isinstance(error, ServingError) and error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    return problem, headers
+
+
+def problem_response(error: Exception, request_id: str) -> Response:
+    """The response that reports `error` as problem+json."""
+    problem, headers = report(error, request_id)
     return Response(problem.model_dump_json(), problem.status, headers, MEDIA_TYPE)
 
 
@@ -174,7 +185,7 @@ class Errors:
     """Turns exceptions into responses: by the renderer of the longest path prefix, else by `problem_response`.
 
     Args:
-        renderers: path prefix -> renderer, for routes with an error format of their own.
+        renderers: path prefix, such as "/v2", -> renderer, for routes with an error format of their own.
     """
 
     def __init__(self, renderers: Mapping[str, Renderer] | None = None) -> None:
@@ -186,8 +197,8 @@ class Errors:
         """The response that reports `error` to the request of this scope."""
         state = scope["state"]
         state["rejected"] = slug_of(error)
-        path = scope["path"]
-        render = next((render for prefix, render in self._renderers if path.startswith(prefix)), problem_response)
+        path = f"{scope['path']}/"
+        render = next((render for prefix, render in self._renderers if path.startswith(f"{prefix}/")), problem_response)
         return render(error, state["request_id"])
 
     def install(self, app: FastAPI) -> None:

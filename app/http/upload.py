@@ -44,11 +44,11 @@ async def read_uploads(request: Request, *, max_files: int) -> list[Upload]:
         boundary = parse_options_header(header)[1].get(b"boundary", b"")
         if not 1 <= len(boundary) <= 70:  # RFC 2046
             raise _malformed("its content type has no boundary of 1 to 70 characters")
-        uploads = _Form(await _read(request), boundary, max_files).uploads
+        uploads = _Form(await read_body(request), boundary, max_files).uploads
     elif content_type.startswith("image/") or content_type in ("", "application/octet-stream"):
-        uploads = [Upload(None, await _read(request))]
+        uploads = [Upload(None, await read_body(request))]
     elif content_type == "application/json":
-        uploads = _from_json(await _read(request), max_files)
+        uploads = _from_json(await read_body(request), max_files)
     else:
         raise UnsupportedBody(
             f"a body of type {content_type} is not accepted: send multipart/form-data with a part named "
@@ -61,7 +61,12 @@ async def read_uploads(request: Request, *, max_files: int) -> list[Upload]:
     return uploads
 
 
-async def _read(request: Request) -> bytes:
+async def read_body(request: Request) -> bytes:
+    """Read the whole body.
+
+    Raises:
+        ClientDisconnect: the client disconnected before the end.
+    """
     body = await _body(request.receive)
     request.state.body_read = True
     return body

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import get_args
 
 from prometheus_client import (
@@ -11,6 +12,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    Summary,
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -30,6 +32,39 @@ _PROBABILITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 def mark_worker_dead(pid: int, folder: str) -> None:
     """Remove the gauges of a process that has ended. Its counters stay in the sum."""
     mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """How often something happened, and the seconds that it took in total."""
+
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTotals:
+    """The sums of a model.
+
+    Attributes:
+        images: that were classified.
+        batches: forward passes.
+        success: requests with status 200.
+        failure: requests with another status.
+        decode: images that were decoded and preprocessed.
+        queue: images, with their wait for a batch.
+        inference: images, with the forward pass of their batch.
+        last_batch: Unix time of the last forward pass; 0 before it.
+    """
+
+    images: int
+    batches: int
+    success: Total
+    failure: Total
+    decode: Total
+    queue: Total
+    inference: Total
+    last_batch: float
 
 
 class Telemetry:
@@ -112,6 +147,19 @@ class Telemetry:
                 ("inference", "Seconds of an image's batch."),
             )
         }
+        self._model_seconds = Summary(
+            "tenfold_model_seconds",
+            "Seconds of the requests for a model, by outcome: success or failure.",
+            ("outcome", "model"),
+            registry=self.registry,
+        )
+        self._last_batch = Gauge(
+            "tenfold_last_batch_timestamp_seconds",
+            "Unix time of the last forward pass.",
+            ("model",),
+            registry=self.registry,
+            multiprocess_mode="max",
+        )
         self._predictions = Counter(
             "tenfold_predictions", "Images by their most probable class.", ("label", "model"), registry=self.registry
         )
@@ -131,11 +179,40 @@ class Telemetry:
     def exposition(self) -> bytes:
         """The metrics of all processes in Prometheus's text format."""
         self.sample_gauges()
+        return generate_latest(self._all_processes())
+
+    def totals(self, model: str) -> ModelTotals:
+        """The sums of a model over all processes since the start of the service."""
+        values = {
+            (
+                sample.name,
+                *(value for label, value in sample.labels.items() if label not in ("model", "pid")),
+            ): sample.value
+            for metric in self._all_processes().collect()
+            for sample in metric.samples
+            if sample.labels.get("model") == model
+        }
+
+        def total(name: str, *labels: str) -> Total:
+            return Total(int(values.get((f"{name}_count", *labels), 0)), values.get((f"{name}_sum", *labels), 0.0))
+
+        return ModelTotals(
+            images=int(values.get(("tenfold_pictures_total", "answered"), 0)),
+            batches=total("tenfold_batch_views").count,
+            success=total("tenfold_model_seconds", "success"),
+            failure=total("tenfold_model_seconds", "failure"),
+            decode=total("tenfold_decode_seconds"),
+            queue=total("tenfold_queue_seconds"),
+            inference=total("tenfold_inference_seconds"),
+            last_batch=values.get(("tenfold_last_batch_timestamp_seconds",), 0.0),
+        )
+
+    def _all_processes(self) -> CollectorRegistry:
         if SHARED_FOLDER not in os.environ:
-            return generate_latest(self.registry)
+            return self.registry
         shared = CollectorRegistry()
         MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
-        return generate_latest(shared)
+        return shared
 
     def request(self, *, route: str, status: int, model: str, seconds: float, rejected: str | None) -> None:
         """Count a request that got a response or whose client disconnected.
@@ -149,6 +226,8 @@ class Telemetry:
         """
         self._requests.labels(route, str(status), model).inc()
         self._request_seconds.labels(route, model).observe(seconds)
+        if model:
+            self._model_seconds.labels("success" if status == 200 else "failure", model).observe(seconds)
         if rejected:
             self._rejections.labels(rejected, model).inc()
 
@@ -163,9 +242,7 @@ class Telemetry:
         label: str,
         confidence: float,
         verdict: Verdict,
-        decode: float,
-        queue: float,
-        inference: float,
+        stages: Mapping[str, float],
     ) -> None:
         """Count a classified image.
 
@@ -174,20 +251,20 @@ class Telemetry:
             label: its most probable class.
             confidence: probability of that class.
             verdict: whether it appears to be one of the classes.
-            decode: seconds to decode and preprocess it.
-            queue: seconds that it waited for its batch.
-            inference: seconds of its batch.
+            stages: seconds to decode and preprocess it, to wait for its batch, and of its batch, as `decode`, `queue`
+                and `inference`. An image that came as pixels has no `decode`.
         """
         self._pictures.labels("answered", model).inc()
         self._predictions.labels(label, model).inc()
         self._confidence.labels(model).observe(confidence)
         self._verdicts.labels(verdict, model).inc()
-        for name, seconds in (("decode", decode), ("queue", queue), ("inference", inference)):
+        for name, seconds in stages.items():
             self._stages[name].labels(model).observe(seconds)
 
     def batch(self, model: str, views: int) -> None:
         """Count a forward pass over so many views."""
         self._batch_views.labels(model).observe(views)
+        self._last_batch.labels(model).set_to_current_time()
 
     def sample_gauges(self) -> None:
         """Set the gauges of images and uploads in progress.

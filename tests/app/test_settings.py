@@ -28,6 +28,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "min_confidence": ("0.5", 0.5),
     "api_keys": ("one, two,", (SecretStr("one"), SecretStr("two"))),
     "cors_origins": ("https://a.example,http://b", ("https://a.example", "http://b")),
+    "open_inference": ("false", False),
     "queue_size": ("300", 300),
     "max_body_bytes": ("1000", 1000),
     "max_uploads": ("8", 8),

@@ -52,7 +52,7 @@ async def explain(request: Request) -> Response:
             uploads = await read_uploads(request, max_files=1)
         with model.admission.images(1, deadline=deadline.at):
             (outcome,) = await model.classify(uploads, checked.views, deadline=deadline.at)
-            record(request, checked, [outcome])
+            record(request, service, model, [outcome], min_confidence)
             if isinstance(outcome, ImageError):
                 raise outcome
             index = outcome.prediction.top_k(1)[0].index if chosen is None else chosen

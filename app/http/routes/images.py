@@ -23,6 +23,7 @@ from app.http.problems import (
 )
 from app.http.schemas import ModelName
 from app.http.upload import FIELD
+from app.serving.batching import Batched
 from app.serving.errors import NotAlive, NotReady, QueueFull, TooManyUploads, UnknownModel
 from app.serving.images import ClassifiedImage
 from app.serving.models import LoadedModel
@@ -124,22 +125,38 @@ def name_of(card: ModelCard) -> ModelName:
     return ModelName(name=card.name, version=card.version)
 
 
-def record(request: Request, checked: Checked[Any], outcomes: Sequence[ClassifiedImage | ImageError]) -> None:
-    """Count every image in the metrics, and note the longest time of each stage for Server-Timing."""
-    telemetry, model = checked.service.telemetry, checked.model.name
+def record(
+    request: Request,
+    service: Service,
+    model: LoadedModel,
+    outcomes: Sequence[ClassifiedImage | Batched | ImageError],
+    min_confidence: float,
+) -> None:
+    """Count every image in the metrics, and note the longest time of each stage for Server-Timing.
+
+    Args:
+        request: with the timings.
+        service: with the metrics.
+        model: that classified the images.
+        outcomes: of the images. A `Batched` was not decoded.
+        min_confidence: lowest probability of an accepted result.
+    """
+    telemetry = service.telemetry
     timings = dict.fromkeys(("decode", "queue", "inference"), 0.0)
     for outcome in outcomes:
         if isinstance(outcome, ImageError):
-            telemetry.image_rejected(model, slug_of(outcome))
+            telemetry.image_rejected(model.name, slug_of(outcome))
             continue
         (first,) = outcome.prediction.top_k(1)
-        stages = {"decode": outcome.decode, "queue": outcome.queued, "inference": outcome.inference}
+        stages = {"queue": outcome.queued, "inference": outcome.inference}
+        if isinstance(outcome, ClassifiedImage):
+            stages = {"decode": outcome.decode, **stages}
         telemetry.image_classified(
-            model,
+            model.name,
             label=first.label,
             confidence=first.probability,
-            verdict=outcome.prediction.verdict(checked.min_confidence),
-            **stages,
+            verdict=outcome.prediction.verdict(min_confidence),
+            stages=stages,
         )
         for stage, seconds in stages.items():
             timings[stage] = max(timings[stage], seconds * 1000)

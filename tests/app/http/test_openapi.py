@@ -9,6 +9,28 @@ from model import MAX_VIEWS
 from tests.app.http.test_problems import CASES, PATHS
 from tests.app.running import Running
 
+INFER = {"200", "400", "401", "404", "408", "413", "415", "422", "500", "503", "504"}
+MODEL = {"200", "401", "404", "503"}
+V2: dict[str, tuple[str, set[str]]] = {
+    "/v2": ("get", {"200", "401"}),
+    "/v2/health/live": ("get", {"200", "503"}),
+    "/v2/health/ready": ("get", {"200", "503"}),
+    "/v2/models/stats": ("get", {"200", "401"}),
+    "/v2/repository/index": ("post", {"200", "400", "401", "408", "413", "503", "504"}),
+    **{
+        f"/v2/models/{{model_name}}{version}{path}": found
+        for version in ("", "/versions/{model_version}")
+        for path, found in {
+            "": ("get", MODEL),
+            "/config": ("get", MODEL),
+            "/stats": ("get", MODEL),
+            "/ready": ("get", {"200", "404", "503"}),
+            "/infer": ("post", INFER),
+        }.items()
+    },
+}
+"""Path of the Open Inference Protocol -> its method and statuses."""
+
 
 @pytest.fixture(scope="module")
 def schema(running: Running) -> dict[str, Any]:
@@ -38,10 +60,11 @@ def test_exactly_the_statuses_that_can_be_provoked_are_documented(schema: dict[s
 
 def test_every_failure_is_documented_as_a_problem(schema: dict[str, Any]) -> None:
     for (method, path), operation in operations(schema).items():
+        media_type, name = ("application/json", "InferenceError") if path in V2 else (MEDIA_TYPE, "Problem")
         for status, response in operation["responses"].items():
             if status != "200":
-                reference = {"$ref": "#/components/schemas/Problem"}
-                assert response["content"] == {MEDIA_TYPE: {"schema": reference}}, (method, path, status)
+                reference = {"$ref": f"#/components/schemas/{name}"}
+                assert response["content"] == {media_type: {"schema": reference}}, (method, path, status)
                 assert response["description"], (method, path, status)
 
 
@@ -72,7 +95,15 @@ def test_the_served_paths_are_the_documented_ones(schema: dict[str, Any]) -> Non
         "/models/{name}": {"200", "401", "404", "503"},
         "/model": {"200", "401", "503"},
         "/metrics": {"200", "401"},
+        **{path: statuses for path, (method, statuses) in V2.items() if method == "get"},
     }
+
+
+@pytest.mark.parametrize("path", V2)
+def test_the_paths_of_the_open_inference_protocol_are_documented(schema: dict[str, Any], path: str) -> None:
+    method, statuses = V2[path]
+    assert set(schema["paths"][path]) == {method}
+    assert set(schema["paths"][path][method]["responses"]) == statuses
 
 
 def test_the_body_of_predict_is_documented(schema: dict[str, Any]) -> None:

@@ -1,0 +1,120 @@
+"""From the body of a request to the images of a model, and from predictions to the body of the response."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.http.oip import compression
+from app.http.oip.interface import Inputs, ServedModel
+from app.http.oip.messages import HEADER_LENGTH, InferRequest, encode_response, json_memory, parse_request, split
+from app.http.problems import BodyTooLarge
+from app.serving.decoding import Flow
+from app.serving.models import LoadedModel
+from app.settings import Settings
+from model import Prediction
+
+# Bytes of memory of a job that runs in the event loop, because the way to a thread and back takes as long.
+_INLINE = 500_000
+# Bytes that are decompressed in the event loop.
+_INLINE_INFLATED = 250_000
+# Smaller responses gain nothing from compression.
+_MIN_COMPRESSED = 1_000
+# Bytes of memory per number of a response, for the number, its text and copies of the text.
+_PER_NUMBER = 100
+
+_BINARY = "application/octet-stream"
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def decompressed(request: Request, body: bytes, model: LoadedModel, settings: Settings) -> AsyncIterator[bytes]:
+    """The body after decompression, if it is compressed. Its bytes count like those of a body.
+
+    Raises:
+        UnsupportedBody: the compression is not supported.
+        BodyTooLarge: it is larger than a body may be.
+        InvalidInference: it is damaged.
+        TooManyUploads: there is no room for it.
+    """
+    encoding = compression.encoding_of(request.headers.get("content-encoding", ""))
+    if encoding is None:
+        yield body
+        return
+    limit = settings.max_body_bytes
+    try:
+        body = compression.inflate(body, encoding, min(limit, _INLINE_INFLATED))
+    except BodyTooLarge:
+        body = await model.decoder.run(
+            lambda: compression.inflate(body, encoding, limit), size=limit, flow=Flow(model.name)
+        )
+    with model.admission.hold_bytes(len(body)):
+        yield body
+
+
+async def read_request(
+    request: Request, body: bytes, served: ServedModel, settings: Settings
+) -> tuple[InferRequest, Inputs]:
+    """Parse a request, and extract its images.
+
+    Args:
+        request: for its headers.
+        body: not compressed.
+        served: the model that it is for.
+        settings: with the limit on memory.
+
+    Raises:
+        InvalidInference: it is malformed, or its tensors are not those of the model.
+        BodyTooLarge: its JSON takes too much memory.
+        TooManyFiles: there are too many images.
+    """
+    text, binary = split(body, request.headers.get(HEADER_LENGTH))
+    memory = json_memory(text)
+    if memory > settings.max_decode_bytes:
+        raise BodyTooLarge(
+            "the JSON of the request takes too much memory: send tensors as binary data, or fewer images"
+        )
+
+    def job() -> tuple[InferRequest, Inputs]:
+        parsed = parse_request(text, binary)
+        return parsed, served.read(parsed)
+
+    return await _run(job, served.model, size=memory + 2 * len(binary))
+
+
+async def build_response(
+    request: Request, parsed: InferRequest, served: ServedModel, predictions: Sequence[Prediction]
+) -> Response:
+    """The response with the requested outputs.
+
+    Args:
+        request: for its headers and its ID.
+        parsed: its body.
+        served: the model.
+        predictions: one per image.
+    """
+    encoding = compression.accepted(request.headers.get("accept-encoding", ""))
+
+    def job() -> Response:
+        body, length = encode_response(
+            model=served.name,
+            version=served.version,
+            request_id=parsed.id or request.state.request_id,
+            outputs=served.respond(parsed, predictions),
+        )
+        headers = {} if length is None else {HEADER_LENGTH: str(length)}
+        if encoding and len(body) >= _MIN_COMPRESSED:
+            body = compression.deflate(body, encoding)
+            headers["Content-Encoding"] = encoding
+        return Response(body, headers=headers, media_type="application/json" if length is None else _BINARY)
+
+    numbers = len(predictions) * sum(output.dims[0] for output in served.outputs)
+    return await _run(job, served.model, size=numbers * _PER_NUMBER)
+
+
+async def _run(job: Callable[[], T], model: LoadedModel, *, size: int) -> T:
+    """Run a job of so many bytes in the event loop if it is small, and else in a thread."""
+    return job() if size <= _INLINE else await model.decoder.run(job, size=size, flow=Flow(model.name))

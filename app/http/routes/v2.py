@@ -1,0 +1,290 @@
+"""The Open Inference Protocol v2 under /v2: https://github.com/kserve/open-inference-protocol.
+
+The extensions are those of Triton: binary tensor data, classification, model configuration and statistics.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app import __version__
+from app.http.auth import check_key
+from app.http.deadline import Deadline
+from app.http.oip.errors import documented
+from app.http.oip.inference import build_response, decompressed, read_request
+from app.http.oip.interface import ServedModel, find, names_of
+from app.http.oip.messages import HEADER_LENGTH, parse_object
+from app.http.oip.schemas import (
+    INDEX_REQUEST,
+    INFERENCE_REQUEST,
+    IndexEntry,
+    InferenceResponse,
+    ModelConfig,
+    ModelMetadata,
+    ModelReady,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+    Statistics,
+)
+from app.http.oip.statistics import statistics_of
+from app.http.parameters import TIMEOUT_HEADER, timeout_of
+from app.http.problems import (
+    BodyTooLarge,
+    DeadlinePassed,
+    InvalidInference,
+    InvalidParameter,
+    TooManyFiles,
+    Unauthorized,
+    UnsupportedBody,
+    UploadTooSlow,
+)
+from app.http.routes.images import record
+from app.http.upload import read_body
+from app.serving.batching import Batched
+from app.serving.errors import NotAlive, NotReady, QueueFull, TooManyUploads, UnknownModel
+from app.serving.images import ClassifiedImage
+from app.serving.models import ModelState
+from app.serving.service import Service
+from model import ImageError, ImageTooLarge, Prediction, UnreadableImage, UnsupportedImage
+
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "statistics")
+"""Triton's names of the extensions that are implemented."""
+
+_INDEX_BYTES = 1_000
+
+inference = APIRouter(tags=["open inference protocol"])
+"""Inference. Its routes check the API key themselves."""
+
+metadata = APIRouter(tags=["open inference protocol"])
+"""Descriptions of the server and its models."""
+
+health = APIRouter(tags=["open inference protocol"])
+"""Probes, which need no API key."""
+
+_MODEL = "/v2/models/{model_name}"
+_VERSION = f"{_MODEL}/versions/{{model_version}}"
+_STATES: Mapping[ModelState, Literal["READY", "LOADING", "UNAVAILABLE"]] = {
+    "ready": "READY",
+    "loading": "LOADING",
+    "failed": "UNAVAILABLE",
+}
+
+
+async def infer(request: Request) -> Response:
+    """Classify images with a model.
+
+    NAME takes pixels, and NAME-image takes encoded images. Tensors are in the JSON, or follow it as binary data.
+    """
+    check_key(request)
+    service: Service = request.app.state.service
+    settings = service.settings
+    served = _model(request)
+    model = served.model
+    request.state.model = model.name
+
+    async with Deadline(request, settings.timeout, timeout_of(request)) as deadline:
+        with model.admission.upload(deadline=deadline.at):
+            body = await read_body(request)
+        async with decompressed(request, body, model, settings) as plain:
+            parsed, inputs = await read_request(request, plain, served, settings)
+            with model.admission.images(len(inputs), deadline=deadline.at):
+                outcomes = await served.classify(inputs, settings.views, deadline=deadline.at)
+                record(request, service, model, outcomes, settings.min_confidence)
+                return await build_response(request, parsed, served, _predictions(outcomes))
+
+
+def _predictions(outcomes: Sequence[ClassifiedImage | Batched | ImageError]) -> list[Prediction]:
+    """The predictions, or the first error: the protocol has none for one of several images."""
+    predictions = []
+    for number, outcome in enumerate(outcomes):
+        if isinstance(outcome, ImageError):
+            raise outcome if len(outcomes) == 1 else type(outcome)(f"element {number} of the input: {outcome}")
+        predictions.append(outcome.prediction)
+    return predictions
+
+
+async def server_metadata() -> ServerMetadata:
+    """The name, version and extensions of the server."""
+    return ServerMetadata(name="tenfold", version=__version__, extensions=list(EXTENSIONS))
+
+
+async def model_metadata(request: Request) -> ModelMetadata:
+    """The inputs and outputs of a model."""
+    return _model(request).metadata
+
+
+async def model_config(request: Request) -> ModelConfig:
+    """The configuration of a model, with the largest batch."""
+    return _model(request).config
+
+
+async def model_statistics(request: Request) -> Statistics:
+    """Counts and times of a model."""
+    return Statistics(model_stats=[statistics_of(_model(request), request.app.state.service.telemetry)])
+
+
+async def all_statistics(request: Request) -> Statistics:
+    """Counts and times of all models that are loaded."""
+    service: Service = request.app.state.service
+    names = [name for name, bundle in names_of(service.models) if service.models.state(bundle) == "ready"]
+    served = [_find(service, name) for name in names]
+    return Statistics(model_stats=[statistics_of(model, service.telemetry) for model in served])
+
+
+async def repository_index(request: Request) -> list[IndexEntry]:
+    """All models with their states."""
+    service: Service = request.app.state.service
+    async with Deadline(request, service.settings.timeout):
+        body = await read_body(request)
+    if len(body) > _INDEX_BYTES:
+        raise BodyTooLarge(f"the body has more than {_INDEX_BYTES} bytes: send an object with ready, or nothing")
+    only_ready = parse_object(body).get("ready", False) if body else False
+    if not isinstance(only_ready, bool):
+        raise InvalidInference("ready is neither true nor false: send one of them")
+    entries = [_entry(service, name, bundle) for name, bundle in names_of(service.models)]
+    return [entry for entry in entries if entry.state == "READY" or not only_ready]
+
+
+def _entry(service: Service, name: str, bundle: str) -> IndexEntry:
+    version, reason = "", ""
+    try:
+        version = _find(service, name).version
+    except (NotReady, NotAlive) as error:
+        reason = str(error)
+    return IndexEntry(name=name, version=version, state=_STATES[service.models.state(bundle)], reason=reason)
+
+
+async def live(request: Request) -> ServerLive:
+    """Whether the process and its engines work; where they do not, only a restart helps."""
+    request.app.state.service.models.check_alive()
+    return ServerLive(live=True)
+
+
+async def ready(request: Request) -> ServerReady:
+    """Whether all models are loaded and self-tested and the service is not going down."""
+    request.app.state.service.check_ready()
+    return ServerReady(ready=True)
+
+
+async def model_ready(request: Request) -> ModelReady:
+    """Whether a model is loaded and its engine works."""
+    served = _model(request)
+    served.model.check_alive()
+    return ModelReady(name=served.name, ready=True)
+
+
+def _model(request: Request) -> ServedModel:
+    parameters = request.path_params
+    return _find(request.app.state.service, parameters["model_name"], parameters.get("model_version"))
+
+
+def _find(service: Service, name: str, version: str | None = None) -> ServedModel:
+    return find(service.models, name, version, max_batch=service.settings.max_files)
+
+
+def _parameters(path: str, headers: Mapping[str, tuple[str, str]] | None = None) -> list[dict[str, Any]]:
+    """The OpenAPI parameters of a route. FastAPI would document a status 422 for them."""
+    names = [name for name in ("model_name", "model_version") if f"{{{name}}}" in path]
+    found: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+    ]
+    for name, (kind, about) in (headers or {}).items():
+        found.append({"name": name, "in": "header", "required": False, "schema": {"type": kind}, "description": about})
+    return found
+
+
+_INFER_HEADERS = {
+    HEADER_LENGTH.lower(): ("integer", "Number of bytes of the JSON, if binary data follow."),
+    TIMEOUT_HEADER.lower(): ("number", "Seconds until the response, if fewer than the setting of the service."),
+}
+_INFER_ERRORS = (
+    InvalidInference,
+    Unauthorized,
+    UnknownModel,
+    UploadTooSlow,
+    BodyTooLarge,
+    ImageTooLarge,
+    TooManyFiles,
+    UnsupportedBody,
+    UnsupportedImage,
+    UnreadableImage,
+    InvalidParameter,
+    Exception,
+    QueueFull,
+    TooManyUploads,
+    NotReady,
+    NotAlive,
+    DeadlinePassed,
+)
+
+
+def _name(path: str) -> str:
+    """A unique name of a route."""
+    return re.sub(r"\W+", "_", path).strip("_")
+
+
+_BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+
+for _path in (f"{_MODEL}/infer", f"{_VERSION}/infer"):
+    inference.add_api_route(
+        _path,
+        infer,
+        methods=["POST"],
+        name=_name(_path),
+        response_model=InferenceResponse,
+        responses={200: {"content": _BINARY}, **documented(*_INFER_ERRORS)},
+        openapi_extra={
+            "parameters": _parameters(_path, _INFER_HEADERS),
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": INFERENCE_REQUEST}, **_BINARY},
+            },
+        },
+    )
+
+metadata.add_api_route("/v2", server_metadata, name="v2", responses=documented(Unauthorized))
+metadata.add_api_route("/v2/", server_metadata, include_in_schema=False)
+
+# Before the routes of one model, which would take "stats" for its name.
+metadata.add_api_route("/v2/models/stats", all_statistics, name="v2_models_stats", responses=documented(Unauthorized))
+
+for _prefix in (_MODEL, _VERSION):
+    for _path, _endpoint in (
+        (_prefix, model_metadata),
+        (f"{_prefix}/config", model_config),
+        (f"{_prefix}/stats", model_statistics),
+    ):
+        metadata.add_api_route(
+            _path,
+            _endpoint,
+            name=_name(_path),
+            responses=documented(Unauthorized, UnknownModel, NotReady, NotAlive),
+            openapi_extra={"parameters": _parameters(_path)},
+        )
+
+metadata.add_api_route(
+    "/v2/repository/index",
+    repository_index,
+    methods=["POST"],
+    name="v2_repository_index",
+    responses=documented(InvalidInference, Unauthorized, UploadTooSlow, BodyTooLarge, TooManyUploads, DeadlinePassed),
+    openapi_extra={"requestBody": {"content": {"application/json": {"schema": INDEX_REQUEST}}}},
+)
+
+for _path, _probe, _failures in (
+    ("/v2/health/live", live, (NotAlive,)),
+    ("/v2/health/ready", ready, (NotReady, NotAlive)),
+    (f"{_MODEL}/ready", model_ready, (UnknownModel, NotReady, NotAlive)),
+    (f"{_VERSION}/ready", model_ready, (UnknownModel, NotReady, NotAlive)),
+):
+    health.add_api_route(
+        _path,
+        _probe,
+        name=_name(_path),
+        responses=documented(*_failures),
+        openapi_extra={"parameters": _parameters(_path)},
+    )
