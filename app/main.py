@@ -50,7 +50,7 @@ def create_app(
 
     app = FastAPI(
         title="Tenfold",
-        description="Upload an image, get its ranked CIFAR-10 classes.",
+        description="Upload an image, get its ranked classes with calibrated probabilities.",
         version=__version__,
         lifespan=lifespan,
         docs_url=None,

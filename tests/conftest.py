@@ -21,8 +21,11 @@ from model.nets.zoo import build
 from model.training import data as datasets
 from model.training.export import export
 from model.training.loop import Run, describe, train
+from model.training.overrides import changed
 from model.training.quantize import Choice, add_openvino
 from model.training.recipes import CIFAR10_MEAN, CIFAR10_STD, Recipe, recipe_named
+from model.training.run import train_bundle
+from tests.model.training.data.images import write_classes
 
 CPU = torch.device("cpu")
 
@@ -104,6 +107,17 @@ def bottleneck_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     article = recipe_named("article").lasting(1).with_network("resnet50", stem="imagenet", conv_bias=False)
     recipe = replace(article, data="synthetic", batch_size=2)
     return _trained(recipe, tmp_path_factory.mktemp("bottleneck") / "resnet50-imagenet-stem", limit=4)
+
+
+@pytest.fixture(scope="session")
+def folder_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of two classes of images in the folder `images` beside it, after one epoch. Tests must not change it."""
+    place = tmp_path_factory.mktemp("folder")
+    images = write_classes(place / "images", ["bunte Kühe", "猫 | cat"], 30)
+    recipe = changed(recipe_named("smoke").lasting(1), ["sizes=[]", "balance=1"])
+    out = place / "resnet18-images"
+    train_bundle(recipe, data=f"folder:{images}", run=place / "run", out=out, device="cpu", cache=place / "cache")
+    return out
 
 
 def _trained(recipe: Recipe, folder: Path, *, limit: int) -> Path:

@@ -104,7 +104,7 @@ def recipes(context: typer.Context) -> None:
 
 @app.command(context_settings=_PASSED_ON)
 def evaluate(context: typer.Context) -> None:
-    """Evaluate a bundle on the CIFAR-10 test set."""
+    """Evaluate a bundle on test images."""
 
     def load_command() -> Callable[..., None]:
         from model.commands.evaluate import main

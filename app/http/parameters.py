@@ -5,7 +5,7 @@ FastAPI's own handling of parameters takes longer than the decoding of a small i
 
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import parse_qsl
 
 from fastapi import Request
@@ -25,7 +25,13 @@ class PredictParams(BaseModel):
     model: Annotated[
         str | None, Field(description="Name of the model. The default is the first one of the service.")
     ] = None
-    top_k: Annotated[int, Field(description="Number of classes to return, most likely first.")] = 5
+    top_k: Annotated[
+        int,
+        Field(
+            description="Number of classes to return, most likely first. Without it, all classes of a model with fewer "
+            "than 5."
+        ),
+    ] = 5
     views: Annotated[
         int | None,
         Field(
@@ -44,12 +50,17 @@ class PredictParams(BaseModel):
         ),
     ] = None
 
-    def check_top_k(self, classes: int) -> None:
-        """Raises:
-        InvalidTopK: `top_k` is not between 1 and the number of classes.
+    def for_classes(self, classes: int) -> Self:
+        """The parameters for a model with so many classes, to which the default of `top_k` is limited.
+
+        Raises:
+            InvalidTopK: `top_k` is not between 1 and the number of classes.
         """
-        if not 1 <= self.top_k <= classes:
-            raise InvalidTopK(f"top_k is {self.top_k}: choose 1 to {classes}")
+        if 1 <= self.top_k <= classes:
+            return self
+        if "top_k" not in self.model_fields_set:
+            return self.model_copy(update={"top_k": classes})
+        raise InvalidTopK(f"top_k is {self.top_k}: choose 1 to {classes}")
 
 
 class ExplainParams(PredictParams):

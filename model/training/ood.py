@@ -11,9 +11,13 @@ _CANVAS = 128
 
 
 def tiles(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Each image cut into 4 x 4 tiles in random order: the same colours and textures, but no object."""
-    count, side = pixels.shape[:2]
-    part = side // 4
+    """Each image cut into 4 x 4 tiles in random order: the same colours and textures, but no object.
+
+    Up to 3 rows and columns at the end are left out, so that the tiles are of one size.
+    """
+    part = pixels.shape[1] // 4
+    pixels = pixels[:, : 4 * part, : 4 * part]
+    count = len(pixels)
     cut = pixels.reshape(count, 4, part, 4, part, 3).transpose(0, 1, 3, 2, 4, 5).reshape(count, 16, part, part, 3)
     order = rng.permuted(np.tile(np.arange(16), (count, 1)), axis=1)
     mixed = np.take_along_axis(cut, order[:, :, None, None, None], axis=1)

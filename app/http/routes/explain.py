@@ -85,7 +85,9 @@ async def explain(request: Request) -> Response:
 
 
 def _index(label: str, labels: list[str]) -> int:
-    """The number of the class with this name, upper or lower case."""
+    """The number of the class with this name, in upper or lower case unless two classes differ in that only."""
+    if label in labels:
+        return labels.index(label)
     names = [name.casefold() for name in labels]
     try:
         return names.index(label.casefold())

@@ -109,7 +109,7 @@ def check(request: Request, params: type[P]) -> Checked[P]:
     query = query_of(request, params)
     request.state.model = service.models.resolve(query.model)  # a refused request is counted for its model too
     model = service.models.get(request.state.model)
-    query.check_top_k(len(model.card.labels))
+    query = query.for_classes(len(model.card.labels))
     return Checked(
         service,
         model,

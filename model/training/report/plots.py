@@ -1,6 +1,7 @@
 """The plots of a run. They contain no images of the data set, except the contact sheet, which is not in the bundle."""
 
 import io
+import warnings
 from collections.abc import Sequence
 
 import matplotlib
@@ -12,6 +13,9 @@ from model.training.data import LabeledImages
 from model.training.evaluate import ECE_BINS, Assessment, Scores
 
 matplotlib.use("agg")
+
+# The confusion matrix of more classes has no numbers.
+_COUNTED = 20
 
 _INK, _BLUE, _ORANGE, _GRID = "#222222", "#2563a8", "#d9730d", "#dddddd"
 
@@ -62,15 +66,25 @@ def contact_sheet(mistakes: Sequence[Mistake], images: LabeledImages) -> bytes:
         axes.imshow(images.pixels[mistake.image].numpy())
         axes.set_axis_off()
         axes.set_title(
-            f"#{mistake.image}: {mistake.label}\npredicted {mistake.predicted} ({mistake.probability:.1%})", fontsize=9
+            f"{_text(mistake.file or f'#{mistake.image}')}\n{_text(mistake.label)}, predicted "
+            f"{_text(mistake.predicted)} ({mistake.probability:.1%})",
+            fontsize=7,
+            wrap=True,
         )
     return _png(figure)
 
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # in the names of classes
+        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _text(name: str) -> str:
+    """The name of a class or a file, which is not a formula."""
+    return name.replace("$", r"\$")
 
 
 def _curves(history: Sequence[dict[str, float]], watched: str) -> Figure:
@@ -104,15 +118,20 @@ def _curves(history: Sequence[dict[str, float]], watched: str) -> Figure:
 
 
 def _confusion(labels: Sequence[str], scores: Scores) -> Figure:
-    figure = Figure(figsize=(7, 6.4), layout="constrained")
+    many = len(labels) > _COUNTED
+    figure = Figure(figsize=(13, 12.4) if many else (7, 6.4), layout="constrained")
     axes = figure.add_subplot()
     fractions = scores.confusion / np.maximum(scores.confusion.sum(1, keepdims=True), 1)
     # The colour scale ends at the largest error, because the diagonal would make all errors look white.
     darkest = max(0.15, float((fractions - np.diag(fractions.diagonal())).max()))
     axes.imshow(fractions, cmap="Blues", vmin=0, vmax=darkest)
-    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
-    axes.set_yticks(range(len(labels)), labels)
+    names = [_text(label) for label in labels]
+    size = min(10, 600 / len(labels))
+    axes.set_xticks(range(len(labels)), names, rotation=90 if many else 45, ha="center" if many else "right", size=size)
+    axes.set_yticks(range(len(labels)), names, size=size)
     axes.set(xlabel="predicted class", ylabel="right class", title="Number of test images")
+    if many:  # the colours alone are readable
+        return figure
     for row, counts in enumerate(scores.confusion):
         for column, count in enumerate(counts):
             if count:

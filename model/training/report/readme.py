@@ -51,7 +51,7 @@ model-index:
 | expected calibration error, 15 bins | {metrics.ece:.2%}, before calibration {metrics.ece_uncalibrated:.2%} |
 | measured | {metrics.measured} |
 | recipe | `{training.recipe["name"]}`{_changes(training.recipe)}, {training.epochs} epochs of {
-        training.pictures:,} images, seed {training.seed}{started} |{_teacher(card)}{_outliers(card)}
+        training.pictures:,} images, seed {training.seed}{started} |{_data(card)}{_teacher(card)}{_outliers(card)}
 | trained on | {training.device}, torch {training.torch}, {training.seconds / 60:.0f} minutes |
 | code | commit `{training.commit}` |
 | test transform | shorter side to {spec.resize}, {spec.interpolation}, central {spec.crop} x {spec.crop} |

@@ -36,6 +36,24 @@ def test_the_shipped_weights_classify_the_cat_in_several_views(shipped: Path, ca
     assert result["top_k"][0]["label"] == "cat"
 
 
+def test_two_classes_with_any_names_are_served(folder_bundle: Path, cat_jpeg: bytes) -> None:
+    labels = ["bunte Kühe", "猫 | cat"]
+    with serving(load=partial(model.load, folder_bundle), name=folder_bundle.name) as service:
+        response = service.upload(("cat.jpg", cat_jpeg))
+        assert response.status_code == 200, response.text
+        (result,) = response.json()["results"]
+        assert {ranked["label"] for ranked in result["top_k"]} == set(labels), "top_k is 5 by default"
+        assert service.upload(("cat.jpg", cat_jpeg), params={"top_k": 5}).status_code == 422
+        for index, name in ((0, labels[0]), (1, labels[1]), (0, "BUNTE KÜHE")):
+            explained = service.client.post("/explain", files={"file": cat_jpeg}, params={"label": name}).json()
+            assert (explained["label"], explained["index"]) == (labels[index], index)
+        metrics = service.client.get("/metrics").text
+        assert f'label="{result["top_k"][0]["label"]}"' in metrics
+        card = service.client.get("/model").json()
+        assert card["labels"] == labels
+        assert card["training"]["data"]["name"] == "images"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @for_each_bundle

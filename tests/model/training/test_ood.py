@@ -23,6 +23,13 @@ def test_each_kind_has_as_many_images_of_the_same_size(kind: str, made: dict[str
     assert len(np.unique(made[kind].reshape(12, -1), axis=0)) == 12, "all are different"
 
 
+def test_images_of_any_size_are_made() -> None:
+    made = others(np.zeros((2, 35, 35, 3), np.uint8))
+    assert {kind: images.shape[1] for kind, images in made.items()} == {
+        "shuffled tiles": 32, "drawn shapes": 35, "coloured noise": 35,
+    }  # fmt: skip
+
+
 def test_they_are_the_same_in_each_call(pixels: NDArray[np.uint8], made: dict[str, NDArray[np.uint8]]) -> None:
     before = pixels.copy()
     again = others(pixels)
