@@ -223,4 +223,5 @@ def _environment(port: int, weights: Path) -> Mapping[str, str]:
         "TENFOLD_HOST": "127.0.0.1",
         "TENFOLD_PORT": str(port),
         "TENFOLD_WEIGHTS": str(weights),
+        "TENFOLD_MODELS": "",
     }

@@ -37,7 +37,7 @@ def main(
 ) -> None:
     """Overload the service with clients of every kind. Print a table and a line of JSON; exit with 1 on a violation."""
     try:
-        with ServiceProcess(weights, log) as service:
+        with ServiceProcess([weights], log) as service:
             # After the service has started, which keeps the default limit.
             _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))

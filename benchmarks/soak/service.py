@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,20 +25,22 @@ class ServiceProcess:
         settings: its settings.
 
     Args:
-        weights: folder of the bundle.
+        bundles: folders of the models. The first one is the default.
         log: file for its output.
 
     Raises:
         ServiceError: it exits or does not listen.
     """
 
-    def __init__(self, weights: Path, log: Path) -> None:
-        overrides = {"TENFOLD_HOST": "127.0.0.1", "TENFOLD_PORT": "0", "TENFOLD_WEIGHTS": str(weights)}
-        self.settings = Settings(host="127.0.0.1", port=0, weights=weights)
+    def __init__(self, bundles: Sequence[Path], log: Path) -> None:
+        overrides = {"TENFOLD_HOST": "127.0.0.1", "TENFOLD_PORT": "0", "TENFOLD_MODELS": ",".join(map(str, bundles))}
+        self._environment = {name: value for name, value in os.environ.items() if name != "TENFOLD_WEIGHTS"}
+        self._environment.update(overrides)
+        self.settings = Settings()
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
-            self._process = self._start(file, overrides)
+            self._process = self._start(file)
         try:
             self.port = self._wait_listening()
         except BaseException:
@@ -79,9 +82,9 @@ class ServiceProcess:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         return [line for line in lines if re.search(r"error|traceback|exception", line, re.IGNORECASE)][-count:]
 
-    def _start(self, file: BinaryIO, overrides: dict[str, str]) -> "subprocess.Popen[bytes]":
+    def _start(self, file: BinaryIO) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
-            [sys.executable, "-m", "app"], env={**os.environ, **overrides}, stdout=file, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "app"], env=self._environment, stdout=file, stderr=subprocess.STDOUT
         )
 
     def _wait_listening(self) -> int:
