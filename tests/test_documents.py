@@ -6,6 +6,8 @@ import io
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,10 @@ from app.telemetry.metrics import Telemetry
 from model.card import read_card
 from model.commands import calibrate, evaluate, quantize, train, upgrade
 from model.guard import MEMORY_PER_PIXEL
-from model.training.recipes import RECIPES
+from model.training.data import folder_of
+from model.training.data.listing import list_images
+from model.training.overrides import changed
+from model.training.recipes import RECIPES, recipe_named
 from tests.documents import ROOT, anchors, blocks, documents, inline_code, links, read, section, tables
 from tests.hostile import corpus
 
@@ -36,7 +41,7 @@ README_LIMIT = 6_144
 # Read by the tests and by `tenfold classify`, not by the service.
 OTHER_VARIABLES = {"TENFOLD_DOCKER", "TENFOLD_API_KEY"}
 # Files that a document describes for the reader to write.
-EXAMPLES = {"model/nets/plaincnn.py"}
+EXAMPLES = {"digits.py", "model/nets/plaincnn.py"}
 WEIGHTS = ROOT / "weights" / "resnet18-cifar10"
 
 every_document = pytest.mark.parametrize("path", documents(), ids=str)
@@ -70,7 +75,7 @@ def test_paths_exist(path: Path) -> None:
     for code in inline_code(read(path)):
         name = code.partition("::")[0]
         if re.fullmatch(r"[\w.-]+\.(py|toml|yml)|Makefile|Dockerfile", name):
-            assert (ROOT / name).is_file(), code
+            assert (ROOT / name).is_file() or name in EXAMPLES, code
         elif re.fullmatch(r"[\w./-]+", name) and name.partition("/")[0] in folders and "/NAME" not in name:
             assert (ROOT / name).exists() or name in EXAMPLES, code
 
@@ -235,6 +240,39 @@ def test_commands_exist(path: Path) -> None:
             if name in MODULES:
                 given = {word for word in shlex.split(arguments, comments=True) if word.startswith("--")}
                 assert given <= MODULES[name], line
+
+
+@every_document
+def test_commands_of_the_program_exist(path: Path) -> None:
+    commands = typer.main.get_command(tenfold).commands  # type: ignore[attr-defined]
+    joined = [block.replace("\\\n", " ") for block in blocks(read(path), "sh")]
+    for line in [line for block in joined for line in block.splitlines()] + inline_code(read(path)):
+        for name, arguments in re.findall(r"(?<![\w./-])(?:\.venv/bin/)?tenfold ([a-z-]+)( .*)?$", line):
+            assert name in commands, line
+            given = {word for word in shlex.split(arguments, comments=True) if word.startswith("--")}
+            own = options_of(commands[name])
+            assert given <= (MODULES.get(f"model.{name}") or MODULES.get(f"app.{name}") or own), line
+
+
+def test_the_folder_that_the_guide_writes_is_a_data_set(tmp_path: Path) -> None:
+    (program,) = blocks(read("docs/your-own-images.md"), "python")
+    subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path, check=True)
+    listing = list_images(tmp_path / "data" / "digits")
+    assert listing.labels == tuple("0123456789")
+    assert len(listing.files) == 1797
+
+
+def test_the_recipe_of_the_guide_accepts_its_options() -> None:
+    text = read("docs/your-own-images.md").replace("\\\n", " ")
+    lines = [line for block in blocks(text, "sh") for line in block.splitlines() if "tenfold train" in line]
+    assert len(lines) == 4
+    for line in lines:
+        words = shlex.split(line)
+        settings = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+        recipe = changed(recipe_named(words[words.index("--recipe") + 1]), settings)
+        assert recipe.needs_init
+        assert "--init" in words
+        assert folder_of(words[words.index("--data") + 1])
 
 
 def test_the_example_of_the_readme_is_true() -> None:

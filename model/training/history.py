@@ -49,9 +49,10 @@ def _append_event(path: Path, record: Mapping[str, float]) -> None:
         return
     values = [Summary.Value(tag=name, simple_value=value) for name, value in record.items() if name != "epoch"]
     now = time.time()
+    new = not path.exists()
     with path.open("ab") as file:
         writer = RecordWriter(file)
-        if file.tell() == 0:
+        if new:
             writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
         event = Event(wall_time=now, step=int(record["epoch"]), summary=Summary(value=values))
         writer.write(event.SerializeToString())
