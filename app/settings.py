@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     engine: Annotated[
         EngineName,
         Field(
-            description="Runtime. `auto` selects `torch` on CUDA, otherwise `openvino` if available, otherwise `torch`."
+            description="Runtime. `auto` is `torch` on CUDA, else the first usable one of `openvino`, `onnx`, `torch`."
         ),
     ] = "auto"
     device: Annotated[DeviceName, Field(description="Device. `auto` selects CUDA if available.")] = "auto"

@@ -19,6 +19,7 @@ CONVERTIBLE_FORMATS: Final = (4,)
 
 WEIGHTS_FILE: Final = "model.safetensors"
 OPENVINO_FILES: Final = ("openvino.xml", "openvino.bin")
+ONNX_FILE: Final = "model.onnx"
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 # Fields of the card that determine predictions.
@@ -408,6 +409,16 @@ class OpenVino(_Strict):
     self_test: SelfTest
 
 
+class Onnx(_Strict):
+    """The same network as an ONNX model in float32, in `ONNX_FILE`, written by `tenfold export --add`.
+
+    Attributes:
+        self_test: expected outputs of this model.
+    """
+
+    self_test: SelfTest
+
+
 class ModelCard(_Strict):
     """card.json.
 
@@ -425,6 +436,7 @@ class ModelCard(_Strict):
         files: SHA-256 of each file that an engine reads, by name.
         self_test: expected outputs in float32.
         openvino: the OpenVINO model; None if the bundle has none.
+        onnx: the ONNX model; None if the bundle has none.
     """
 
     format_version: Literal[5]
@@ -440,6 +452,7 @@ class ModelCard(_Strict):
     files: dict[str, Sha256]
     self_test: SelfTest
     openvino: OpenVino | None
+    onnx: Onnx | None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -456,6 +469,8 @@ class ModelCard(_Strict):
         tests = {"self_test": self.self_test}
         if self.openvino:
             tests["openvino.self_test"] = self.openvino.self_test
+        if self.onnx:
+            tests["onnx.self_test"] = self.onnx.self_test
         for name, test in tests.items():
             if any(len(row) != len(self.labels) for row in (*test.logits, *test.probabilities)):
                 raise ValueError(f"{name}.logits or probabilities does not have one column per label")
@@ -464,7 +479,7 @@ class ModelCard(_Strict):
         ood_score = self.out_of_distribution.score
         if not isinstance(ood_score, Energy) and len(ood_score.class_directions) != len(self.labels):
             raise ValueError("out_of_distribution.score.class_directions does not have one row per label")
-        for name in (WEIGHTS_FILE, *(OPENVINO_FILES if self.openvino else ())):
+        for name in (WEIGHTS_FILE, *(OPENVINO_FILES if self.openvino else ()), *((ONNX_FILE,) if self.onnx else ())):
             if name not in self.files:
                 raise ValueError(f"files does not contain {name}")
         return self
@@ -487,7 +502,8 @@ class ModelCard(_Strict):
 
     def self_test_on(self, engine: str) -> SelfTest:
         """The expected outputs of the engine with this name."""
-        return self.openvino.self_test if self.openvino and engine == "openvino" else self.self_test
+        own = {"openvino": self.openvino, "onnx": self.onnx}.get(engine)
+        return own.self_test if own else self.self_test
 
 
 def read_card(path: Path) -> ModelCard:

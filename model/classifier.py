@@ -146,7 +146,7 @@ class Classifier:
         if not isinstance(self.engine, GradientEngine):
             raise NotExplainable(
                 f"{self.card.name} has no class-activation maps, and the engine {self.engine.name} computes no "
-                "gradients: set TENFOLD_ENGINE=torch"
+                "gradients: set the engine to torch"
             )
         maps = self.engine.grad_cam(pixels, index)
         if maps is None:

@@ -19,6 +19,7 @@ from model.card import InputSpec
 from model.engines.base import Outputs
 from model.nets.zoo import build
 from model.training import data as datasets
+from model.training.exchange import add_onnx
 from model.training.export import export
 from model.training.loop import Run, describe, train
 from model.training.overrides import changed
@@ -85,6 +86,14 @@ def int8_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def float16_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with an OpenVINO model in float16. Tests must not change it."""
     return _with_openvino(tiny_bundle, tmp_path_factory.mktemp("float16") / "tiny", "float16")
+
+
+@pytest.fixture(scope="session")
+def onnx_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an ONNX model. Tests must not change it."""
+    folder = shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("onnx") / "tiny")
+    add_onnx(folder)
+    return folder
 
 
 def _with_openvino(bundle: Path, folder: Path, weights: Choice) -> Path:

@@ -45,7 +45,7 @@ def serve(
     models: Annotated[
         str | None, typer.Option(help="Comma-separated folders of several bundles; the first is the default model.")
     ] = None,
-    engine: Annotated[Literal["auto", "openvino", "torch"] | None, typer.Option(help="Runtime.")] = None,
+    engine: Annotated[Literal["auto", "openvino", "onnx", "torch"] | None, typer.Option(help="Runtime.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Device of the network.")] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of the network on a CPU; 0 leaves it to the runtime.")
@@ -120,6 +120,30 @@ def quantize(context: typer.Context) -> None:
 
     def load_command() -> Callable[..., None]:
         from model.commands.quantize import main
+
+        return main
+
+    _pass_on(context, load_command)
+
+
+@app.command(context_settings=_PASSED_ON)
+def export(context: typer.Context) -> None:
+    """Write the network of a bundle as an ONNX file, or for torch.export."""
+
+    def load_command() -> Callable[..., None]:
+        from model.commands.export import main
+
+        return main
+
+    _pass_on(context, load_command)
+
+
+@app.command(context_settings=_PASSED_ON)
+def networks(context: typer.Context) -> None:
+    """List the networks with their sizes."""
+
+    def load_command() -> Callable[..., None]:
+        from model.commands.networks import main
 
         return main
 

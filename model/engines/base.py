@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-EngineName = Literal["auto", "openvino", "torch"]
+EngineName = Literal["auto", "openvino", "onnx", "torch"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 

@@ -14,8 +14,8 @@ def choose(bundle: Bundle, *, engine: EngineName = "auto", device: DeviceName = 
 
     Args:
         bundle: opened, so its hashes are verified.
-        engine: "auto" is torch if there is a CUDA device, else OpenVINO if it is installed and the bundle has a model
-            for it, else torch.
+        engine: "auto" is torch if there is a CUDA device, else OpenVINO or ONNX Runtime if it is installed and the
+            bundle has a model for it, else torch.
         device: "auto" is CUDA if there is a device, else the CPU.
         threads: number of threads on a CPU; 0 is the runtime's default.
 
@@ -23,23 +23,35 @@ def choose(bundle: Bundle, *, engine: EngineName = "auto", device: DeviceName = 
         EngineError: the runtime is not installed or has no such device, or the bundle has no model for it.
     """
     if engine == "auto":
-        openvino = bundle.card.openvino is not None and importlib.util.find_spec("openvino") is not None
-        engine = "openvino" if openvino and (device == "cpu" or (device == "auto" and not _cuda())) else "torch"
-    if engine == "openvino" and device == "cuda":
+        engine = _for_cpu(bundle) if device == "cpu" or (device == "auto" and not _cuda()) else "torch"
+    if engine != "torch" and device == "cuda":
         raise EngineError(
-            "the engine 'openvino' runs on the CPU: set the device to cpu or auto, or the engine to torch"
+            f"the engine {engine!r} runs on the CPU: set the device to cpu or auto, or the engine to torch"
         )
     try:
         if engine == "openvino":
             from model.engines.openvino import OpenVinoEngine
 
             return OpenVinoEngine.from_bundle(bundle, threads=threads)
+        if engine == "onnx":
+            from model.engines.onnx import OnnxEngine
+
+            return OnnxEngine.from_bundle(bundle, threads=threads)
         from model.engines.torch import TorchEngine
     except ImportError as error:
         raise EngineError(
             f"the engine {engine!r} is not installed ({error}): run make install, or set the engine to another"
         ) from error
     return TorchEngine.from_bundle(bundle, device=device, threads=threads)
+
+
+def _for_cpu(bundle: Bundle) -> EngineName:
+    """The fastest engine on a CPU that is installed and that the bundle has a model for."""
+    if bundle.card.openvino is not None and importlib.util.find_spec("openvino") is not None:
+        return "openvino"
+    if bundle.card.onnx is not None and importlib.util.find_spec("onnxruntime") is not None:
+        return "onnx"
+    return "torch"
 
 
 def _cuda() -> bool:

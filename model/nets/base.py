@@ -134,7 +134,7 @@ def count_parameters(net: nn.Module) -> int:
 
 
 def count_multiply_adds(net: Network, side: int) -> int:
-    """Multiply-adds of one forward pass over one image of side x side pixels; convolutions and linear layers only."""
+    """Multiply-adds of one forward pass over one image of side x side pixels, in convolutions and matrix products."""
     from torch.utils.flop_counter import FlopCounterMode
 
     shapes = copy.deepcopy(net).eval().to("meta")  # counts without computing

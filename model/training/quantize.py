@@ -13,7 +13,6 @@ import openvino
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
 
 from model.bundle import open_bundle, update_bundle
 from model.card import OPENVINO_FILES, InputSpec, OpenVino
@@ -25,6 +24,7 @@ from model.nets.base import Network
 from model.training.data import DataSet
 from model.training.evaluate import outputs, score
 from model.training.export import expected_of
+from model.training.pixels import PixelNetwork
 from model.training.report.readme import README_FILE, readme_of
 
 Choice = Literal["auto", "int8", "float16"]
@@ -127,7 +127,7 @@ def converted(net: Network, spec: InputSpec) -> openvino.Model:
 
     The output "maps" is missing if the network has no class-activation maps.
     """
-    whole = _Whole(net, spec).eval()
+    whole = PixelNetwork(net, spec).eval()
     example = torch.zeros(2, spec.crop, spec.crop, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit warns that it is deprecated
@@ -188,20 +188,3 @@ def _only_for_maps(model: openvino.Model) -> set[str]:
                 found.add(node.get_friendly_name())
                 pending += [value.get_node() for value in node.input_values()]
     return inputs[True] - inputs[False]
-
-
-class _Whole(nn.Module):
-    """A network from uint8 pixels to logits, pooled features and, if it has them, maps."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, net: Network, spec: InputSpec) -> None:
-        super().__init__()
-        self.net = net
-        self.register_buffer("mean", torch.tensor(spec.mean)[:, None, None] * 255)
-        self.register_buffer("std", torch.tensor(spec.std)[:, None, None] * 255)
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        features = self.net.forward_features((pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std)
-        return tuple(output for output in self.net.forward_head(features) if output is not None)

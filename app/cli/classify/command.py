@@ -67,7 +67,7 @@ def classify(
     weights: Annotated[
         Path | None, typer.Option(help="Folder of the bundle.  [default: weights/resnet18-cifar10]")
     ] = None,
-    engine: Annotated[Literal["auto", "openvino", "torch"] | None, typer.Option(help="Runtime.")] = None,
+    engine: Annotated[Literal["auto", "openvino", "onnx", "torch"] | None, typer.Option(help="Runtime.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Device of the network.")] = None,
     threads: Annotated[
         int | None, typer.Option(min=0, help="Threads of the network on a CPU; 0 leaves it to the runtime.")

@@ -163,7 +163,7 @@ def test_what_cannot_be_explained_is_a_problem_that_says_why() -> None:
         response = service.client.post("/explain", content=photo())
         assert response.status_code == 501
         assert response.json()["type"] == "urn:tenfold:not-explainable"
-        assert "the engine fake computes no gradients: set TENFOLD_ENGINE=torch" in response.json()["detail"]
+        assert "the engine fake computes no gradients: set the engine to torch" in response.json()["detail"]
 
 
 def test_server_timing_has_the_drawing(running: Running) -> None:

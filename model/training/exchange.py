@@ -1,0 +1,154 @@
+"""Writes the network of a bundle in formats of other programs: ONNX, and torch.export."""
+
+import hashlib
+import io
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+
+from model.bundle import Bundle, open_bundle, update_bundle
+from model.card import ONNX_FILE, Onnx
+from model.classifier import self_test_pixels
+from model.engines.base import Outputs
+from model.engines.onnx import OnnxEngine
+from model.engines.torch import load_network
+from model.errors import SaveError, TrainingError
+from model.training.export import expected_of
+from model.training.pixels import PixelNetwork
+
+# Largest difference between an output of the exported network and PyTorch's, relative to the largest one.
+_TOLERANCE = 1e-3
+# Not the size of the example, so that a fixed batch size would be noticed.
+_TEST_IMAGES = 5
+
+
+def to_onnx(bundle: Bundle) -> bytes:
+    """The bundle's network as an ONNX model in float32, tested in ONNX Runtime.
+
+    The input is "pixels", uint8[batch, crop, crop, 3], RGB after the test transform. The normalisation is in the model.
+    The outputs are "logits", "features" and, if the network has them, "maps", as in `Outputs`. The metadata has the
+    name, the version, the labels and the temperature of the card, and its test transform as `input`.
+
+    Raises:
+        TrainingError: the network cannot be exported, or ONNX Runtime computes something else.
+    """
+    net, example = _whole(bundle)
+    with torch.inference_mode():
+        names = list(Outputs._fields[: len(net(example))])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.onnx warns about its own use of PyTorch
+            program: Any = torch.onnx.export(
+                net,
+                (example,),
+                dynamo=True,
+                input_names=["pixels"],
+                output_names=names,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+        model = program.model_proto
+    except Exception as error:
+        raise _failed(bundle, "ONNX", error) from error
+    card = bundle.card
+    about = {
+        "name": card.name,
+        "version": card.version,
+        "labels": json.dumps(card.labels),
+        "temperature": str(card.calibration.temperature),
+        "input": card.input.model_dump_json(),
+    }
+    onnx.helper.set_model_props(model, about)
+    contents: bytes = model.SerializeToString()
+    pixels = self_test_pixels(0, _TEST_IMAGES, card.input.crop)
+    session = onnxruntime.InferenceSession(contents, providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        expected = net(torch.from_numpy(pixels))
+    for name, ours, theirs in zip(names, expected, session.run(names, {"pixels": pixels}), strict=True):
+        if not np.abs(theirs - ours.numpy()).max() <= _TOLERANCE * ours.abs().max().item():
+            raise TrainingError(f"ONNX Runtime computes other {name} than PyTorch for {card.name}: use another format")
+    return contents
+
+
+def to_torch_export(bundle: Bundle) -> bytes:
+    """The bundle's network as an archive of torch.export (.pt2), with the inputs and outputs of `to_onnx`.
+
+    Raises:
+        TrainingError: the network cannot be exported.
+    """
+    net, example = _whole(bundle)
+    file = io.BytesIO()
+    try:
+        program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.export.save(program, file)
+    except Exception as error:
+        raise _failed(bundle, "torch.export", error) from error
+    return file.getvalue()
+
+
+def add_onnx(folder: Path) -> None:
+    """Add an ONNX model to a bundle, or replace the one that it has. The engine `onnx` runs it.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        TrainingError: as for `to_onnx`.
+        SaveError: the bundle cannot be written. It is unchanged.
+    """
+    bundle = open_bundle(folder)
+    card = bundle.card
+    contents = to_onnx(bundle)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / ONNX_FILE
+        path.write_bytes(contents)
+        test = expected_of(OnnxEngine(path), card.input.crop, card.calibration, card.out_of_distribution)
+    files = {**card.files, ONNX_FILE: hashlib.sha256(contents).hexdigest()}
+    update_bundle(folder, {ONNX_FILE: contents}, card.model_copy(update={"onnx": Onnx(self_test=test), "files": files}))
+
+
+def require_new(path: Path) -> None:
+    """Raises:
+    SaveError: the file exists.
+    """
+    if path.exists():
+        raise SaveError(f"{path} exists: choose another --out, or move it away")
+
+
+def write(path: Path, contents: bytes) -> None:
+    """Write a new file, completely or not at all.
+
+    Raises:
+        SaveError: the file exists or cannot be written. No partial file remains.
+    """
+    require_new(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        try:
+            partial.write_bytes(contents)
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise SaveError(f"cannot write {path} ({error.strerror}): free disk space or choose another --out") from error
+
+
+def _whole(bundle: Bundle) -> tuple[PixelNetwork, Tensor]:
+    """The network with its normalisation, and an example of its input."""
+    spec = bundle.card.input
+    example = torch.zeros(2, spec.crop, spec.crop, 3, dtype=torch.uint8)
+    return PixelNetwork(load_network(bundle), spec).eval(), example
+
+
+def _failed(bundle: Bundle, what: str, error: Exception) -> TrainingError:
+    reason = str(error).strip().partition("\n")[0]
+    return TrainingError(
+        f"{bundle.card.architecture.name} cannot be exported with {what} ({type(error).__name__}: {reason}): "
+        "use another format"
+    )
