@@ -5,6 +5,8 @@ import io
 import json
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from model.bundle import Bundle, open_bundle, update_bundle
-from model.card import ONNX_FILE, Onnx
+from model.card import ONNX_FILE, WEIGHTS_FILE, ModelCard, Onnx
 from model.classifier import self_test_pixels
 from model.engines.base import Outputs
 from model.engines.onnx import OnnxEngine
@@ -35,7 +37,7 @@ def to_onnx(bundle: Bundle) -> bytes:
 
     The input is "pixels", uint8[batch, crop, crop, 3], RGB after the test transform. The normalisation is in the model.
     The outputs are "logits", "features" and, if the network has them, "maps", as in `Outputs`. The metadata has the
-    name, the version, the labels and the temperature of the card, and its test transform as `input`.
+    name, the labels and the temperature of the card, its test transform as `input`, and the hash of the weights.
 
     Raises:
         TrainingError: the network cannot be exported, or ONNX Runtime computes something else.
@@ -44,8 +46,7 @@ def to_onnx(bundle: Bundle) -> bytes:
     with torch.inference_mode():
         names = list(Outputs._fields[: len(net(example))])
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.onnx warns about its own use of PyTorch
+        with _quiet():
             program: Any = torch.onnx.export(
                 net,
                 (example,),
@@ -61,7 +62,7 @@ def to_onnx(bundle: Bundle) -> bytes:
     card = bundle.card
     about = {
         "name": card.name,
-        "version": card.version,
+        "weights_sha256": card.files[WEIGHTS_FILE],
         "labels": json.dumps(card.labels),
         "temperature": str(card.calibration.temperature),
         "input": card.input.model_dump_json(),
@@ -87,15 +88,19 @@ def to_torch_export(bundle: Bundle) -> bytes:
     net, example = _whole(bundle)
     file = io.BytesIO()
     try:
-        program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        torch.export.save(program, file)
+        with _quiet():
+            program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            torch.export.save(program, file)
     except Exception as error:
         raise _failed(bundle, "torch.export", error) from error
     return file.getvalue()
 
 
-def add_onnx(folder: Path) -> None:
+def add_onnx(folder: Path) -> ModelCard:
     """Add an ONNX model to a bundle, or replace the one that it has. The engine `onnx` runs it.
+
+    Returns:
+        The new card.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -110,7 +115,9 @@ def add_onnx(folder: Path) -> None:
         path.write_bytes(contents)
         test = expected_of(OnnxEngine(path), card.input.crop, card.calibration, card.out_of_distribution)
     files = {**card.files, ONNX_FILE: hashlib.sha256(contents).hexdigest()}
-    update_bundle(folder, {ONNX_FILE: contents}, card.model_copy(update={"onnx": Onnx(self_test=test), "files": files}))
+    card = card.model_copy(update={"onnx": Onnx(self_test=test), "files": files})
+    update_bundle(folder, {ONNX_FILE: contents}, card)
+    return card
 
 
 def require_new(path: Path) -> None:
@@ -146,7 +153,17 @@ def _whole(bundle: Bundle) -> tuple[PixelNetwork, Tensor]:
     return PixelNetwork(load_network(bundle), spec).eval(), example
 
 
-def _failed(bundle: Bundle, what: str, error: Exception) -> TrainingError:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without PyTorch's warnings about itself, and without the graph that it prints if it fails."""
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _failed(bundle: Bundle, what: str, error: BaseException) -> TrainingError:
+    while error.__cause__:  # torch.onnx wraps the error of torch.export
+        error = error.__cause__
     reason = str(error).strip().partition("\n")[0]
     return TrainingError(
         f"{bundle.card.architecture.name} cannot be exported with {what} ({type(error).__name__}: {reason}): "

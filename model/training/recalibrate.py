@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from model.bundle import open_bundle, update_bundle
-from model.card import ModelCard
+from model.card import ONNX_FILE, ModelCard
 from model.engines.choose import choose
 from model.engines.torch import TorchEngine, load_network
 from model.training.calibrate import fit
@@ -48,7 +48,13 @@ def recalibrate(folder: Path, data: DataSet, *, progress: Progress | None = None
             "out_of_distribution": ood,
             "self_test": expected_of(engine, spec.crop, calibration, ood),
             "openvino": about,
+            "onnx": None,
+            "files": {name: sha256 for name, sha256 in card.files.items() if name != ONNX_FILE},
         }
     )
     update_bundle(folder, {**result_plots(card.labels, assessment), README_FILE: readme_of(folder, card)}, card)
-    return card
+    if bundle.card.onnx is None:
+        return card
+    from model.training.exchange import add_onnx
+
+    return add_onnx(folder)  # the file contains the temperature

@@ -79,7 +79,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         ("port", "abc"),
         ("port", "-1"),
         ("port", "65536"),
-        ("engine", "onnx"),
+        ("engine", "tvm"),
         ("device", "tpu"),
         ("threads", "-1"),
         ("decode_threads", "0"),

@@ -329,3 +329,30 @@ def test_an_invalid_field_of_the_openvino_model_is_named(
 ) -> None:
     with pytest.raises(CardError, match=message):
         read(altered(with_openvino(card), where, value), tmp_path)
+
+
+def with_onnx(card: dict[str, Any]) -> dict[str, Any]:
+    files = {**card["files"], "model.onnx": "0" * 64}
+    return {**card, "onnx": {"self_test": dict(card["self_test"])}, "files": files}
+
+
+def test_the_onnx_model_has_its_own_self_test(card: dict[str, Any], tmp_path: Path) -> None:
+    found = read(altered(with_onnx(card), "onnx.self_test.tolerance", 0.5), tmp_path)
+    assert found.self_test_on("onnx").tolerance == 0.5
+    assert found.self_test_on("torch") == found.self_test
+    assert read(card, tmp_path).onnx is None
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        ("onnx.self_test", DELETED, "onnx.self_test: Field required"),
+        ("onnx.self_test.scores", [], "the lists of onnx.self_test do not have the same length"),
+        ("files", {"model.safetensors": "0" * 64}, "files does not contain model.onnx"),
+    ],
+)
+def test_an_invalid_field_of_the_onnx_model_is_named(
+    where: str, value: object, message: str, card: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(CardError, match=message):
+        read(altered(with_onnx(card), where, value), tmp_path)

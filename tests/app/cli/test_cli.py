@@ -48,7 +48,7 @@ def test_help_imports_no_large_package(arguments: list[str]) -> None:
         [sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120, stdout=subprocess.PIPE, text=True
     )
     if arguments == ["--help"]:
-        for name in ("classify", "serve", "train", "recipes", "evaluate", "quantize"):
+        for name in ("classify", "serve", "train", "recipes", "evaluate", "quantize", "export", "networks"):
             assert f"\n  {name} " in done.stdout
 
 

@@ -65,7 +65,7 @@ def test_the_file_states_its_inputs_outputs_and_labels(onnx_file: Path, tiny_bun
     }  # fmt: skip
     card = open_bundle(tiny_bundle).card
     about = session.get_modelmeta().custom_metadata_map
-    assert (about["name"], about["version"]) == ("tiny", card.version)
+    assert (about["name"], about["weights_sha256"]) == ("tiny", card.files["model.safetensors"])
     assert json.loads(about["labels"]) == card.labels
     assert json.loads(about["input"]) == card.input.model_dump(mode="json")
     assert float(about["temperature"]) == card.calibration.temperature
