@@ -3,14 +3,14 @@
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from app.cli.classify.paths import STDIN, BadPath, find_files, read_path_list
+from app.cli.classify.paths import STDIN, BadPath, Skipped, find_files, is_image, read_path_list
 from app.cli.classify.progress import Report
 from app.cli.classify.results import (
     CommandError,
@@ -20,8 +20,11 @@ from app.cli.classify.results import (
     Writer,
     escape_unprintable,
     make_writer,
+    utf8_path,
 )
 
+# Suffix of the output's name -> format.
+_FORMATS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 # 128 plus the signal, as shells report SIGINT and SIGPIPE.
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
 # Arguments without files that are kept until the first file is found.
@@ -35,7 +38,7 @@ def classify(
         list[str],
         typer.Argument(
             help="Files; folders, for the images in them and their subfolders; patterns such as 'photos/**/*.jpg'; "
-            "- for a list of paths on standard input.",
+            "- for a list of paths, or one image, on standard input.",
             show_default=False,
         ),
     ],
@@ -52,10 +55,19 @@ def classify(
         float | None, typer.Option(min=0, max=1, help="Lowest probability of an accepted prediction.  [default: 0]")
     ] = None,
     output_format: Annotated[
-        Format | None, typer.Option("--format", help="Format of the results.  [default: table on a terminal, else csv]")
+        Format | None,
+        typer.Option(
+            "--format",
+            help="Format of the results.  [default: by the name of the output, else table on a terminal, else csv]",
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File for the results, replaced when they are complete.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File for the results, replaced when they are complete. An interrupted run is continued.",
+        ),
     ] = None,
     null: Annotated[bool, typer.Option("--null", "-0", help="Paths on standard input end with NUL.")] = False,
     patience: Annotated[
@@ -91,7 +103,11 @@ def classify(
         "max_body_bytes": max_bytes,
     }
     overrides = {name: value for name, value in options.items() if value is not None}
-    chosen_format: Format = output_format or ("table" if output is None and sys.stdout.isatty() else "csv")
+    chosen_format: Format = (
+        output_format
+        or (_FORMATS.get(output.suffix.lower()) if output else None)
+        or ("table" if output is None and sys.stdout.isatty() else "csv")
+    )
     try:
         if url is not None:
             for name in ("weights", "engine", "device", "threads"):
@@ -99,12 +115,19 @@ def classify(
                     raise CommandError(f"--{name} has no effect on a service: give either --{name} or --url")
         elif model is not None:
             raise CommandError("--model names a model of a service: give --url too, or --weights for a bundle")
-        files = _find_files(paths, b"\0" if null else b"\n")
-        results = Output(output)
+        if null and STDIN not in paths:
+            raise CommandError("-0 is for paths on standard input: add - to the arguments")
+        skipped = Skipped()
+        files = _find_files(paths, b"\0" if null else b"\n", skipped)
+        results, writer = Output(output), make_writer(chosen_format, top_k)
+        kept = results.resume(writer, (utf8_path(_name_of(file)) for file in files))
         report = Report(
-            None if STDIN in paths else lambda: sum(1 for _ in find_files(paths)),
+            None if STDIN in paths else lambda: sum(1 for _ in find_files(paths)) - kept,
+            skipped,
             bar=sys.stderr.isatty() and (output is not None or not sys.stdout.isatty()),
         )
+        if kept:
+            report.print(f"{results.partial} has {kept:,} results: continuing after them")
 
         def classify_files() -> Iterator[list[Result]]:
             if url is None:
@@ -123,7 +146,7 @@ def classify(
                 notify=report.print,
             ).classify(files)
 
-        return _write_results(classify_files, make_writer(chosen_format, top_k), results, report)
+        return _write_results(classify_files, writer, results, report)
     except CommandError as error:
         _print_error(error)
         return 2
@@ -141,13 +164,21 @@ def main(*args: object, **options: object) -> None:
     os._exit(code)
 
 
-def _find_files(arguments: Sequence[str], end: bytes) -> Iterator[str | BadPath]:
+def _name_of(file: str | BadPath) -> str:
+    return file.path if isinstance(file, BadPath) else file
+
+
+def _find_files(arguments: Sequence[str], end: bytes, skipped: Skipped) -> Iterator[str | BadPath]:
     """Like `find_files`, after checking that there is at least one file.
 
     Raises:
         CommandError: there is none.
     """
-    files = find_files(arguments, read_path_list(sys.stdin.buffer, end=end) if STDIN in arguments else ())
+    listed: Iterable[str] = ()
+    if STDIN in arguments:
+        stream = sys.stdin.buffer
+        listed = [STDIN] if is_image(stream) else read_path_list(stream, end=end)
+    files = find_files(arguments, listed, skipped)
     bad_paths: list[BadPath] = []
     for path in files:
         if not isinstance(path, BadPath) or len(bad_paths) == _MAX_BAD_PATHS:
@@ -183,7 +214,7 @@ def _write_results(
     if isinstance(interruption, CommandError):
         _print_error(interruption)
     if report.classified or report.failed:
-        report.print_summary()
+        report.print_summary(complete=interruption is None)
     if interruption is None:
         return 1 if report.failed else 0
     if kept := results.abandon():

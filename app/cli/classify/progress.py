@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from app.cli.classify.paths import Skipped
 from app.cli.classify.results import Result, escape_unprintable
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class Report:
 
     Args:
         count: returns the total number of files, if it can be known. It is called in a thread of its own.
+        skipped: files of folders that are no images.
         bar: whether to draw a progress bar.
 
     Attributes:
@@ -27,9 +29,11 @@ class Report:
         failed: number of files with an error.
     """
 
-    def __init__(self, count: Callable[[], int] | None, *, bar: bool) -> None:
+    def __init__(self, count: Callable[[], int] | None, skipped: Skipped, *, bar: bool) -> None:
         self.classified = self.failed = 0
         self._verdicts = {"accepted": 0, "uncertain": 0, "other": 0}
+        self._count = count
+        self._skipped = skipped
         self._failures: list[str] = []
         self._model: str | None = None
         self._started = time.monotonic()
@@ -64,19 +68,28 @@ class Report:
             self._bar.stop()
             self._bar = None
 
-    def print_summary(self) -> None:
-        """List the failed files. If there are any, or on a terminal, print the counts and the rate too."""
+    def print_summary(self, *, complete: bool) -> None:
+        """List the failed files and count the skipped ones. If a file failed or was not reached, or on a terminal,
+        print the counts and the rate too.
+
+        Args:
+            complete: whether all files have a result.
+        """
         if self.failed:
             print("failed:", file=sys.stderr)
             for line in self._failures:
                 print(f"  {line}", file=sys.stderr)
             if self.failed > len(self._failures):
                 print(f"  and {self.failed - len(self._failures):,} more", file=sys.stderr)
-        if self.failed or sys.stderr.isatty():
+        if skipped := str(self._skipped):
+            print(f"skipped in folders, because they have no image extension: {skipped}", file=sys.stderr)
+        if self.failed or not complete or sys.stderr.isatty():
+            done = self.classified + self.failed
+            total = done if complete or self._count is None else self._count()
             seconds = time.monotonic() - self._started
             by = f" by {self._model}" if self._model else ""
             print(
-                f"{self.classified:,} of {self.classified + self.failed:,} classified{by} in {seconds:.1f} s, "
+                f"{self.classified:,} of {total:,} classified{by} in {seconds:.1f} s, "
                 f"{self.classified / seconds:.0f}/s: "
                 + ", ".join(f"{count:,} {verdict}" for verdict, count in self._verdicts.items()),
                 file=sys.stderr,

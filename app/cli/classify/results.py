@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,6 +41,20 @@ class Writer(Protocol):
 
     def lines(self, results: Iterable[Result]) -> Iterator[str]: ...
 
+    def resume(self, lines: Iterable[str]) -> Iterator[str]:
+        """Read the results of an interrupted run, to continue after them without another header.
+
+        Args:
+            lines: of the file, with their line breaks. They are read as far as needed for the next result.
+
+        Yields:
+            The path of each complete result.
+
+        Raises:
+            CommandError: the results have other columns.
+        """
+        ...
+
 
 class CsvWriter:
     """A row per file. Label and probability of rank k are in `label_k` and `probability_k` if k > 1."""
@@ -59,14 +74,24 @@ class CsvWriter:
         rows.writerows(map(self._row, results))
         yield text.getvalue()
 
+    def resume(self, lines: Iterable[str]) -> Iterator[str]:
+        rows = csv.reader(line for line in lines if line.endswith("\n"))
+        if next(rows, self._names) != self._names:
+            raise CommandError("it has other columns")
+        for row in rows:
+            if len(row) != len(self._names):  # cut in the middle
+                return
+            self._header_written = True
+            yield row[0]
+
     def _row(self, result: Result) -> dict[str, object]:
         prediction = result.prediction
         if not prediction:
-            return {"path": result.path, "error": result.error}
+            return {"path": utf8_path(result.path), "error": result.error}
         ranking = [value for ranked in prediction["top_k"] for value in (ranked["label"], ranked["probability"])]
         accepted, warnings = str(prediction["accepted"]).lower(), "; ".join(prediction["warnings"])
         details = (prediction[name] for name in ("in_distribution", "views", "width", "height"))
-        values = (result.path, *ranking, prediction["verdict"], accepted, *details, warnings, "")
+        values = (utf8_path(result.path), *ranking, prediction["verdict"], accepted, *details, warnings, "")
         return dict(zip(self._names, values, strict=True))
 
 
@@ -75,10 +100,19 @@ class JsonLinesWriter:
 
     def lines(self, results: Iterable[Result]) -> Iterator[str]:
         for result in results:
-            content = {"path": result.path, **result.prediction}
+            content = {"path": utf8_path(result.path), **result.prediction}
             if result.model:
                 content["model"] = result.model
             yield json.dumps({**content, "error": result.error}) + "\n"
+
+    def resume(self, lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            if not line.endswith("\n"):
+                return
+            try:
+                yield json.loads(line)["path"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise CommandError("it has other contents") from error
 
 
 class TableWriter:
@@ -103,12 +137,20 @@ class TableWriter:
             )
             yield f"{ranking}  {result.prediction['verdict']:<9}  {path}\n"
 
+    def resume(self, lines: Iterable[str]) -> Iterator[str]:  # noqa: ARG002
+        return iter(())  # a table is for reading: it begins again
+
 
 def make_writer(output_format: Format, top_k: int) -> Writer:
     """The writer for a format."""
     if output_format == "jsonl":
         return JsonLinesWriter()
     return CsvWriter(top_k) if output_format == "csv" else TableWriter(top_k)
+
+
+def utf8_path(path: str) -> str:
+    """The path with each byte that is not valid UTF-8 as %XX, so that CSV and JSON are valid."""
+    return re.sub("[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", path)
 
 
 def escape_unprintable(text: str) -> str:
@@ -121,7 +163,8 @@ class Output:
 
     Args:
         path: a file, or None for standard output. Lines are written to path.partial, which replaces it at the end.
-            So `path` is either complete or unchanged, and what was written is kept if the run is interrupted.
+            So `path` is either complete or unchanged. What was written is kept if the run is interrupted, and
+            `resume` continues it.
 
     Attributes:
         partial: the path of that file, if there is one.
@@ -139,7 +182,44 @@ class Output:
                 self._file: TextIO = sys.stdout
                 sys.stdout.reconfigure(errors="surrogateescape", newline="\n")  # type: ignore[union-attr]
             else:
-                self._file = file.open("w", encoding="utf-8", errors="surrogateescape", newline="\n")
+                mode: Literal["a", "w"] = "a" if self.partial else "w"
+                self._file = file.open(mode, encoding="utf-8", errors="surrogateescape", newline="\n")
+
+    def resume(self, writer: Writer, paths: Iterator[str]) -> int:
+        """Keep the results of an interrupted run, and take their paths from `paths`.
+
+        Returns:
+            The number of results that are kept.
+
+        Raises:
+            CommandError: they are results of other files or with other columns.
+        """
+        if self.partial is None:
+            return 0
+        count = size = read = 0
+
+        def lines() -> Iterator[str]:
+            nonlocal read
+            for line in file:
+                read += len(line.encode("utf-8", "surrogateescape"))
+                yield line
+
+        with (
+            self._convert_errors(),
+            self.partial.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file,
+        ):
+            try:
+                for path in writer.resume(lines()):
+                    if path != next(paths, None):
+                        raise CommandError("it has results of other files")
+                    count, size = count + 1, read
+            except CommandError as error:
+                self._file.close()
+                raise CommandError(
+                    f"{self.partial} cannot be continued, because {error}: remove it, or give the arguments of that run"
+                ) from error
+            self._file.truncate(size)
+        return count
 
     def write(self, lines: Iterable[str]) -> None:
         """Write lines and flush them.

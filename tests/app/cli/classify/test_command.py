@@ -163,7 +163,7 @@ def test_paths_on_standard_input_are_classified_as_they_arrive(running: Running,
         assert process.stdout.readline().startswith(b"images/a.png,")
         out, err = process.communicate(os.fsencode(odd) + b"\0images/b.png", timeout=60)
     assert (process.returncode, err) == (0, b"")
-    assert out.startswith(b'"caf\xe9\n.png",')
+    assert out.startswith(b'"caf%E9\n.png",')
     assert out.splitlines()[-1].startswith(b"images/b.png,")
 
 
@@ -174,6 +174,7 @@ def test_paths_on_standard_input_are_classified_as_they_arrive(running: Running,
         (["empty"], "error: empty: no images are in this folder\n"),
         (["**/*.gif"], "error: **/*.gif: nothing matches this pattern\n"),
         (["-"], "error: standard input names no files\n"),
+        (["images", "-0"], "error: -0 is for paths on standard input: add - to the arguments\n"),
         (["images", "--weights=images"], "error: "),
         (["images", "--url=http://127.0.0.1:9"], "error: the service at http://127.0.0.1:9 cannot be reached "),
         (["images", "--url=http://127.0.0.1:9", "--engine=torch"], "error: --engine has no effect on a service"),
@@ -190,6 +191,86 @@ def test_a_command_that_cannot_run_prints_one_sentence(
     assert (code, out) == (2, "")
     assert err.startswith(message)
     assert err.count("\n") == 1
+
+
+def test_paths_that_end_with_nul_need_an_option(folder: Path) -> None:
+    code, _, err = run("-", cwd=folder, stdin=b"images/a.png\0images/b.png\0")
+    assert (code, err) == (2, "error: the paths on standard input end with NUL: add -0\n")
+
+
+def test_an_image_on_standard_input_is_classified(running: Running, folder: Path) -> None:
+    with start(url_of(running), "-", cwd=folder, text=False, stdin=subprocess.PIPE) as process:
+        out, err = process.communicate(image_file(1), timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    (row,) = rows(out.decode())
+    assert (row["path"], row["width"]) == ("-", "32")
+
+
+def test_files_of_a_folder_that_are_no_images_are_counted_and_other_image_formats_fail(
+    running: Running, folder: Path
+) -> None:
+    for name in ("readme", "x.TXT", "y.txt"):
+        (folder / "images" / name).write_text("text")
+    (folder / "images" / "photo.heic").write_bytes(b"\0\0\0\x24ftypheic" + bytes(100))
+    code, out, err = run(url_of(running), "images", cwd=folder)
+    assert code == 1
+    assert [row["path"] for row in rows(out) if row["error"]] == ["images/photo.heic"]
+    assert "images/photo.heic: this is a HEIC image, which is not accepted" in err
+    assert "skipped in folders, because they have no image extension: 3 files: .txt 2, no extension 1\n" in err
+
+
+@pytest.mark.parametrize(("name", "first"), [("out.jsonl", '{"path"'), ("out.ndjson", '{"path"'), ("out", "path,")])
+def test_the_format_follows_from_the_name_of_the_output(running: Running, folder: Path, name: str, first: str) -> None:
+    assert run(url_of(running), "images", "-o", name, cwd=folder)[0] == 0
+    assert (folder / name).read_text().startswith(first)
+
+
+def test_names_that_are_not_utf_8_have_escapes_in_every_format(running: Running, folder: Path) -> None:
+    (folder / "images" / "a.png").rename(folder / "images" / os.fsdecode(b"\xe9.png"))
+    _, csv_text, _ = run(url_of(running), "images", cwd=folder)
+    _, json_text, _ = run(url_of(running), "images", "--format=jsonl", cwd=folder)
+    assert {row["path"] for row in rows(csv_text)} == {*IMAGES[1:], "images/%E9.png"}
+    assert {json.loads(line)["path"] for line in json_text.splitlines()} == {*IMAGES[1:], "images/%E9.png"}
+
+
+@pytest.mark.parametrize("output_format", ["csv", "jsonl"])
+@pytest.mark.parametrize("cut", [0, 3])
+def test_an_interrupted_run_is_continued(running: Running, folder: Path, output_format: str, cut: int) -> None:
+    """After two results, or in the middle of the third."""
+    name = f"out.{output_format}"
+    (folder / "images" / "b.png").rename(folder / "images" / "b\n.png")
+    run(url_of(running), "images", "-o", name, cwd=folder)
+    whole = (folder / name).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    kept = b"".join(lines[:4] if output_format == "csv" else lines[:2])
+    (folder / f"{name}.partial").write_bytes(whole[: len(kept) + cut])
+    code, _, err = run(url_of(running), "images", "-o", name, cwd=folder)
+    assert code == 0
+    assert err == f"{name}.partial has 2 results: continuing after them\n"
+    assert (folder / name).read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("partial", "arguments", "reason"),
+    [
+        ("path,label,error\na.png,cat,\n", ["images"], "it has other columns"),
+        (None, ["images/c.bmp"], "it has results of other files"),
+        (None, ["images", "--top-k=2"], "it has other columns"),
+        (None, ["images", "--format=jsonl"], "it has other contents"),
+    ],
+)
+def test_results_of_another_run_are_not_continued(
+    running: Running, folder: Path, partial: str | None, arguments: Sequence[str], reason: str
+) -> None:
+    if partial is None:
+        partial = run(url_of(running), "images", cwd=folder)[1]
+    (folder / "out.csv.partial").write_text(partial)
+    code, _, err = run(url_of(running), *arguments, "-o", "out.csv", cwd=folder)
+    assert code == 2
+    assert err == (
+        f"error: out.csv.partial cannot be continued, because {reason}: remove it, or give the arguments of that run\n"
+    )
+    assert (folder / "out.csv.partial").read_text() == partial
 
 
 def test_a_process_ends_with_the_exit_code(folder: Path) -> None:
@@ -220,6 +301,7 @@ def test_ctrl_c_keeps_the_results_so_far_and_the_old_file(folder: Path) -> None:
         err = process.stderr.read()
     assert "Traceback" not in err
     assert "the results so far are in out.csv.partial" in err
+    assert re.search(r"^[\d,]+ of 2,000 classified", err, re.MULTILINE)
     assert old.read_text() == "old"
     assert len(rows(partial.read_text())) >= 1
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from app.cli.classify.paths import EXTENSIONS, BadPath, FileSizeError, find_files, read_file, read_path_list
+from app.cli.classify.paths import EXTENSIONS, BadPath, FileSizeError, Skipped, find_files, read_file, read_path_list
 from model import FORMATS
 
 GONE = "it cannot be read (No such file or directory)"
@@ -45,6 +45,23 @@ def test_the_extensions_are_those_of_the_formats() -> None:
 @pytest.mark.usefixtures("folder")
 def test_a_folder_stands_for_its_images_sorted_by_name() -> None:
     assert list(find_files(["."])) == [f"./{name}" for name in IN_FOLDER]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_folder_behind_links_is_visited_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    (other / "o.png").write_bytes(b"x")
+    for name in ("first", "second"):
+        Path("sub", name).symlink_to(other)
+    found = [file for file in find_files(["."]) if str(file).endswith("o.png")]
+    assert found == ["./sub/first/o.png"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_skipped_files_are_counted_by_extension() -> None:
+    skipped = Skipped()
+    list(find_files(["."], skipped=skipped))
+    assert str(skipped) == "3 files: .txt 2, no extension 1"
 
 
 @pytest.mark.usefixtures("folder")
