@@ -49,6 +49,27 @@ def views(image: NDArray[np.uint8], crop: int, pad: int) -> Iterator[tuple[int, 
         yield top, left, flip, view[:, ::-1] if flip else view
 
 
+def test_without_flips_no_image_is_flipped() -> None:
+    pixels = noise(40)
+    found = grey_levels(augmented(pixels, replace(RAW, flip="none", pad=0)))
+    assert np.array_equal(found, pixels.numpy())
+
+
+def test_a_batch_of_pixels_in_a_file_is_made_on_the_device() -> None:
+    pixels, recipe = noise(6, 40), replace(RAW, resize=40, pad=0)
+    index = torch.tensor([4, 1])
+    batch = training_batch(
+        pixels,
+        index,
+        recipe,
+        epoch=0,
+        coin=torch.zeros(6, dtype=torch.bool),
+        generator=torch.Generator().manual_seed(0),
+        device=torch.device("meta"),
+    )
+    assert (batch.device.type, batch.shape) == ("meta", (2, 3, 32, 32))
+
+
 def test_every_image_is_one_of_its_shifted_and_flipped_views() -> None:
     pixels = noise(120)
     found = grey_levels(augmented(pixels, RAW))

@@ -1,4 +1,5 @@
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,16 @@ from model.training import checkpoint
 from model.training.augment import normalise
 from model.training.data import CIFAR10_LABELS, DataSet, LabeledImages, load
 from model.training.distill import Teacher, distillation_loss
-from model.training.loop import Observer, Run, learning_rate, optimizers_for, selection, train
+from model.training.loop import (
+    Observer,
+    Run,
+    learning_rate,
+    optimizers_for,
+    selection,
+    split_order,
+    train,
+    weights_of_classes,
+)
 from model.training.muon import Muon
 from model.training.outliers import Outliers
 from model.training.pretrained import Init
@@ -530,6 +540,53 @@ def test_the_training_loss_of_a_complete_epoch_is_the_mean_of_its_losses(data: D
     scores = checkpoint.load(tmp_path / "checkpoint.pt")["scores"]
     assert scores.shape == (120,)
     assert scores.mean().item() == pytest.approx(run.history[0]["train_loss"], rel=1e-5)
+
+
+def mapped(images: LabeledImages, path: Path) -> LabeledImages:
+    """The same images from a read-only file."""
+    path.write_bytes(images.pixels.numpy().tobytes())
+    pixels = np.memmap(path, np.uint8, "r", shape=tuple(images.pixels.shape))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return LabeledImages(torch.from_numpy(pixels), images.labels, mapped=True)
+
+
+def test_memory_mapped_images_give_the_same_weights(data: DataSet, tmp_path: Path) -> None:
+    recipe = replace(SHORT, epochs=1)
+    files = replace(data, train=mapped(data.train, tmp_path / "a"), holdout=mapped(data.holdout, tmp_path / "b"))
+    ours, theirs = (trained(recipe, each, tmp_path / name) for name, each in (("memory", data), ("file", files)))
+    assert all(
+        same(a, b) for a, b in zip(ours.net.state_dict().values(), theirs.net.state_dict().values(), strict=True)
+    )
+    assert ours.history[0]["accuracy"] == theirs.history[0]["accuracy"]
+
+
+def test_rare_classes_weigh_more() -> None:
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    for balance, ratio in ((0.5, 3), (1.0, 9)):
+        weights = weights_of_classes(labels, 2, balance)
+        assert weights is not None
+        assert (weights[1] / weights[0]).item() == pytest.approx(ratio)
+        assert weights[labels].mean().item() == pytest.approx(1)
+    assert weights_of_classes(labels, 2, 0.0) is None
+    assert weights_of_classes(torch.tensor([0, 1] * 7), 2, 1.0) is None, "all classes have as many images"
+    missing = weights_of_classes(labels, 3, 1.0)
+    assert missing is not None
+    assert missing.isfinite().all()
+
+
+def test_the_weights_of_classes_are_in_the_loss(data: DataSet, tmp_path: Path) -> None:
+    rare = replace(data, train=data.train[torch.cat([torch.arange(30), torch.arange(30, 120, 10)])])
+    recipe = replace(SHORT, epochs=1)
+    even, uneven = (trained(replace(recipe, balance=each), rare, tmp_path / str(each)) for each in (0.0, 1.0))
+    assert even.history[0]["train_loss"] != uneven.history[0]["train_loss"]
+
+
+def test_no_batch_has_one_image_only() -> None:
+    assert [len(batch) for batch in split_order(torch.arange(9), 4)] == [4, 5]
+    assert [len(batch) for batch in split_order(torch.arange(10), 4)] == [4, 4, 2]
+    assert [len(batch) for batch in split_order(torch.arange(1), 4)] == [1]
+    assert torch.cat(split_order(torch.arange(9), 4)).tolist() == list(range(9))
 
 
 # What is refused
