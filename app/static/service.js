@@ -1,6 +1,5 @@
 /** The HTTP client of the page. It waits and retries on its own. */
 
-const LONGEST = 2 ** 31 - 1; // the maximum of setTimeout
 const BACKOFF = [1, 2, 4, 8, 10]; // seconds
 
 /** A final error of a request. */
@@ -156,19 +155,8 @@ export class Service extends EventTarget {
 	async #waitOver(signal) {
 		for (;;) {
 			signal?.throwIfAborted();
-			const left = this.#remaining;
-			if (left <= 0) return;
-			await new Promise((resolve) => {
-				const done = () => {
-					clearTimeout(timer);
-					this.removeEventListener("change", done);
-					signal?.removeEventListener("abort", done);
-					resolve();
-				};
-				const timer = setTimeout(done, Math.min(left, LONGEST));
-				this.addEventListener("change", done);
-				signal?.addEventListener("abort", done);
-			});
+			if (this.#remaining <= 0) return;
+			await new Promise((resolve) => setTimeout(resolve, 100));
 		}
 	}
 
@@ -212,7 +200,7 @@ async function problemOf(response) {
 }
 
 /** Server-Timing as [[name, milliseconds], ...], the last entry being the rest of the total. */
-export function stagesOf(header) {
+function stagesOf(header) {
 	const entries = [...header.matchAll(/([\w-]+);dur=([\d.]+)/g)].map(([, name, value]) => [name, Number(value)]);
 	const stages = entries.filter(([name]) => name !== "total");
 	const total = entries.find(([name]) => name === "total")?.[1] ?? 0;

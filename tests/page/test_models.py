@@ -8,6 +8,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.app.fakes import CARD, FakeEngine, fake_classifier, image_file
 from tests.app.running import Running, serving
 from tests.page.browsing import add, visiting
+from tests.page.test_layout import check
 
 OTHER = FakeEngine()
 
@@ -60,3 +61,13 @@ def test_a_model_without_maps_has_results_and_no_heat_maps(chooser: Page) -> Non
     chooser.locator("#models").select_option(CARD.name)
     expect(chooser.locator("#plain")).to_be_hidden()
     expect(chooser.locator("#heat-bar")).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_the_chooser_is_accessible_and_fits(chooser: Page, width: int) -> None:
+    chooser.set_viewport_size({"width": width, "height": 800})
+    expect(chooser.locator("#models")).to_be_visible()
+    check(chooser, width)
+    add(chooser, ("a.png", image_file(1)))
+    expect(chooser.locator(".ranking")).to_be_visible()
+    check(chooser, width)

@@ -226,7 +226,7 @@ def test_a_flood_for_one_model_delays_the_other_only_little() -> None:
         try:
             eventually(lambda: service.running.service.limits.images.used[CARD.name] >= 16, "its queue is long")
             seconds = []
-            for _ in range(20):
+            for _ in range(11):
                 began = time.monotonic()
                 assert service.post("b").status_code == 200
                 seconds.append(time.monotonic() - began)
@@ -234,4 +234,4 @@ def test_a_flood_for_one_model_delays_the_other_only_little() -> None:
             ended.set()
             for client in clients:
                 client.join()
-        assert sorted(seconds)[10] < 0.8
+        assert sorted(seconds)[5] < 0.8
