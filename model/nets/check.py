@@ -91,8 +91,9 @@ def _run(part: Callable[[Tensor], Any], tensor: Tensor, net: Network, side: int)
             return part(tensor)
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        raise _broken(
-            net, f"it cannot run on images of {side} x {side} pixels ({type(error).__name__}: {reason})"
+        raise RecipeError(
+            f"the network {type(net).__name__} cannot run on images of {side} x {side} pixels "
+            f"({type(error).__name__}: {reason}): choose another image size, or correct the network"
         ) from error
 
 

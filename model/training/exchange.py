@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from model.bundle import Bundle, open_bundle, update_bundle
-from model.card import ONNX_FILE, WEIGHTS_FILE, ModelCard, Onnx
+from model.card import ONNX_FILE, WEIGHTS_FILE, InputSpec, ModelCard, Onnx
 from model.classifier import self_test_pixels
 from model.engines.base import Outputs
 from model.engines.onnx import OnnxEngine
 from model.engines.torch import load_network
 from model.errors import SaveError, TrainingError
+from model.nets.base import Network
 from model.training.export import expected_of
 from model.training.pixels import PixelNetwork
 
@@ -42,24 +43,11 @@ def to_onnx(bundle: Bundle) -> bytes:
     Raises:
         TrainingError: the network cannot be exported, or ONNX Runtime computes something else.
     """
-    net, example = _whole(bundle)
-    with torch.inference_mode():
-        names = list(Outputs._fields[: len(net(example))])
+    card, net = bundle.card, load_network(bundle).eval()
     try:
-        with _quiet():
-            program: Any = torch.onnx.export(
-                net,
-                (example,),
-                dynamo=True,
-                input_names=["pixels"],
-                output_names=names,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                verbose=False,
-            )
-        model = program.model_proto
+        model = onnx_model(net, card.input)
     except Exception as error:
         raise _failed(bundle, "ONNX", error) from error
-    card = bundle.card
     about = {
         "name": card.name,
         "weights_sha256": card.files[WEIGHTS_FILE],
@@ -72,11 +60,36 @@ def to_onnx(bundle: Bundle) -> bytes:
     pixels = self_test_pixels(0, _TEST_IMAGES, card.input.crop)
     session = onnxruntime.InferenceSession(contents, providers=["CPUExecutionProvider"])
     with torch.inference_mode():
-        expected = net(torch.from_numpy(pixels))
-    for name, ours, theirs in zip(names, expected, session.run(names, {"pixels": pixels}), strict=True):
+        expected = PixelNetwork(net, card.input)(torch.from_numpy(pixels))
+    for output, ours, theirs in zip(Outputs._fields, expected, session.run(None, {"pixels": pixels}), strict=False):
         if not np.abs(theirs - ours.numpy()).max() <= _TOLERANCE * ours.abs().max().item():
-            raise TrainingError(f"ONNX Runtime computes other {name} than PyTorch for {card.name}: use another format")
+            raise TrainingError(
+                f"ONNX Runtime computes other {output} than PyTorch for {card.name}: use another format"
+            )
     return contents
+
+
+def onnx_model(net: Network, spec: InputSpec) -> onnx.ModelProto:
+    """A network in evaluation mode as an ONNX model with the input and the outputs of `to_onnx`, without metadata.
+
+    Raises:
+        Exception: torch.onnx cannot export the network.
+    """
+    whole, example = _whole(net, spec)
+    with torch.inference_mode():
+        names = list(Outputs._fields[: len(whole(example))])
+    with _quiet():
+        program: Any = torch.onnx.export(
+            whole,
+            (example,),
+            dynamo=True,
+            input_names=["pixels"],
+            output_names=names,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    model: onnx.ModelProto = program.model_proto
+    return model
 
 
 def to_torch_export(bundle: Bundle) -> bytes:
@@ -85,7 +98,7 @@ def to_torch_export(bundle: Bundle) -> bytes:
     Raises:
         TrainingError: the network cannot be exported.
     """
-    net, example = _whole(bundle)
+    net, example = _whole(load_network(bundle), bundle.card.input)
     file = io.BytesIO()
     try:
         with _quiet():
@@ -146,11 +159,9 @@ def write(path: Path, contents: bytes) -> None:
         raise SaveError(f"cannot write {path} ({error.strerror}): free disk space or choose another --out") from error
 
 
-def _whole(bundle: Bundle) -> tuple[PixelNetwork, Tensor]:
+def _whole(net: Network, spec: InputSpec) -> tuple[PixelNetwork, Tensor]:
     """The network with its normalisation, and an example of its input."""
-    spec = bundle.card.input
-    example = torch.zeros(2, spec.crop, spec.crop, 3, dtype=torch.uint8)
-    return PixelNetwork(load_network(bundle), spec).eval(), example
+    return PixelNetwork(net, spec).eval(), torch.zeros(2, spec.crop, spec.crop, 3, dtype=torch.uint8)
 
 
 @contextmanager
