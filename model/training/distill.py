@@ -1,8 +1,7 @@
 """Knowledge distillation: a network learns from the logits of a teacher.
 
 Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015 (arXiv:1503.02531). The teacher sees
-the same augmented images as the student (Beyer et al., "Knowledge distillation: A good teacher is patient and
-consistent", CVPR 2022, arXiv:2106.05237).
+the same augmented images as the student (Beyer et al., CVPR 2022, arXiv:2106.05237).
 """
 
 from collections.abc import Sequence
