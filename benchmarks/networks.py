@@ -4,10 +4,12 @@ The weights are random, which does not change the speed. Requires the extras tra
 """
 
 import argparse
+import io
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import openvino
@@ -68,7 +70,9 @@ def engines(net: Network, spec: InputSpec, threads: int) -> Iterator[Engine]:
         path.write_bytes(onnx_model(net, spec).SerializeToString())
         model = converted(net, spec)
         yield TorchEngine(net, spec, device="cpu")
-        for each, int8 in ((model, False), (quantized(model, pixels, spec), True)):
+        with redirect_stdout(io.StringIO()):  # NNCF shows its progress
+            small = quantized(model, pixels, spec)
+        for each, int8 in ((model, False), (small, True)):
             openvino.save_model(each, path.with_suffix(".xml"))
             yield OpenVinoEngine(path.with_suffix(".xml"), spec.crop, int8=int8, threads=threads)
         yield OnnxEngine(path, threads=threads)

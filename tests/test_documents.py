@@ -28,8 +28,9 @@ from app.main import create_app
 from app.settings import Settings
 from app.telemetry.metrics import Telemetry
 from model.card import read_card
-from model.commands import calibrate, evaluate, quantize, train, upgrade
+from model.commands import calibrate, evaluate, export, networks, quantize, train, upgrade
 from model.guard import MEMORY_PER_PIXEL
+from model.nets.zoo import BUILDERS, TIMM_NETWORKS
 from model.training.data import folder_of
 from model.training.data.listing import list_images
 from model.training.overrides import changed
@@ -185,6 +186,11 @@ def test_the_recipes_are_listed() -> None:
         assert f"{recipe.epochs} epochs" in summary, name
 
 
+def test_the_networks_are_listed() -> None:
+    rows = next(rows for rows in tables(read("docs/networks.md")) if rows)
+    assert [row[0].strip("`") for row in rows] == [*BUILDERS, *TIMM_NETWORKS]
+
+
 def test_the_error_in_the_example_of_the_command_line_is_true() -> None:
     spec = read_card(WEIGHTS / "card.json").input
     with pytest.raises(model.UnsupportedImage) as caught:
@@ -222,6 +228,9 @@ MODULES = {
     "model.quantize": options_of(command_of(quantize.main)),
     "model.calibrate": options_of(command_of(calibrate.main)),
     "model.upgrade": options_of(command_of(upgrade.main)),
+    # Without a module of their own.
+    "model.export": options_of(command_of(export.main)),
+    "model.networks": options_of(command_of(networks.main)),
 }
 
 
