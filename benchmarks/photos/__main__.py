@@ -2,8 +2,9 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import numpy as np
 import typer
@@ -12,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.photos.collection import Photo, collect
-from model import MAX_VIEWS, Classifier, ModelError, load, preprocess
+from model import MAX_VIEWS, Classifier, ModelError, Prediction, Verdict, load, preprocess
 from model.engines.base import DeviceName, EngineName
-from model.training.evaluate import auroc
+from model.training.evaluate import auroc, score
 
 _MAX_PIXELS = 200_000_000
 
@@ -25,7 +26,10 @@ def main(
     engine: Annotated[EngineName, typer.Option(help="Runtime.")] = "auto",
     device: Annotated[DeviceName, typer.Option(help="auto uses CUDA if it is available.")] = "auto",
 ) -> None:
-    """Evaluate bundles on real photographs by number of views. Print a table and a line of JSON for each."""
+    """Evaluate bundles on real photographs by number of views. Print a table and a line of JSON for each.
+
+    Decisions are based on half A of the photos. Half B is for reports.
+    """
     console = Console()
     photos, skipped = collect(cache)
     for reason in skipped:
@@ -37,32 +41,39 @@ def main(
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from error
         rows = evaluate(classifier, photos)
-        console.print(table(rows, classifier, photos))
+        console.print(table(rows, classifier))
         summary = {"model": classifier.card.name, "version": classifier.card.version, "views": rows}
         typer.echo(json.dumps(summary))
 
 
-def evaluate(classifier: Classifier, photos: list[Photo]) -> list[dict[str, float]]:
-    """Metrics for each number of views from 1 to `MAX_VIEWS`.
+Row = dict[str, float | int | str]
+
+
+def evaluate(classifier: Classifier, photos: list[Photo]) -> list[Row]:
+    """Metrics for each number of views from 1 to `MAX_VIEWS`, of both halves of the photos and of all.
 
     Returns:
         Records with these keys.
         views: number of views.
+        half: "A", "B" or "all".
+        photos: number of photos of the classes.
+        others: number of other images.
         top1: accuracy on the photos of the classes.
         top1_by_class: mean over the classes of the accuracy, since most photos are birds and cats.
         top1_of_accepted: accuracy on the accepted photos of the classes.
-        auroc: of in_distribution, photos of the classes against all others.
-        accepted: share of the photos of the classes that are accepted.
-        others_accepted: share of the other images that are accepted.
-        milliseconds: inference time per image.
+        ece: expected calibration error on the photos of the classes, 15 bins.
+        auroc: of the out-of-distribution score, photos of the classes against all others.
+        accepted, uncertain, other: shares of the photos of the classes with these verdicts.
+        others_accepted, others_uncertain, others_other: the same for the other images.
+        milliseconds: inference time per image, of all.
     """
     labels = classifier.card.labels
     images = [
         preprocess(photo.path.read_bytes(), classifier.card.input, max_pixels=_MAX_PIXELS, views=MAX_VIEWS).pixels
         for photo in photos
     ]
-    known = np.array([photo.label is not None for photo in photos])
     truth = np.array([labels.index(photo.label) if photo.label else -1 for photo in photos])
+    halves = np.array([photo.half for photo in photos])
     rows = []
     for views in range(1, MAX_VIEWS + 1):
         started = time.perf_counter()
@@ -71,55 +82,64 @@ def evaluate(classifier: Classifier, photos: list[Photo]) -> list[dict[str, floa
             for start in range(0, len(images), 16)
             for prediction in classifier.classify([image[:views] for image in images[start : start + 16]])
         ]
-        seconds = time.perf_counter() - started
-        correct = np.array([int(prediction.probabilities.argmax()) for prediction in predictions]) == truth
-        scores: NDArray[np.float64] = np.array([prediction.in_distribution for prediction in predictions])
-        accepted = np.array([prediction.accepted() for prediction in predictions])
-        rows.append(
-            {
-                "views": float(views),
-                "top1": float(correct[known].mean()),
-                "top1_by_class": float(np.mean([correct[truth == label].mean() for label in np.unique(truth[known])])),
-                "top1_of_accepted": float(correct[known & accepted].mean()),
-                "auroc": auroc(scores[known], scores[~known]),
-                "accepted": float(accepted[known].mean()),
-                "others_accepted": float(accepted[~known].mean()),
-                "milliseconds": seconds / len(images) * 1000,
-            }
-        )
+        milliseconds = (time.perf_counter() - started) / len(images) * 1000
+        for half in ("A", "B", "all"):
+            part = np.flatnonzero((halves == half) | (half == "all"))
+            metrics = measure([predictions[index] for index in part], truth[part])
+            rows.append({"views": views, "half": half, **metrics, "milliseconds": milliseconds})
     return rows
 
 
-def table(rows: list[dict[str, float]], classifier: Classifier, photos: list[Photo]) -> Table:
+def measure(predictions: Sequence[Prediction], truth: NDArray[np.int64]) -> dict[str, float]:
+    """The metrics of some photos, as in `evaluate`.
+
+    Args:
+        predictions: of N photos.
+        truth: right classes, -1 for images of something else, int64[N].
+    """
+    known = truth >= 0
+    probabilities = np.stack([prediction.probabilities for prediction in predictions])
+    correct = probabilities.argmax(axis=1) == truth
+    scores = np.array([prediction.score for prediction in predictions])
+    verdicts = np.array([prediction.verdict() for prediction in predictions])
+    accepted = verdicts == "accepted"
+    return {
+        "photos": int(known.sum()),
+        "others": int((~known).sum()),
+        "top1": float(correct[known].mean()),
+        "top1_by_class": float(np.mean([correct[truth == label].mean() for label in np.unique(truth[known])])),
+        "top1_of_accepted": float(correct[known & accepted].mean()),
+        "ece": score(np.log(np.maximum(probabilities[known], 1e-12)), truth[known]).ece,
+        "auroc": auroc(scores[known], scores[~known]),
+        **{verdict: float((verdicts[known] == verdict).mean()) for verdict in get_args(Verdict)},
+        **{f"others_{verdict}": float((verdicts[~known] == verdict).mean()) for verdict in get_args(Verdict)},
+    }
+
+
+def table(rows: list[Row], classifier: Classifier) -> Table:
     """The metrics as a table."""
-    known = sum(photo.label is not None for photo in photos)
     runtime = classifier.engine
     out = Table(
         title=f"{classifier.card.name} {classifier.card.version} on {runtime.name}, {runtime.device}, "
-        f"{runtime.precision}: {known} photos of the classes, {len(photos) - known} other images",
+        f"{runtime.precision}. Verdicts: accepted / uncertain / other",
         title_justify="left",
     )
-    for heading in (
-        "views",
-        "top-1",
-        "top-1 by class",
-        "top-1 of accepted",
-        "AUROC",
-        "accepted",
-        "others accepted",
-        "ms per image",
-    ):
+    headings = ("views", "half", "top-1", "by class", "of accepted", "ECE", "AUROC", "photos", "other images", "ms")
+    for heading in headings:
         out.add_column(heading, justify="right")
     for row in rows:
+        shares = ("top1", "top1_by_class", "top1_of_accepted", "ece")
         out.add_row(
-            f"{row['views']:.0f}",
-            f"{row['top1']:.1%}",
-            f"{row['top1_by_class']:.1%}",
-            f"{row['top1_of_accepted']:.1%}",
+            str(row["views"]),
+            str(row["half"]),
+            *(f"{row[name]:.1%}" for name in shares),
             f"{row['auroc']:.3f}",
-            f"{row['accepted']:.1%}",
-            f"{row['others_accepted']:.1%}",
+            *(
+                " / ".join(f"{row[prefix + verdict]:.0%}" for verdict in get_args(Verdict)) + f" of {row[total]}"
+                for prefix, total in (("", "photos"), ("others_", "others"))
+            ),
             f"{row['milliseconds']:.1f}",
+            end_section=row["half"] == "all",
         )
     return out
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 MANIFEST = Path(__file__).with_name("manifest.csv")
 FOLDER = Path("data/photos")
@@ -71,6 +72,14 @@ class Photo:
     label: str | None
     kind: str
     package: str
+
+    @property
+    def half(self) -> Literal["A", "B"]:
+        """The half of the benchmark that it belongs to: A if the first digit of its hash is even.
+
+        Decisions are based on half A. Half B is for reports.
+        """
+        return "B" if int(self.path.name[0], 16) % 2 else "A"
 
 
 def read_manifest(path: Path = MANIFEST) -> list[Entry]:
