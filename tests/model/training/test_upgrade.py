@@ -120,8 +120,8 @@ def test_the_weights_and_the_predictions_stay_the_same(
 def test_the_mistakes_are_read_from_the_old_readme(format_4: Path) -> None:
     upgrade(format_4)
     assert [tuple(mistake.model_dump().values()) for mistake in read_card(format_4 / "card.json").metrics.mistakes] == [
-        (24, "cat", "frog", 0.999),
-        (5, "ship", "airplane", 0.986),
+        (24, None, "cat", "frog", 0.999),
+        (5, None, "ship", "airplane", 0.986),
     ]
 
 
