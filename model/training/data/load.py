@@ -63,6 +63,8 @@ def load_for(
         SaveError: the cache cannot be written.
     """
     folder = folder_of(data)
+    if folder is None and recipe.data == "folder":
+        raise DataError(f"the recipe is for a folder of images, and {data} is not one: give --data folder:PATH")
     if folder is None:
         return load(recipe.data, Path(data), holdout=recipe.holdout, limit=limit, download=download)
     return load_folder(

@@ -1,11 +1,13 @@
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from model.errors import DataError
-from model.training.data import DataSet, load, load_cifar10_test
+from model.training.data import DataSet, folder_of, load, load_cifar10_test, load_for
+from model.training.recipes import recipe_named
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +22,16 @@ def keys(pixels: torch.Tensor) -> list[bytes]:
 
 def test_the_error_for_missing_data_says_how_to_get_it(tmp_path: Path) -> None:
     for read in (lambda: load("cifar10", tmp_path, holdout=0), lambda: load_cifar10_test(tmp_path)):
-        with pytest.raises(DataError, match=r"--download .* or unpack cifar-10-python\.tar\.gz there"):
+        with pytest.raises(DataError, match=r"--download .* unpack cifar-10-python\.tar\.gz there, or give --data f"):
             read()
+
+
+def test_a_folder_of_images_needs_its_path() -> None:
+    for data in ("folder:", "data"):
+        with pytest.raises(DataError, match="--data folder:PATH"):
+            load_for(replace(recipe_named("smoke"), data="folder"), data)
+    assert folder_of("folder:a/b c") == Path("a/b c")
+    assert folder_of("data") is None
 
 
 def test_one_flipped_bit_of_the_data_is_detected(cifar10_root: Path, tmp_path: Path) -> None:
