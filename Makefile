@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test test-all check soak bench install lock
+.PHONY: serve test test-all check soak bench install clients lock
 
 # Only the machine's engine is installed: PyTorch with 5 GB of CUDA libraries with an NVIDIA GPU, else OpenVINO.
 SERVE := $(if $(shell command -v nvidia-smi),serve-torch,serve)
@@ -45,6 +45,16 @@ INSTALL_PROJECT := $(BIN)/uv pip install --quiet --offline --python $(BIN)/pytho
 	$(INSTALL_PROJECT)
 	@touch $@
 
+clients: .venv/clients-installed  ## install clients of the Open Inference Protocol for its tests
+
+# Their requirements contradict those of this project: kserve has an environment of its own. Of MLServer only the types
+# are used, which need pydantic alone.
+.venv/clients-installed: .venv/installed requirements/kserve.txt requirements/mlserver.txt
+	$(PYTHON) -m venv --without-pip .venv/kserve
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv/kserve/bin/python --require-hashes -r requirements/kserve.txt
+	$(BIN)/uv pip install --quiet --target .venv/mlserver --python-version 3.12 --no-deps --require-hashes -r requirements/mlserver.txt
+	@touch $@
+
 .venv/uv-installed: requirements/uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
@@ -62,4 +72,6 @@ lock: install  ## pin the requirements of pyproject.toml; LOCK_FLAGS=--upgrade t
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra openvino -c requirements/dev.txt -o requirements/serve.txt
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra torch -c requirements/dev.txt -o requirements/serve-torch.txt
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra bench -c requirements/dev.txt -o requirements/bench.txt
+	echo kserve | $(LOCK) $(LOCK_FLAGS) - -o requirements/kserve.txt
+	echo mlserver | $(LOCK) $(LOCK_FLAGS) - --no-deps -o requirements/mlserver.txt
 	printf 'uv\nsetuptools\n' | $(LOCK) $(LOCK_FLAGS) - -c requirements/dev.txt -o requirements/uv.txt
