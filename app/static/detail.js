@@ -3,8 +3,9 @@
 import { announce, find, h } from "./dom.js";
 import { curlOf } from "./exports.js";
 import { drawHeat, heatOf, placeOf } from "./heat.js";
-import { capital, milliseconds, percent, sentence, summarize } from "./words.js";
+import { capital, count, milliseconds, percent, sentence, summarize } from "./words.js";
 
+const RANKED = 10; // classes that are shown, at most
 const SLOW = 4000; // milliseconds until the elapsed time is shown
 
 export class Detail {
@@ -105,14 +106,15 @@ export class Detail {
 	}
 
 	#ranking({ result, views }) {
-		const rows = result.top_k.map(({ label, probability }) => {
+		const rows = result.top_k.slice(0, RANKED).map(({ label, probability }) => {
 			const cells = [h("span", label), h("span.track", h("i", { "--share": probability })), h("span.share", percent(probability))];
 			if (!views) return h("li.row", cells);
 			const name = `${label}, ${percent(probability)}: show where the evidence is`;
 			return h("li", h("button.row", { "aria-label": name, "data-label": label, onclick: () => this.#explain(label) }, cells));
 		});
 		const hint = views && h("p.note", "Choose a class to see its heat map.");
-		return h("div", h("ol.ranking", { "aria-label": "Classes by probability" }, rows), hint);
+		const more = result.top_k.length > RANKED && h("p.note", `The ${count(RANKED)} most probable of ${result.top_k.length} classes.`);
+		return h("div", h("ol.ranking", { "aria-label": "Classes by probability" }, rows), more, hint);
 	}
 
 	#inDistribution(share) {
