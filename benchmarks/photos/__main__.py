@@ -121,22 +121,22 @@ def table(rows: list[Row], classifier: Classifier) -> Table:
     runtime = classifier.engine
     out = Table(
         title=f"{classifier.card.name} {classifier.card.version} on {runtime.name}, {runtime.device}, "
-        f"{runtime.precision}. Verdicts: accepted / uncertain / other",
+        f"{runtime.precision}: {rows[-1]['photos']} photos of the classes and {rows[-1]['others']} others, "
+        "with % accepted/uncertain/other",
         title_justify="left",
     )
-    headings = ("views", "half", "top-1", "by class", "of accepted", "ECE", "AUROC", "photos", "other images", "ms")
+    headings = ("views", "half", "top-1", "by class", "ECE", "AUROC", "photos", "others", "ms")
     for heading in headings:
         out.add_column(heading, justify="right")
     for row in rows:
-        shares = ("top1", "top1_by_class", "top1_of_accepted", "ece")
         out.add_row(
             str(row["views"]),
             str(row["half"]),
-            *(f"{row[name]:.1%}" for name in shares),
+            *(f"{row[name]:.1%}" for name in ("top1", "top1_by_class", "ece")),
             f"{row['auroc']:.3f}",
             *(
-                " / ".join(f"{row[prefix + verdict]:.0%}" for verdict in get_args(Verdict)) + f" of {row[total]}"
-                for prefix, total in (("", "photos"), ("others_", "others"))
+                "/".join(f"{100 * float(row[prefix + verdict]):.0f}" for verdict in get_args(Verdict))
+                for prefix in ("", "others_")
             ),
             f"{row['milliseconds']:.1f}",
             end_section=row["half"] == "all",
