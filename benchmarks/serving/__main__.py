@@ -31,6 +31,7 @@ def main(
     images: Annotated[int, typer.Option(min=1, help="Images on which a server must agree first.")] = 100,
     data: Annotated[Path, typer.Option(help="Folder of CIFAR-10. Without it, images are generated.")] = Path("data"),
     open_loop: Annotated[bool, typer.Option(help="Send multiples of its capacity to Tenfold.")] = True,
+    tensors: Annotated[bool, typer.Option(help="Send tensors by the Open Inference Protocol to Tenfold.")] = True,
     deadline: Annotated[float, typer.Option(min=0.01, help="Deadline in the open loop, in seconds.")] = 1.0,
     logs: Annotated[Path, typer.Option(help="Folder for the logs of the servers.")] = Path("runs/bench"),
     json_file: Annotated[Path | None, typer.Option("--json", help="File for all results.")] = None,
@@ -53,6 +54,8 @@ def main(
                 comparison.add(server)
             tenfold = next((server for server in servers if server.name == "tenfold"), None)
             comparison.run(cases_of(payloads, counts), rounds=rounds, seconds=seconds, ceiling=tenfold is not None)
+            if tensors and tenfold:
+                comparison.run_tensors(tenfold, payloads[0], rounds=rounds, seconds=seconds)
             if open_loop and tenfold:
                 comparison.run_open_loop(tenfold, payloads[0], seconds=_OPEN_LOOP_SECONDS, deadline=deadline)
         console.print(table(comparison.results))

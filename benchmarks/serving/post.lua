@@ -1,9 +1,11 @@
 -- Sends prepared bodies in rotation and prints one line of JSON at the end.
--- Arguments after the URL: content type, then the files of the bodies.
+-- Arguments after the URL: the headers, one per line, then the files of the bodies.
 
 function init(args)
    wrk.method = "POST"
-   wrk.headers["Content-Type"] = args[1]
+   for name, value in args[1]:gmatch("([^:\n]+): ([^\n]+)") do
+      wrk.headers[name] = value
+   end
    local requests = {}
    for number = 2, #args do
       local file = assert(io.open(args[number], "rb"))

@@ -13,6 +13,7 @@ from rich.table import Table
 from benchmarks.serving.machine import hardware, versions
 from benchmarks.serving.rounds import Case, Results
 from benchmarks.serving.servers import PEERS, SERVERS
+from benchmarks.serving.tensors import PNG, TensorCase, TensorResults
 from benchmarks.serving.wrk import Load
 
 
@@ -41,6 +42,50 @@ class Row:
     to_best_peer: float | None
     to_naive: float | None
     share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRow:
+    """Medians over the rounds for Tenfold with tensors.
+
+    Attributes:
+        case: the load.
+        rate: successful requests per second.
+        images: images per second.
+        p50: median latency in milliseconds; None without responses.
+        p99: 99th percentile of the latency in milliseconds; None without responses.
+        errors: sum over all rounds.
+        to_png: images per second divided by those of PNGs in raw bodies.
+        to_ceiling: images per second divided by those of the engine alone in batches.
+    """
+
+    case: TensorCase
+    rate: float
+    images: float
+    p50: float | None
+    p99: float | None
+    errors: int
+    to_png: float | None
+    to_ceiling: float
+
+
+def tensor_rows(results: TensorResults) -> list[TensorRow]:
+    """A row for each case."""
+    rates = {case: statistics.median(load.rate for load in loads) for case, loads in results.loads.items()}
+    ceiling = statistics.median(each.rate for each in results.ceilings)
+    return [
+        TensorRow(
+            case,
+            rates[case],
+            rates[case] * case.images,
+            _median(loads, lambda load: load.p50),
+            _median(loads, lambda load: load.p99),
+            sum(load.errors for load in loads),
+            _ratio(rates[case] * case.images, rates[PNG]),
+            rates[case] * case.images / ceiling,
+        )
+        for case, loads in results.loads.items()
+    ]
 
 
 def rows_of(results: Results) -> list[Row]:
@@ -116,9 +161,24 @@ def table(results: Results) -> Group:
         out.add_row("ceiling", "pixels", "batches", "-", _number(ceiling_rate(results, 32)))
         out.add_row("ceiling", "pixels", "single", "-", _number(ceiling_rate(results, 1)), _number(latency))
     parts = [out]
+    if results.tensors:
+        parts.append(_tensor_table(results.tensors))
     if results.open_loop:
         parts.append(_open_loop_table(results))
     return Group(*parts)
+
+
+def _tensor_table(results: TensorResults) -> Table:
+    out = Table(title="tenfold, tensors by the Open Inference Protocol", title_justify="left")
+    out.add_column("payload")
+    for heading in ("connections", "requests/s", "images/s", "p50 ms", "p99 ms", "errors", "to PNG", "to ceiling"):
+        out.add_column(heading, justify="right")
+    for row in tensor_rows(results):
+        out.add_row(
+            row.case.name, str(row.case.connections), _number(row.rate), _number(row.images),
+            _number(row.p50), _number(row.p99), str(row.errors), _times(row.to_png), f"{row.to_ceiling:.0%}",
+        )  # fmt: skip
+    return out
 
 
 def _open_loop_table(results: Results) -> Table:
@@ -152,6 +212,7 @@ def summary(results: Results, *, weights: Path, rounds: int, seconds: int, failu
             for case, by_server in results.loads.items()
             for name, loads in by_server.items()
         ],
+        "tensors": [asdict(row) for row in tensor_rows(results.tensors)] if results.tensors else [],
         "open_loop": [outcome.summary() for outcome in results.open_loop],
     }
 

@@ -12,7 +12,9 @@ from benchmarks.serving.ceiling import Ceiling, measure_in_subprocess
 from benchmarks.serving.openloop import OpenLoop, open_loop
 from benchmarks.serving.payloads import Body, Encoding, Payload
 from benchmarks.serving.servers import RunningServer, Server, ServerError
+from benchmarks.serving.tensors import TensorResults, measure_tensors
 from benchmarks.serving.wrk import Load, drive
+from model import CARD_FILE, read_card
 
 MAX_CONNECTIONS_WITH_LARGE = 32
 """Most connections with the large image. With more, the queueing time exceeds the duration of a measurement."""
@@ -39,12 +41,14 @@ class Results:
         loads: by case and server name, one per round.
         ceilings: the engine alone, one per round.
         open_loop: Tenfold at several rates.
+        tensors: Tenfold by the Open Inference Protocol; None if not measured.
         missing: by server name, the reason why it has no or not all measurements.
     """
 
     loads: dict[Case, dict[str, list[Load]]] = field(default_factory=dict)
     ceilings: list[Ceiling] = field(default_factory=list)
     open_loop: list[OpenLoop] = field(default_factory=list)
+    tensors: TensorResults | None = None
     missing: dict[str, str] = field(default_factory=dict)
 
     def rate(self, case: Case, name: str) -> float | None:
@@ -97,6 +101,7 @@ class Comparison:
         self._reference = reference
         self._payloads = payloads
         self._logs = logs
+        self._bodies = bodies
         self._notify = notify
         self._files = {
             (payload.name, encoding): _write(payload, encoding, bodies)
@@ -159,6 +164,18 @@ class Comparison:
                 self.results.open_loop = open_loop(
                     running, payload.bodies("multipart"), capacity=capacity, seconds=seconds, deadline=deadline
                 )
+
+    def run_tensors(self, server: Server, payload: Payload, *, rounds: int, seconds: int) -> None:
+        """Measure binary tensors by the Open Inference Protocol, and this payload in raw bodies."""
+        for running in [each for each in self._running if each.server is server]:
+            self._notify("tensors by the Open Inference Protocol")
+            with self._excluding_on_error(running):
+                running.resume()
+                card = read_card(self._weights / CARD_FILE)
+                self.results.tensors = measure_tensors(
+                    running, self._weights, card, payload, self._bodies, rounds=rounds, seconds=seconds
+                )
+                running.pause()
 
     def _measure_ceiling(self, seconds: int) -> None:
         try:

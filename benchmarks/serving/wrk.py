@@ -3,7 +3,7 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,14 +59,32 @@ def find_wrk() -> str:
     return path
 
 
-def drive(url: str, content_type: str, bodies: Sequence[Path], *, connections: int, seconds: int) -> Load:
+def drive(
+    url: str,
+    content_type: str,
+    bodies: Sequence[Path],
+    *,
+    connections: int,
+    seconds: int,
+    headers: Mapping[str, str] | None = None,
+) -> Load:
     """Send the bodies in rotation.
+
+    Args:
+        url: of the requests.
+        content_type: of the bodies.
+        bodies: files.
+        connections: number of connections.
+        seconds: duration.
+        headers: further headers of each request.
 
     Raises:
         ServerError: wrk is not installed, or fails.
     """
     command = [find_wrk(), "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s"]
-    command += ["--timeout", f"{_TIMEOUT}s", "--script", str(_SCRIPT), url, "--", content_type, *map(str, bodies)]
+    command += ["--timeout", f"{_TIMEOUT}s", "--script", str(_SCRIPT), url, "--"]
+    lines = [f"{name}: {value}" for name, value in {"Content-Type": content_type, **(headers or {})}.items()]
+    command += ["\n".join(lines), *map(str, bodies)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 2 * _TIMEOUT)
     if done.returncode:
         raise ServerError(f"wrk fails: {(done.stderr or done.stdout).strip()}")

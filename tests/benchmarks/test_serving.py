@@ -23,9 +23,12 @@ from benchmarks.serving.chart import draw
 from benchmarks.serving.machine import versions
 from benchmarks.serving.openloop import OpenLoop, open_loop
 from benchmarks.serving.payloads import Encoding, Payload, body_of, large_jpeg, small_pngs
-from benchmarks.serving.report import rows_of, summary, table
+from benchmarks.serving.report import rows_of, summary, table, tensor_rows
 from benchmarks.serving.rounds import Case, Comparison, Results, cases_of
 from benchmarks.serving.servers import SERVERS, RunningServer, Server, ServerError
+from benchmarks.serving.tensors import CASES as TENSOR_CASES
+from benchmarks.serving.tensors import PNG as TENSOR_PNG
+from benchmarks.serving.tensors import TensorResults, measure_tensors
 from benchmarks.serving.wrk import Load, drive, parse_output
 from model.card import read_card
 
@@ -298,6 +301,37 @@ def test_a_paused_server_does_not_respond_and_an_open_loop_counts_timely_respons
     for outcome in late:
         assert outcome.goodput == 0
         assert 200 not in outcome.statuses
+
+
+def test_ratios_of_tensors_to_pngs_and_to_the_engine_alone() -> None:
+    single, batch = TENSOR_CASES
+    results = TensorResults(
+        loads={TENSOR_PNG: [load_of(100), load_of(300)], single: [load_of(220)], batch: [load_of(9, rejected=1)]},
+        ceilings=[Ceiling(300.0, 10.0, "torch"), Ceiling(500.0, 10.0, "torch")],
+    )
+    rows = tensor_rows(results)
+    assert [(row.rate, row.images, row.errors) for row in rows] == [(200, 200, 0), (220, 220, 0), (9, 288, 1)]
+    assert [row.to_png for row in rows] == pytest.approx([1.0, 1.1, 1.44])
+    assert [row.to_ceiling for row in rows] == pytest.approx([0.5, 0.55, 0.72])
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(table(Results(tensors=results)))
+    assert "32 tensors" in console.export_text()
+    content = summary(Results(tensors=results), weights=Path("w"), rounds=1, seconds=1, failures=[])
+    assert json.loads(json.dumps(content))["tensors"][1]["to_png"] == pytest.approx(1.1)
+
+
+@pytest.mark.slow
+@needs_wrk
+def test_tensors_are_measured(tiny_bundle: Path, small: Payload, tmp_path: Path) -> None:
+    with running(BY_NAME["front"], tiny_bundle, tmp_path) as front:
+        front.wait_ready(small.bodies("raw")[0])
+        card = read_card(tiny_bundle / "card.json")
+        results = measure_tensors(front, tiny_bundle, card, small, tmp_path, rounds=1, seconds=2)
+    assert list(results.loads) == [TENSOR_PNG, *TENSOR_CASES]
+    for (load,) in results.loads.values():
+        assert load.requests > 0
+        assert load.errors == 0
+    assert len(results.ceilings) == 1
 
 
 def test_the_engine_alone_is_measured(tiny_bundle: Path) -> None:
