@@ -13,6 +13,7 @@ from app.http.auth import require_key
 from app.http.dispatch import ImageRoutes
 from app.http.middleware import BodyLimit, InternalErrors, RequestContext
 from app.http.oip.errors import error_response
+from app.http.oip.messages import HEADER_LENGTH
 from app.http.problems import Errors
 from app.http.routes import docs, explain, health, metrics, models, page, predict, v2
 from app.serving.service import Load, Service
@@ -73,7 +74,7 @@ def create_app(
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
+            expose_headers=[HEADER_LENGTH, "Retry-After", "Server-Timing", "X-Request-ID"],
         )
     app.add_middleware(RequestContext, telemetry=service.telemetry, closing=lambda: service.closing)
     keys = [Depends(require_key)] if settings.api_keys else []

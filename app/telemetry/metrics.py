@@ -186,7 +186,7 @@ class Telemetry:
         values = {
             (
                 sample.name,
-                *(value for label, value in sample.labels.items() if label not in ("model", "pid")),
+                *(value for label, value in sample.labels.items() if label != "model"),
             ): sample.value
             for metric in self._all_processes().collect()
             for sample in metric.samples

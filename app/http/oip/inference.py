@@ -9,7 +9,15 @@ from starlette.responses import Response
 
 from app.http.oip import compression
 from app.http.oip.interface import Inputs, ServedModel
-from app.http.oip.messages import HEADER_LENGTH, InferRequest, encode_response, json_memory, parse_request, split
+from app.http.oip.messages import (
+    HEADER_LENGTH,
+    InferRequest,
+    encode_response,
+    json_memory,
+    json_values,
+    parse_request,
+    split,
+)
 from app.http.problems import BodyTooLarge
 from app.serving.decoding import Flow
 from app.serving.models import LoadedModel
@@ -20,6 +28,8 @@ from model import Prediction
 _INLINE = 500_000
 # Bytes that are decompressed in the event loop.
 _INLINE_INFLATED = 250_000
+# Values in the JSON of a request. The event loop stands still while CPython parses JSON in a thread: 60 ms for so many.
+_MAX_VALUES = 300_000
 # Smaller responses gain nothing from compression.
 _MIN_COMPRESSED = 1_000
 # Bytes of memory per number of a response, for the number, its text and copies of the text.
@@ -68,15 +78,13 @@ async def read_request(
 
     Raises:
         InvalidInference: it is malformed, or its tensors are not those of the model.
-        BodyTooLarge: its JSON takes too much memory.
+        BodyTooLarge: its JSON takes too much memory or time.
         TooManyFiles: there are too many images.
     """
     text, binary = split(body, request.headers.get(HEADER_LENGTH))
     memory = json_memory(text)
-    if memory > settings.max_decode_bytes:
-        raise BodyTooLarge(
-            "the JSON of the request takes too much memory: send tensors as binary data, or fewer images"
-        )
+    if memory > settings.max_decode_bytes or json_values(text) > _MAX_VALUES:
+        raise BodyTooLarge("the JSON of the request is too large: send tensors as binary data, or fewer images")
 
     def job() -> tuple[InferRequest, Inputs]:
         parsed = parse_request(text, binary)

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.app.fakes import image_file
+from tests.app.http.routes.test_v2 import images
 from tests.app.process.test_main_process import environment
 from tests.app.running import Process, Visitor, eventually, process
 
@@ -115,3 +116,18 @@ def test_a_port_that_is_taken_ends_it(int8_bundle: Path, log: Path) -> None:
             assert "address already in use" in second.log.lower()
             assert "choose another address with TENFOLD_HOST and TENFOLD_PORT" in second.log
         assert time.monotonic() - began < 60
+
+
+def test_the_statistics_of_the_open_inference_protocol_are_of_all_of_them(int8_bundle: Path, log: Path) -> None:
+    request = images(image_file())
+    with process(two_workers(int8_bundle), log) as running:
+        running.wait_logged("serving tiny", 2)
+        for _ in range(20):
+            with running.client() as client:  # a connection of its own, for either process
+                assert client.post("/v2/models/tiny-image/infer", json=request).status_code == 200
+        for _ in range(10):
+            with running.client() as client:
+                (found,) = client.get("/v2/models/tiny/stats").json()["model_stats"]
+            assert found["inference_count"] == found["inference_stats"]["success"]["count"] == 20
+            assert found["inference_stats"]["success"]["ns"] > 0
+            assert found["last_inference"] > 0

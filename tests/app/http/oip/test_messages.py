@@ -13,6 +13,7 @@ from app.http.oip.messages import (
     RequestedOutput,
     encode_response,
     json_memory,
+    json_values,
     parse_object,
     parse_request,
     split,
@@ -144,6 +145,11 @@ def test_a_body_is_split_at_the_header_length(body: bytes, data: st.DataObject) 
     assert split(body, None) == (body, memoryview(b""))
 
 
+JSON = st.recursive(
+    st.none() | st.integers() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+    max_leaves=10,
+)
 LOGITS = np.array([[1.5, -2.0], [0.25, 8.0]], np.float32)
 
 
@@ -213,6 +219,16 @@ def test_the_memory_of_json_is_estimated_from_above(unit: str, datatype: str | N
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak <= json_memory(text)
+
+
+@given(JSON)
+def test_the_number_of_values_is_bounded_from_above(content: object) -> None:
+    def values(node: object) -> int:
+        if isinstance(node, dict):
+            return 1 + sum(1 + values(value) for value in node.values())
+        return 1 + sum(map(values, node)) if isinstance(node, list) else 1
+
+    assert values(content) <= json_values(json.dumps(content).encode())
 
 
 def test_the_memory_of_nested_pixels_is_estimated_from_above() -> None:

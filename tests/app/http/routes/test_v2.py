@@ -177,8 +177,9 @@ def test_an_image_with_several_views_has_the_mean_of_their_logits(running: Runni
 def test_fp32_pixels_are_rounded(running: Running) -> None:
     array = batch().astype(np.float32)
     exact = outputs(running.client.post(INFER, **binary(array, "FP32")))
-    near = outputs(running.client.post(INFER, **binary((array + 0.4).clip(0, 255), "FP32")))
-    assert near == exact
+    for difference in (-0.4, 0.4):
+        near = (array + np.float32(difference)).clip(0, 255)
+        assert outputs(running.client.post(INFER, **binary(near, "FP32"))) == exact
 
 
 @pytest.mark.parametrize("value", [-0.5, 255.5, 1e30, float("nan"), float("inf")])
