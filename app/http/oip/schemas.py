@@ -169,9 +169,9 @@ class InferenceStatistics(BaseModel):
     success: Annotated[Duration, Field(description="Requests with status 200.")]
     fail: Annotated[Duration, Field(description="Requests with another status.")]
     queue: Annotated[Duration, Field(description="The wait of each image for its batch.")]
-    compute_input: Annotated[Duration, Field(description="Decoding and preprocessing of each encoded image.")]
+    compute_input: Annotated[Duration, Field(description="Decoding and preprocessing of each image; 0 ns for pixels.")]
     compute_infer: Annotated[Duration, Field(description="The forward pass of each image's batch.")]
-    compute_output: Annotated[Duration, Field(description="Always 0: it is not measured.")]
+    compute_output: Annotated[Duration, Field(description="Each image with 0 ns: it is not measured.")]
     cache_hit: Annotated[Duration, Field(description="Always 0: there is no cache.")]
     cache_miss: Annotated[Duration, Field(description="Always 0: there is no cache.")]
 

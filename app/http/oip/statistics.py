@@ -10,7 +10,8 @@ _NOTHING = Duration(count=0, ns=0)
 def statistics_of(served: ServedModel, telemetry: Telemetry) -> ModelStatistics:
     """The statistics of the bundle that a model is served from.
 
-    They count requests to all endpoints, so NAME and NAME-image have the same.
+    They count requests to all endpoints, so NAME and NAME-image have the same. All stages count each image, because
+    Triton's perf_analyzer requires equal counts.
     """
     totals = telemetry.totals(served.model.name)
     return ModelStatistics(
@@ -23,9 +24,9 @@ def statistics_of(served: ServedModel, telemetry: Telemetry) -> ModelStatistics:
             success=_duration(totals.success),
             fail=_duration(totals.failure),
             queue=_duration(totals.queue),
-            compute_input=_duration(totals.decode),
+            compute_input=_duration(Total(totals.inference.count, totals.decode.seconds)),
             compute_infer=_duration(totals.inference),
-            compute_output=_NOTHING,
+            compute_output=_duration(Total(totals.inference.count, 0.0)),
             cache_hit=_NOTHING,
             cache_miss=_NOTHING,
         ),
