@@ -317,6 +317,9 @@ def test_versions_in_examples_are_that_of_the_weights() -> None:
             (version, ""),
             ("", version),
         }, path
+    protocol = read("docs/open-inference-protocol.md")
+    assert f'"model_version": "{int(version, 16)}"' in protocol
+    assert f'int("{version}", 16)' in protocol
 
 
 def test_the_figures_of_the_readme_are_those_of_the_card() -> None:

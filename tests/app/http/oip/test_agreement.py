@@ -87,7 +87,10 @@ def in_batches(send: Callable[[int], triton.InferResult]) -> list[int]:
     return [index for start in range(0, COUNT, BATCH) for index in classes_of(send(start))]
 
 
-@pytest.mark.parametrize(("datatype", "binary"), [(np.uint8, True), (np.float32, True), (np.uint8, False)])
+@pytest.mark.parametrize(
+    ("datatype", "binary"),
+    [(np.uint8, True), (np.float32, True), pytest.param(np.uint8, False, marks=pytest.mark.slow)],
+)
 def test_tritons_client_with_pixels(compared: Compared, datatype: Any, binary: bool) -> None:
     array = compared.pixels.astype(datatype)
     with triton.InferenceServerClient(f"127.0.0.1:{compared.running.port}", network_timeout=100.0) as client:
