@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,9 +14,6 @@ from app.cli.classify.command import main as classify
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 app.command("classify")(classify)
-
-# The arguments are parsed by a command of another package, --help included.
-_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 def _print_version(given: bool) -> None:
@@ -78,91 +75,38 @@ def serve(
     run([])
 
 
-@app.command(context_settings=_PASSED_ON)
-def train(context: typer.Context) -> None:
-    """Train a network and write a bundle."""
+def _add_training_command(name: str, summary: str) -> None:
+    """Add the command of the module `model.commands.NAME`, which is imported when the command runs."""
 
-    def load_command() -> Callable[..., None]:
-        from model.commands.train import main
+    def command(context: typer.Context) -> None:
+        try:
+            main = import_module(f"model.commands.{name}").main
+        except ImportError as error:
+            print(
+                f"error: {context.command_path} requires the training dependencies ({error}): "
+                "run make install, or install tenfold[train]",
+                file=sys.stderr,
+            )
+            raise typer.Exit(2) from error
+        inner = typer.Typer(add_completion=False, rich_markup_mode=None)
+        inner.command()(main)
+        inner(context.args, prog_name=context.command_path)
 
-        return main
-
-    _pass_on(context, load_command)
-
-
-@app.command(context_settings=_PASSED_ON)
-def recipes(context: typer.Context) -> None:
-    """List the training recipes and what each is for, or the fields of one."""
-
-    def load_command() -> Callable[..., None]:
-        from model.commands.recipes import main
-
-        return main
-
-    _pass_on(context, load_command)
+    # The inner command parses the arguments, --help included.
+    options = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    app.command(name, help=summary, context_settings=options)(command)
 
 
-@app.command(context_settings=_PASSED_ON)
-def evaluate(context: typer.Context) -> None:
-    """Evaluate a bundle on test images."""
-
-    def load_command() -> Callable[..., None]:
-        from model.commands.evaluate import main
-
-        return main
-
-    _pass_on(context, load_command)
-
-
-@app.command(context_settings=_PASSED_ON)
-def quantize(context: typer.Context) -> None:
-    """Add a quantized OpenVINO model to a bundle."""
-
-    def load_command() -> Callable[..., None]:
-        from model.commands.quantize import main
-
-        return main
-
-    _pass_on(context, load_command)
-
-
-@app.command(context_settings=_PASSED_ON)
-def export(context: typer.Context) -> None:
-    """Write the network of a bundle as an ONNX file, or for torch.export."""
-
-    def load_command() -> Callable[..., None]:
-        from model.commands.export import main
-
-        return main
-
-    _pass_on(context, load_command)
-
-
-@app.command(context_settings=_PASSED_ON)
-def networks(context: typer.Context) -> None:
-    """List the networks with their sizes."""
-
-    def load_command() -> Callable[..., None]:
-        from model.commands.networks import main
-
-        return main
-
-    _pass_on(context, load_command)
-
-
-def _pass_on(context: typer.Context, load_command: Callable[[], Callable[..., None]]) -> None:
-    try:
-        main = load_command()
-    except ImportError as error:
-        print(
-            f"error: {context.command_path} requires the training dependencies ({error}): "
-            "run make install, or install tenfold[train]",
-            file=sys.stderr,
-        )
-        raise typer.Exit(2) from error
-    command = typer.Typer(add_completion=False, rich_markup_mode=None)
-    command.command()(main)
-    command(context.args, prog_name=context.command_path)
+for _name, _summary in (
+    ("train", "Train a network and write a bundle."),
+    ("recipes", "List the training recipes and what each is for, or the fields of one."),
+    ("networks", "List the networks with their sizes."),
+    ("evaluate", "Evaluate a bundle on test images."),
+    ("calibrate", "Fit the calibration of a bundle again and repeat its test."),
+    ("quantize", "Add a quantized OpenVINO model to a bundle."),
+    ("export", "Write the network of a bundle as an ONNX file, or for torch.export."),
+):
+    _add_training_command(_name, _summary)
 
 
 def main() -> None:
