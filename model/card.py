@@ -103,6 +103,18 @@ class OutlierImages(_Strict):
     sha256: Sha256
 
 
+class AveragedWeights(_Strict):
+    """The weights that the trained ones were averaged with.
+
+    Attributes:
+        sha256: of their file.
+        share: of them in the mean, 0..1.
+    """
+
+    sha256: Sha256
+    share: Share
+
+
 class TeacherBundle(_Strict):
     """The bundle whose logits a network learned from (distillation).
 
@@ -154,6 +166,7 @@ class Training(_Strict):
         init_sha256: SHA-256 of the file with the initial weights; None if they were random.
         outliers: images of none of the classes; None if there were none.
         teacher: of the distillation; None if there was none.
+        average: what the trained weights were averaged with; None if they were not.
     """
 
     recipe: dict[str, Any]
@@ -169,6 +182,7 @@ class Training(_Strict):
     init_sha256: Sha256 | None = None
     outliers: OutlierImages | None = None
     teacher: TeacherBundle | None = None
+    average: AveragedWeights | None = None
 
 
 class ReliabilityBin(_Strict):

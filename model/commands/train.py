@@ -55,6 +55,15 @@ def main(
         Path | None,
         typer.Option(help="Bundle with the same classes to learn from, for distillation (docs/training.md)."),
     ] = None,
+    average_with: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights to average the trained ones with, such as those that the run began from (docs/training.md)."
+        ),
+    ] = None,
+    average_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the weights of --average-with in the mean.")
+    ] = 0.5,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT images of each part.")] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the checkpoint.  [default: runs/RECIPE]")] = None,
     out: Annotated[
@@ -92,6 +101,8 @@ def main(
             outliers=outliers,
             outliers_without=[name for name in outliers_without.split(",") if name],
             teacher=teacher,
+            average_with=average_with,
+            average_share=average_share,
             limit=limit,
             cache=cache,
             resume=resume,

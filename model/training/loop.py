@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class Run:
     """
 
     recipe: Recipe
-    net: nn.Module
+    net: Network
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)
@@ -147,7 +147,8 @@ def train(
         identity["outliers"] = outliers.about.sha256
     if teacher:
         identity["teacher"] = teacher.about.sha256
-    run = Run(recipe, ema.module if ema else net, about=describe(device, seed, init, outliers, teacher))
+    trained = cast(Network, ema.module) if ema else net
+    run = Run(recipe, trained, about=describe(device, seed, init, outliers, teacher))
     unfinished: dict[str, Any] | None = None
 
     if resume:

@@ -22,8 +22,12 @@ class Init:
     sha256: str
 
 
-def read_state_dict(path: Path) -> Init:
+def read_state_dict(path: Path, *, option: str = "--init") -> Init:
     """Read a state dict from a bundle, from a .safetensors file, or from one that torch.save wrote.
+
+    Args:
+        path: of the bundle or file.
+        option: of the command, for messages.
 
     Raises:
         RecipeError: the file is missing, or is not a state dict of tensors.
@@ -31,7 +35,7 @@ def read_state_dict(path: Path) -> Init:
     if path.is_dir():
         path = path / WEIGHTS_FILE
     if not path.is_file():
-        raise RecipeError(f"there is no file {path}: give --init a bundle or a state dict (.pth or .safetensors)")
+        raise RecipeError(f"there is no file {path}: give {option} a bundle or a state dict (.pth or .safetensors)")
     try:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
@@ -41,7 +45,9 @@ def read_state_dict(path: Path) -> Init:
             raise TypeError("it holds something else")
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise RecipeError(f"{path} is not a state dict ({reason}): give --init a .pth or .safetensors file") from error
+        raise RecipeError(
+            f"{path} is not a state dict ({reason}): give {option} a .pth or .safetensors file"
+        ) from error
     return Init(state, sha256)
 
 

@@ -13,6 +13,7 @@ from model.engines.base import DeviceName
 from model.errors import RecipeError, SaveError, TrainingError
 from model.nets.zoo import short_name
 from model.training import data as datasets
+from model.training.average import average
 from model.training.distill import Teacher
 from model.training.export import export
 from model.training.loop import Observer, Run, train
@@ -36,6 +37,8 @@ def train_bundle(
     outliers: Path | None = None,
     outliers_without: Collection[str] = (),
     teacher: Path | None = None,
+    average_with: Path | None = None,
+    average_share: float = 0.5,
     limit: int | None = None,
     cache: Path = datasets.CACHE,
     resume: bool = False,
@@ -54,6 +57,8 @@ def train_bundle(
         outliers: folder of images of none of the classes, for outlier exposure.
         outliers_without: names of folders inside `outliers` that are not used.
         teacher: bundle to learn from (distillation).
+        average_with: state dict, checkpoint or bundle whose weights are averaged with the trained ones.
+        average_share: of them in the mean, 0..1.
         limit: use only the first so many images of each part.
         cache: where decoded images of a folder are kept.
         resume: continue the run in `run`.
@@ -77,6 +82,7 @@ def train_bundle(
             "weights/resnet18-cifar10, or a state dict of torchvision or timm"
         )
     start = None if init is None else read_state_dict(init)
+    other = None if average_with is None else read_state_dict(average_with, option="--average-with")
     if datasets.folder_of(data):
         recipe = replace(recipe, data="folder")
     with image_bar() as progress:
@@ -103,6 +109,9 @@ def train_bundle(
         teacher=guide,
     )
 
+    if other is not None:
+        average(result.net, other, average_share)
+        result.about["average"] = {"sha256": other.sha256, "share": average_share}
     print(f"testing once, on {len(dataset.test):,} images", flush=True)
     card = export(result, dataset, out, name=out.name, device=device)
     print(f"test accuracy {card.metrics.top1:.2%}, expected calibration error {card.metrics.ece:.2%}")

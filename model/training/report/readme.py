@@ -51,7 +51,9 @@ model-index:
 | expected calibration error, 15 bins | {metrics.ece:.2%}, before calibration {metrics.ece_uncalibrated:.2%} |
 | measured | {metrics.measured} |
 | recipe | `{training.recipe["name"]}`{_changes(training.recipe)}, {training.epochs} epochs of {
-        training.pictures:,} images, seed {training.seed}{started} |{_data(card)}{_teacher(card)}{_outliers(card)}
+        training.pictures:,} images, seed {training.seed}{started} |{_data(card)}{_teacher(card)}{_outliers(card)}{
+        _average(card)
+    }
 | trained on | {training.device}, torch {training.torch}, {training.seconds / 60:.0f} minutes |
 | code | commit `{training.commit}` |
 | test transform | shorter side to {spec.resize}, {spec.interpolation}, central {spec.crop} x {spec.crop} |
@@ -136,6 +138,14 @@ def _teacher(card: ModelCard) -> str:
         f"\n| teacher | `{teacher.name}`, weights with SHA-256 `{teacher.sha256[:12]}`, in {teacher.precision} by "
         f"{teacher.engine} |"
     )
+
+
+def _average(card: ModelCard) -> str:
+    """A row on what the weights were averaged with, if they were."""
+    average = card.training.average
+    if average is None:
+        return ""
+    return f"\n| averaged | with weights of SHA-256 `{average.sha256[:12]}`, which have a share of {average.share:g} |"
 
 
 def _outliers(card: ModelCard) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import model
 from model import ModelError
@@ -95,6 +97,20 @@ def test_a_network_learns_from_a_bundle(smoke: Path, tmp_path: Path) -> None:
     assert card.training.teacher.sha256 == read_card(teacher / "card.json").files["model.safetensors"]
 
 
+def test_the_weights_are_averaged_with_others(smoke: Path, tmp_path: Path) -> None:
+    """With a share of 1 the bundle has the weights of the other one."""
+    other = smoke / "resnet18-synthetic"
+    options = ["--recipe", "smoke", "--epochs", "1", "--limit", "60", "--seed", "1", "--average-share", "1"]
+    ended = finish(start(*options, "--run", tmp_path, "--average-with", other))
+    assert ended.code == 0, ended.err
+    average = read_card(tmp_path / "resnet18-synthetic" / "card.json").training.average
+    assert average is not None
+    assert (average.sha256, average.share) == (read_card(other / "card.json").files["model.safetensors"], 1)
+    mine, others = (load_file(each / "model.safetensors") for each in (tmp_path / "resnet18-synthetic", other))
+    assert all(torch.equal(mine[name], tensor) for name, tensor in others.items() if tensor.is_floating_point())
+    assert "which have a share of 1 |" in (tmp_path / "resnet18-synthetic" / "README.md").read_text()
+
+
 TRAIN_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no data": ({"recipe": "quick", "data": "{tmp}/none"}, "no CIFAR-10 in .*none: add --download"),
     "unknown network": ({"network": "vgg16"}, "no network 'vgg16': "),
@@ -105,6 +121,7 @@ TRAIN_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no initial weights": ({"recipe": "transfer"}, "the recipe 'transfer' starts from trained weights: give --init"),
     "no weights": ({"init": "{tmp}/none.pth"}, "there is no file"),
     "no outliers": ({"outliers": "{tmp}/none"}, "the folder .*none does not exist: give --outliers a folder"),
+    "nothing to average with": ({"average_with": "{tmp}/none"}, "none: give --average-with a bundle"),
     "no teacher": ({"teacher": "{tmp}/none"}, "none/card.json"),
     "unusable name": ({"out": "{tmp}/my model"}, "the name 'my model' is not allowed"),
 }
@@ -117,6 +134,7 @@ def test_a_fault_is_reported_and_leaves_no_files(fault: str, smoke: Path, tmp_pa
     init = Path(options["init"].format(tmp=tmp_path)) if "init" in options else None
     outliers = Path(options["outliers"].format(tmp=tmp_path)) if "outliers" in options else None
     teacher = Path(options["teacher"].format(tmp=tmp_path)) if "teacher" in options else None
+    average_with = Path(options["average_with"].format(tmp=tmp_path)) if "average_with" in options else None
     recipe = recipe_named(options["recipe"])
     recipe = replace(recipe, network=options.get("network", recipe.network))
     seed, resume = options.get("seed", 0), options.get("resume", False)
@@ -130,6 +148,7 @@ def test_a_fault_is_reported_and_leaves_no_files(fault: str, smoke: Path, tmp_pa
             init=init,
             outliers=outliers,
             teacher=teacher,
+            average_with=average_with,
             device="cpu",
             seed=seed,
             resume=resume,
