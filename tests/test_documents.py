@@ -179,7 +179,7 @@ def test_the_metrics_are_listed() -> None:
 
 
 def test_the_recipes_are_listed() -> None:
-    (rows,) = (rows for rows in tables(section(read("docs/training.md"), "Training")) if rows)
+    rows = next(rows for rows in tables(section(read("docs/training.md"), "Training")) if rows)
     assert [name.strip("`") for name, _ in rows] == list(RECIPES)
     for name, summary in rows:
         recipe = RECIPES[name.strip("`")]

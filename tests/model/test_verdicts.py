@@ -86,11 +86,9 @@ def test_images_without_content_are_other(shipped: Path, kind: Generator) -> Non
     assert set(found) == {"other"}, found
 
 
-@pytest.mark.parametrize(
-    ("kind", "other", "accepted"), [(text, 0.8, 0.1), (windows, 0.5, 0.25)], ids=["text", "windows"]
-)
-def test_text_and_windows_are_mostly_other(kind: Generator, other: float, accepted: float) -> None:
-    """The shares with two verdicts: at least, and at most."""
+@pytest.mark.parametrize("kind", [text, windows], ids=["text", "windows"])
+def test_text_and_windows_are_other(kind: Generator) -> None:
+    """All of them, as measured; with room for the numerics of another CPU."""
     found = verdicts(model.load(ROOT / "weights" / "resnet18-cifar10", device="cpu"), kind(np.random.default_rng(0)))
-    assert found["other"] >= other * found.total(), found
-    assert found["accepted"] <= accepted * found.total(), found
+    assert found["other"] >= 0.9 * found.total(), found
+    assert not found["accepted"], found
