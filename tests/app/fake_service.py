@@ -19,6 +19,7 @@ from app.process.server import Server, config_of, serve
 from app.process.workers import supervise
 from app.settings import Settings
 from app.telemetry.logs import logging_to_stderr
+from app.telemetry.metrics import Telemetry
 from tests.app.fakes import CARD, FakeEngine, fake_classifier
 
 
@@ -39,14 +40,13 @@ async def serve_and_interrupt(settings: Settings) -> None:
     async def interrupt() -> None:
         while not server.started:
             await asyncio.sleep(0.01)
-        app.state.service.telemetry.image_classified(
+        telemetry: Telemetry = app.state.service.telemetry
+        telemetry.image_classified(
             CARD.name,
             label="cat",
             confidence=Interrupting(0.5),
             verdict="accepted",
-            decode=0.0,
-            queue=0.0,
-            inference=0.0,
+            stages={},
         )
 
     async with asyncio.TaskGroup() as tasks:
