@@ -256,7 +256,7 @@ def test_commands_of_the_program_exist(path: Path) -> None:
     commands = typer.main.get_command(tenfold).commands  # type: ignore[attr-defined]
     joined = [block.replace("\\\n", " ") for block in blocks(read(path), "sh")]
     for line in [line for block in joined for line in block.splitlines()] + inline_code(read(path)):
-        for name, arguments in re.findall(r"(?<![\w./-])(?:\.venv/bin/)?tenfold ([a-z-]+)( .*)?$", line):
+        for name, arguments in re.findall(r"(?<![\w./-])(?:\.venv/bin/)?tenfold ([a-z][a-z-]*)( .*)?$", line):
             assert name in commands, line
             given = {word for word in shlex.split(arguments, comments=True) if word.startswith("--")}
             own = options_of(commands[name])
