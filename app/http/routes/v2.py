@@ -33,23 +33,22 @@ from app.http.oip.schemas import (
 from app.http.oip.statistics import statistics_of
 from app.http.parameters import TIMEOUT_HEADER, timeout_of
 from app.http.problems import (
+    BadUpload,
     BodyTooLarge,
     DeadlinePassed,
     InvalidInference,
-    InvalidParameter,
-    TooManyFiles,
+    InvalidTopK,
     Unauthorized,
-    UnsupportedBody,
     UploadTooSlow,
 )
-from app.http.routes.images import record
+from app.http.routes.images import ERRORS, record
 from app.http.upload import read_body
 from app.serving.batching import Batched
-from app.serving.errors import NotAlive, NotReady, QueueFull, TooManyUploads, UnknownModel
+from app.serving.errors import NotAlive, NotReady, TooManyUploads, UnknownModel
 from app.serving.images import ClassifiedImage
 from app.serving.models import ModelState
 from app.serving.service import Service
-from model import ImageError, ImageTooLarge, Prediction, UnreadableImage, UnsupportedImage
+from model import ImageError, Prediction
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "statistics")
 """Triton's names of the extensions that are implemented."""
@@ -201,25 +200,10 @@ _INFER_HEADERS = {
     HEADER_LENGTH.lower(): ("integer", "Number of bytes of the JSON, if binary data follow."),
     TIMEOUT_HEADER.lower(): ("number", "Seconds until the response, if fewer than the setting of the service."),
 }
-_INFER_ERRORS = (
+_INFER_ERRORS: list[type[Exception]] = [
     InvalidInference,
-    Unauthorized,
-    UnknownModel,
-    UploadTooSlow,
-    BodyTooLarge,
-    ImageTooLarge,
-    TooManyFiles,
-    UnsupportedBody,
-    UnsupportedImage,
-    UnreadableImage,
-    InvalidParameter,
-    Exception,
-    QueueFull,
-    TooManyUploads,
-    NotReady,
-    NotAlive,
-    DeadlinePassed,
-)
+    *(error for error in ERRORS if error not in (BadUpload, InvalidTopK)),
+]
 
 
 def _name(path: str) -> str:
