@@ -5,9 +5,9 @@ A cache has one folder for each folder of images and image size:
     pixels      uint8[N, S, S, 3]: the training images, the held-out images, the test images
     index.json  their classes, and a fingerprint of the files that were decoded
 
-An entry is used while its fingerprint is that of the files: their paths, sizes and times of modification, and the split.
-Otherwise the images are decoded again and replace it. An entry is written to a folder with the suffix .partial, which is
-renamed when it is complete. An interrupted command removes it, and the next command removes what a killed one has left.
+An entry is used while its fingerprint is that of the files: their paths, sizes, times of modification, and the split.
+Otherwise the images are decoded again and replace it. An entry is written to a folder with the suffix .partial, which
+is renamed when it is complete. An interrupted command removes it. The next command removes what a killed one has left.
 """
 
 import fcntl
@@ -219,9 +219,7 @@ def _decode(
     return index
 
 
-def _mapped_over(
-    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Sequence[T]
-) -> Iterator[tuple[T, R]]:
+def _mapped_over(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:
     """Each item with its result, in order. Only `_AT_ONCE` results are in memory at the same time."""
     for start in range(0, len(items), _AT_ONCE):
         part = items[start : start + _AT_ONCE]

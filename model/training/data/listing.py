@@ -62,7 +62,7 @@ def list_images(root: Path) -> Listing:
     folders = {root / name: part for name, part in _PART_FOLDERS.items() if (root / name).is_dir()} if has_parts else {}
     try:
         found = {folder: _classes(folder) for folder in folders or {root: "train"}}
-        labels = _labels(root, found)
+        labels = _labels(found)
         files = [
             _listed(root, path, label=number, part=folders.get(folder, "train"))
             for folder, classes in found.items()
@@ -72,7 +72,7 @@ def list_images(root: Path) -> Listing:
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read ({error.strerror}): change its permissions") from error
     listing = Listing(labels, files, tuple(folders.values()))
-    _refuse_empty_classes(root, listing, found)
+    _refuse_empty_classes(listing, found)
     return listing
 
 
@@ -85,14 +85,14 @@ def _classes(folder: Path) -> dict[str, Path]:
         # macOS decomposes accents.
         name = unicodedata.normalize("NFC", path.name)
         if not name.isprintable():
-            raise DataError(f"the name of the class folder {ascii(str(path))} cannot be printed: rename it")
+            raise DataError(f"the name of the class folder {str(path)!a} cannot be printed: rename it")
         if name in classes:
             raise DataError(f"{folder} has two folders with the name {name}: rename one")
         classes[name] = path
     return classes
 
 
-def _labels(root: Path, found: dict[Path, dict[str, Path]]) -> tuple[str, ...]:
+def _labels(found: dict[Path, dict[str, Path]]) -> tuple[str, ...]:
     """The classes, which all parts must have."""
     first, *others = found
     names = sorted(found[first])
@@ -100,7 +100,8 @@ def _labels(root: Path, found: dict[Path, dict[str, Path]]) -> tuple[str, ...]:
         has = f"only one class, {names[0]}" if names else "no folders of classes"
         advice = f", or name --data folder:{first / names[0]}" if names == ["train"] else ""
         raise DataError(
-            f"{first} has {has}: put the images of each class in a folder with its name, for at least two classes{advice}"
+            f"{first} has {has}: put the images of each class in a folder with its name, "
+            f"for at least two classes{advice}"
         )
     for other in others:
         differences = [
@@ -132,7 +133,7 @@ def _listed(root: Path, path: Path, *, label: int, part: Part) -> ListedFile:
     return ListedFile(path.relative_to(root).as_posix(), label, part, status.st_size, status.st_mtime_ns)
 
 
-def _refuse_empty_classes(root: Path, listing: Listing, found: dict[Path, dict[str, Path]]) -> None:
+def _refuse_empty_classes(listing: Listing, found: dict[Path, dict[str, Path]]) -> None:
     filled = {(file.part, file.label) for file in listing.files}
     for folder, classes in found.items():
         part = _PART_FOLDERS[folder.name] if listing.parts else "train"

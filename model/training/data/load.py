@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.card import InputSpec, ModelCard
+from model.card import ModelCard
 from model.errors import DataError
 from model.training.data.cache import Progress
 from model.training.data.cifar10 import CIFAR10_LABELS, load_cifar10
@@ -161,5 +161,3 @@ def _split(labels: Tensor, holdout: int) -> tuple[Tensor, Tensor]:
         rank[chosen] = torch.arange(int(chosen.sum()))
     held = rank < per_class
     return order[~held].sort().values, order[held].sort().values
-
-

@@ -198,7 +198,7 @@ def test_an_interrupted_command_leaves_no_entry_and_a_killed_one_is_cleaned_up(r
 
 def test_a_cache_that_cannot_be_written_is_an_error(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SaveError, match="cannot write the cache .*: free disk space or choose another --cache"):
+    with pytest.raises(SaveError, match=r"cannot write the cache .*: free disk space or choose another --cache"):
         loaded(root, cache=tmp_path / "file")
 
 
