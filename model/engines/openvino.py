@@ -45,7 +45,8 @@ class OpenVinoEngine:
     """Number of threads that it computes in."""
 
     def __init__(self, path: Path, crop: int, *, int8: bool, threads: int = 0) -> None:
-        options: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
+        # A mapped file would change the weights, or end the process, when the file is overwritten while it is served.
+        options: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_MMAP": False}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         compiled = openvino.Core().compile_model(path, "CPU", options)
