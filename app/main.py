@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.middleware.gzip import GZipMiddleware
 
 from app import __version__
 from app.http.auth import require_key
@@ -20,6 +21,10 @@ from app.serving.service import Load, Service
 from app.settings import Settings
 from model import CARD_FILE, BundleError, read_card
 from model import load as load_bundle
+
+# Bytes. The result of one image is smaller, so that compression takes no time from the requests of most clients.
+_LEAST_COMPRESSED = 2_000
+_COMPRESSION_LEVEL = 5
 
 
 def create_app(
@@ -76,6 +81,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=[HEADER_LENGTH, "Retry-After", "Server-Timing", "X-Request-ID"],
         )
+    app.add_middleware(GZipMiddleware, minimum_size=_LEAST_COMPRESSED, compresslevel=_COMPRESSION_LEVEL)
     app.add_middleware(RequestContext, telemetry=service.telemetry, closing=lambda: service.closing)
     keys = [Depends(require_key)] if settings.api_keys else []
     for router in (*image_routers, models.router, metrics.router):

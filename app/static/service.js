@@ -1,5 +1,10 @@
 /** The HTTP client of the page. It waits and retries on its own. */
 
+// The part of the model card that the page shows.
+const FIELDS = [
+	...["name", "version", "labels", "input.crop", "openvino.top1", "out_of_distribution.thresholds"],
+	...["top1", "ece", "accepted", "confusion", "reliability", "pictures"].map((name) => `metrics.${name}`),
+].join();
 const BACKOFF = [1, 2, 4, 8, 10]; // seconds
 
 /** A final error of a request. */
@@ -59,10 +64,10 @@ export class Service extends EventTarget {
 		return (await this.#get("models")).models.map(({ name }) => name);
 	}
 
-	/** Load the model card. */
+	/** Load the part of the model card that is shown. */
 	loadCard() {
 		const { model } = this;
-		return (this.#loading ??= this.#get(model ? `models/${model}` : "model").then((card) => {
+		return (this.#loading ??= this.#get(`${model ? `models/${model}` : "model"}?fields=${FIELDS}`).then((card) => {
 			if (model === this.model) this.card = card;
 			return card;
 		}));

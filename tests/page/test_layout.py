@@ -24,7 +24,7 @@ def with_figures(page: Page) -> None:
         card = route.fetch().json()
         route.fulfill(json={**card, "metrics": {**card["metrics"], "confusion": CONFUSION, "reliability": RELIABILITY}})
 
-    page.route("**/model", reply)
+    page.route("**/model?*", reply)
     page.reload()
     expect(page.locator("#model")).to_be_visible()
 
@@ -75,7 +75,7 @@ def test_axe_finds_no_violation_and_nothing_overflows(
         expect(page.get_by_role("button", name="Try again")).to_be_visible()
         expect(page.locator("#banner")).to_be_visible()
         check(page, width)  # an error, and the banner
-        page.route("**/model", lambda route: fail(route, 401, "unauthorized", "send a key"))
+        page.route("**/model?*", lambda route: fail(route, 401, "unauthorized", "send a key"))
         page.reload()
         expect(page.locator("#key-form")).to_be_visible()
         check(page, width)  # empty, and the form for a key

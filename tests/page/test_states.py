@@ -273,10 +273,10 @@ def test_a_format_that_the_browser_cannot_show_is_classified(page: Page) -> None
 
 
 def test_a_card_that_fails_to_load_can_be_reloaded(page: Page) -> None:
-    page.route("**/model", lambda route: fail(route, 500, "internal-error", "report it"))
+    page.route("**/model?*", lambda route: fail(route, 500, "internal-error", "report it"))
     page.reload()
     expect(page.locator("#banner")).to_contain_text("The model card cannot be loaded. Report it.")
-    page.unroute("**/model")
+    page.unroute("**/model?*")
     page.get_by_role("button", name="Try now").click()
     expect(page.locator("#model")).to_be_visible()
     expect(page.locator("#banner")).to_be_hidden()
@@ -290,7 +290,7 @@ def test_missing_figures_are_omitted(page: Page, missing: dict[str, Any]) -> Non
             card["metrics"].pop(name, None)
         route.fulfill(json={**card, "metrics": {**card["metrics"], **missing}})
 
-    page.route("**/model", reply)
+    page.route("**/model?*", reply)
     page.reload()
     expect(page.locator("#facts")).to_contain_text("10.0 %")
     expect(page.locator("figure")).to_have_count(0)

@@ -1,19 +1,20 @@
 """The API documentation at `/docs`: Swagger UI, from files of this host."""
 
 from importlib.resources import files
+from pathlib import Path
 from typing import Final
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 
+from app.http.files import Files
 from app.http.routes.page import FOLDER, HEADERS
 
 router = APIRouter(include_in_schema=False)
 
 # Only the files of Swagger UI are used, because the package's own page has an inline script.
-_swagger_ui: Final = StaticFiles(directory=str(files("fastapi_swagger") / "resources"))
-_own: Final = StaticFiles(directory=FOLDER / "docs")
+_swagger_ui: Final = Files(Path(str(files("fastapi_swagger") / "resources")))
+_own: Final = Files(FOLDER / "docs")
 _FILES: Final = {
     "/docs": (_own, "index.html"),
     "/docs/docs.js": (_own, "docs.js"),
@@ -25,7 +26,7 @@ _FILES: Final = {
 async def docs(request: Request) -> Response:
     """The documentation's page, or one of its files."""
     folder, name = _FILES[request.scope["route"].path]
-    response = await folder.get_response(name, request.scope)
+    response = folder.response(name, request)
     response.headers.update(HEADERS)
     return response
 

@@ -1,16 +1,26 @@
 """GET /models, GET /models/NAME and GET /model: what is being served."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.responses import JSONResponse
 
 from app.http.dependencies import service_of
-from app.http.problems import Unauthorized, documented
+from app.http.problems import InvalidParameter, Unauthorized, documented
 from app.http.schemas import Models, ModelStatus, ServedCard, served_card
 from app.serving.errors import NotAlive, NotReady, UnknownModel
 from app.serving.service import Service
 
 router = APIRouter(tags=["models"])
+
+Fields = Annotated[
+    str | None,
+    Query(
+        description="Names of the fields to return, separated by commas. All of them by default. A dot is before a "
+        "field of a field.",
+        examples=["name,labels,metrics.top1"],
+    ),
+]
 
 
 @router.get("/models", responses=documented(Unauthorized))
@@ -24,16 +34,52 @@ async def models(service: Annotated[Service, Depends(service_of)]) -> Models:
 
 @router.get(
     "/models/{name}",
-    responses=documented(Unauthorized, UnknownModel, NotReady, NotAlive),
-    # Declared here: FastAPI would document a status 422, but any name is valid.
+    responses=documented(Unauthorized, InvalidParameter, UnknownModel, NotReady, NotAlive),
+    # Declared here: FastAPI would document its own error with status 422, but any name is valid.
     openapi_extra={"parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]},
+    response_model=ServedCard,
 )
-async def card(request: Request, service: Annotated[Service, Depends(service_of)]) -> ServedCard:
+async def card(
+    request: Request, service: Annotated[Service, Depends(service_of)], fields: Fields = None
+) -> ServedCard | JSONResponse:
     """The card of a model: architecture, labels, test transform, training, test accuracy."""
-    return served_card(service.models.get(request.path_params["name"]).card)
+    return _response(served_card(service.models.get(request.path_params["name"]).card), fields)
 
 
-@router.get("/model", responses=documented(Unauthorized, NotReady, NotAlive))
-async def default_card(service: Annotated[Service, Depends(service_of)]) -> ServedCard:
+@router.get(
+    "/model", responses=documented(Unauthorized, InvalidParameter, NotReady, NotAlive), response_model=ServedCard
+)
+async def default_card(
+    service: Annotated[Service, Depends(service_of)], fields: Fields = None
+) -> ServedCard | JSONResponse:
     """The card of the default model."""
-    return served_card(service.models.get().card)
+    return _response(served_card(service.models.get().card), fields)
+
+
+def _response(card: ServedCard, fields: str | None) -> ServedCard | JSONResponse:
+    return card if fields is None else JSONResponse(_select(card.model_dump(mode="json"), fields))
+
+
+def _select(card: dict[str, Any], fields: str) -> dict[str, Any]:
+    """The part of a card with these fields.
+
+    Raises:
+        InvalidParameter: the card has no such field.
+    """
+    selected: dict[str, Any] = {}
+    for field in fields.split(","):
+        source: Any = card
+        target = selected
+        *parents, name = field.split(".")
+        try:
+            for parent in parents:
+                source = source[parent]
+                if source is None:
+                    target[parent] = None
+                    break
+                target = target.setdefault(parent, {})
+            else:
+                target[name] = source[name]
+        except (KeyError, TypeError) as error:
+            raise InvalidParameter(f"query.fields: a card has no field {field[:50]!r}: GET /model lists all") from error
+    return selected

@@ -5,9 +5,9 @@ from typing import Final
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 
 import app
+from app.http.files import Files
 
 router = APIRouter(include_in_schema=False)
 
@@ -32,21 +32,21 @@ HEADERS: Final = {
 }
 
 FOLDER: Final = Path(app.__file__).parent / "static"
-_files = StaticFiles(directory=FOLDER)
+_files = Files(FOLDER)
 
 
 async def page(request: Request) -> Response:
     """The page."""
-    return await _file("index.html", request)
+    return _file("index.html", request)
 
 
 async def static(request: Request) -> Response:
     """One of the page's files."""
-    return await _file(request.path_params["name"], request)
+    return _file(request.path_params["name"], request)
 
 
-async def _file(name: str, request: Request) -> Response:
-    response = await _files.get_response(name, request.scope)
+def _file(name: str, request: Request) -> Response:
+    response = _files.response(name, request)
     response.headers.update(HEADERS)
     return response
 

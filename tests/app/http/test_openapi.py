@@ -92,8 +92,8 @@ def test_the_served_paths_are_the_documented_ones(schema: dict[str, Any]) -> Non
         "/readyz": {"200", "503"},
         "/healthz": {"200", "503"},
         "/models": {"200", "401"},
-        "/models/{name}": {"200", "401", "404", "503"},
-        "/model": {"200", "401", "503"},
+        "/models/{name}": {"200", "401", "404", "422", "503"},
+        "/model": {"200", "401", "422", "503"},
         "/metrics": {"200", "401"},
         **{path: statuses for path, (method, statuses) in V2.items() if method == "get"},
     }

@@ -76,6 +76,34 @@ def test_the_complete_card_of_the_default_model_is_served_with_its_version(runni
     assert running.client.get(f"/models/{CARD.name}").json() == SERVED_CARD
 
 
+@pytest.mark.parametrize("path", ["/model", f"/models/{CARD.name}"])
+def test_some_fields_of_the_card_can_be_requested(running: Running, path: str) -> None:
+    fields = "name,version,input.crop,metrics.accepted,metrics.accepted.test,openvino.top1"
+    assert running.client.get(path, params={"fields": fields}).json() == {
+        "name": CARD.name,
+        "version": CARD.version,
+        "input": {"crop": 32},
+        "metrics": {"accepted": {"test": 0.5, "drawn shapes": 0.5}},
+        "openvino": None,
+    }
+
+
+@pytest.mark.parametrize("fields", ["", "nothing", "metrics.nothing", "name.length", "labels.0", "name,"])
+def test_a_field_that_the_card_does_not_have_is_refused(running: Running, fields: str) -> None:
+    is_a_problem(running.client.get("/model", params={"fields": fields}), 422)
+
+
+def test_large_json_is_compressed_and_small_json_is_not(running: Running) -> None:
+    large = running.client.get("/model")
+    assert large.headers["Content-Encoding"] == "gzip"
+    assert large.headers["Vary"] == "Accept-Encoding"
+    assert int(large.headers["Content-Length"]) < len(large.content) / 2
+    assert large.content == running.client.get("/model", headers={"Accept-Encoding": "identity"}).content
+    small = running.post(image_file(), params={"top_k": 10})
+    assert small.status_code == 200
+    assert "Content-Encoding" not in small.headers
+
+
 def test_the_only_model_is_the_default(running: Running) -> None:
     assert running.client.get("/models").json() == {
         "default": CARD.name,

@@ -1,3 +1,4 @@
+import gzip
 import html.parser
 import re
 
@@ -12,6 +13,7 @@ TYPES = {
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
+    "png": "image/png",
 }
 FILES = sorted(FOLDER.glob("*.*"))
 PATHS = ["/", *(f"/static/{path.name}" for path in FILES)]
@@ -50,10 +52,26 @@ def test_each_file_has_its_type_its_policy_and_an_etag(running: Running, path: s
     assert response.headers["Content-Security-Policy"] == POLICY
     assert response.headers["Cache-Control"] == "no-cache"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
-    assert re.fullmatch(r'"[0-9a-f]{32}"', response.headers["ETag"])
+    assert re.fullmatch(r'"[0-9a-f]{32}(-gzip)?"', response.headers["ETag"])
     head = running.client.head(path)
     assert (head.status_code, head.content) == (200, b"")
-    assert head.headers["Content-Length"] == str(len(response.content))
+    assert head.headers["Content-Length"] == response.headers["Content-Length"]
+
+
+@pytest.mark.parametrize("path", PATHS + DOCS)
+def test_a_file_is_compressed_for_clients_that_accept_it(running: Running, path: str) -> None:
+    plain = running.client.get(path, headers={"Accept-Encoding": "identity"})
+    assert "Content-Encoding" not in plain.headers
+    assert plain.headers["Content-Length"] == str(len(plain.content))
+    response = running.client.get(path, headers={"Accept-Encoding": "br, gzip"})
+    assert response.content == plain.content
+    if path.endswith(".png"):
+        assert "Content-Encoding" not in response.headers
+        return
+    assert response.headers["Content-Encoding"] == "gzip"
+    for each in (response, plain):
+        assert set(each.headers["Vary"].split(", ")) == {"Accept-Encoding"}
+    assert response.headers["ETag"] != plain.headers["ETag"]
 
 
 def test_the_policy_allows_nothing_from_other_hosts() -> None:
@@ -65,10 +83,14 @@ def test_the_policy_allows_nothing_from_other_hosts() -> None:
 
 @pytest.mark.parametrize("form", ["{}", "W/{}", '"other", {}'])
 def test_a_file_that_the_browser_has_is_not_sent_again(running: Running, form: str) -> None:
-    tag = running.client.get("/static/page.js").headers["ETag"]
-    response = running.client.get("/static/page.js", headers={"If-None-Match": form.format(tag)})
-    assert (response.status_code, response.content) == (304, b"")
-    assert response.headers["ETag"] == tag
+    for encoding in ("gzip", "identity"):
+        accept = {"Accept-Encoding": encoding}
+        tag = running.client.get("/static/page.js", headers=accept).headers["ETag"]
+        response = running.client.get("/static/page.js", headers={**accept, "If-None-Match": form.format(tag)})
+        assert (response.status_code, response.content) == (304, b"")
+        assert response.headers["ETag"] == tag
+        assert response.headers["Vary"] == "Accept-Encoding"
+        assert "Content-Encoding" not in response.headers
 
 
 def test_another_version_of_a_file_is_sent(running: Running) -> None:
@@ -96,9 +118,9 @@ def test_the_page_is_served_before_the_model_is_loaded() -> None:
         assert service.client.get("/").status_code == 200
 
 
-def test_the_page_is_small() -> None:
+def test_the_page_is_small_when_compressed() -> None:
     assert {path.suffix.removeprefix(".") for path in FILES} == set(TYPES)
-    assert sum(path.stat().st_size for path in FILES) < 60_000
+    assert sum(len(gzip.compress(path.read_bytes())) for path in FILES) < 60_000
 
 
 @pytest.mark.parametrize("path", ["index.html", "docs/index.html"])
