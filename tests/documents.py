@@ -27,7 +27,7 @@ def documents() -> list[Path]:
 
 def sources() -> list[Path]:
     """Every Python file, relative to the root."""
-    folders = ("app", "benchmarks", "docs", "model", "tests")
+    folders = ("app", "benchmarks", "deploy", "docs", "model", "tests")
     return [path.relative_to(ROOT) for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
 

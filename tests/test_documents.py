@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import skimage.data
 import typer
-import yaml
 from PIL import Image
 from prometheus_client import Counter
 
@@ -329,19 +328,3 @@ def test_the_figures_of_the_readme_are_those_of_the_card() -> None:
     rows = [row for table in tables(read("docs/training.md")) for row in table]
     assert ["float32", f"{card.metrics.top1:.2%}".replace("%", " %")] in rows
     assert ["int8, which serves on a CPU", f"{card.openvino.top1:.2%}".replace("%", " %")] in rows
-
-
-def test_the_kubernetes_manifest_fits_the_service() -> None:
-    (block,) = blocks(read("docs/deployment.md"), "yaml")
-    pod = yaml.safe_load(block)["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    variables = {entry["name"]: entry["value"] for entry in container["env"]}
-    settings = Settings.model_validate(
-        {name.removeprefix("TENFOLD_").lower(): value for name, value in variables.items()}
-    )
-    assert pod["terminationGracePeriodSeconds"] > settings.drain_delay + settings.drain_timeout
-    readiness = container["readinessProbe"]
-    assert settings.drain_delay > readiness["periodSeconds"] * readiness["failureThreshold"]
-    paths = create_app(settings).openapi()["paths"]
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["httpGet"]["path"] in paths
