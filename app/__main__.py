@@ -11,9 +11,9 @@ from typing import Never
 
 from pydantic import ValidationError
 
-from app.process.cpus import default_threads
+from app.cpus import default_threads
 from app.process.server import serve
-from app.process.workers import supervise
+from app.process.workers import supervise, worker_count
 from app.settings import Settings, error_messages, unknown_variables
 from app.telemetry.logs import logging_to_stderr
 
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
             return serve(settings, listening=socket.socket(fileno=int(arguments[0])), control=sys.stdin.fileno())
         for warning in unknown_variables():
             logger.warning(warning)
-        if settings.workers > 1:
+        if worker_count(settings) > 1:
             return supervise(settings)
         return serve(settings.model_copy(update={"threads": settings.threads or default_threads()}))
 

@@ -8,8 +8,12 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.cpus import available_cpus
 from app.telemetry.logs import LogFormat
 from model import MAX_VIEWS, DeviceName, EngineName
+
+LEAST_DECODE_THREADS = 2
+"""Two, also on one CPU, so that a large image does not stop the decoding of the others."""
 
 
 def _list(text: object) -> object:
@@ -30,7 +34,16 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on. 0 selects a free port.")] = 8000
     workers: Annotated[
-        int, Field(ge=1, le=64, description="Number of worker processes. Each loads its own copy of every model.")
+        int,
+        BeforeValidator(lambda value: 0 if value == "auto" else value),
+        Field(
+            ge=0,
+            le=64,
+            description=(
+                "Number of worker processes. Each loads its own copy of every model. "
+                "`auto` selects one for every four CPUs, and one with CUDA."
+            ),
+        ),
     ] = 1
     weights: Annotated[Path, Field(description="Folder of the model bundle, if there is one model.")] = Path(
         "weights/resnet18-cifar10"
@@ -55,7 +68,9 @@ class Settings(BaseSettings):
             description="Inference threads on a CPU. 0 selects the CPU quota, if any, or the runtime's default.",
         ),
     ] = 0
-    decode_threads: Annotated[int, Field(ge=1, description="Number of threads that decode images.")] = 2
+    decode_threads: Annotated[
+        int, Field(ge=0, description="Number of threads that decode images. 0 selects one for every CPU, at least 2.")
+    ] = 0
     max_batch: Annotated[
         int, Field(ge=0, description="Maximum number of views in one forward pass. 0 selects that of the engine.")
     ] = 0
@@ -121,6 +136,11 @@ class Settings(BaseSettings):
     log_format: Annotated[
         LogFormat, Field(description="Log format. `auto` selects text on a terminal and JSON otherwise.")
     ] = "auto"
+
+    @property
+    def decoders(self) -> int:
+        """Number of threads that decode images."""
+        return self.decode_threads or max(LEAST_DECODE_THREADS, available_cpus())
 
     @property
     def bundles(self) -> tuple[Path, ...]:

@@ -12,13 +12,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from app.process.cpus import available_cpus
+from app.cpus import available_cpus
 from app.process.server import CANNOT_LISTEN, config_of
 from app.process.sockets import ignore_new_connections
-from app.settings import Settings
+from app.settings import LEAST_DECODE_THREADS, Settings
 from app.telemetry.metrics import SHARED_FOLDER, mark_worker_dead
 
 logger = logging.getLogger("tenfold")
@@ -32,6 +33,10 @@ _SHORT_LIFE = 30.0
 # Seconds. The delay doubles with each short life in a row, up to 32 seconds.
 _FIRST_DELAY = 0.5
 _DOUBLINGS = 6
+# The event loop of a worker needs 1 ms per request and the shipped network 2.5 ms of a CPU per image. So one event loop
+# occupies about four CPUs.
+_CPUS_PER_WORKER = 4
+_CUDA_DEVICE = Path("/dev/nvidiactl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +94,15 @@ class Supervisor:
         self._folder = folder
         self._command = command
         self._drain_delay = settings.drain_delay
-        threads = settings.threads or max(1, available_cpus() // settings.workers)
-        self._environment = {**os.environ, SHARED_FOLDER: folder, "TENFOLD_THREADS": str(threads)}
-        self._slots = [_Slot() for _ in range(settings.workers)]
+        workers = worker_count(settings)
+        share = max(1, available_cpus() // workers)
+        self._environment = {
+            **os.environ,
+            SHARED_FOLDER: folder,
+            "TENFOLD_THREADS": str(settings.threads or share),
+            "TENFOLD_DECODE_THREADS": str(settings.decode_threads or max(LEAST_DECODE_THREADS, share)),
+        }
+        self._slots = [_Slot() for _ in range(workers)]
         self._signals: list[int] = []
         self._signalled = False
         self._stopping = False
@@ -199,6 +210,23 @@ class Supervisor:
 def restart_delay(short_lives: int) -> float:
     """Seconds before a worker is replaced, if so many in a row lived a short time."""
     return _FIRST_DELAY * 2.0 ** min(short_lives - 1, _DOUBLINGS) if short_lives else 0.0
+
+
+def worker_count(settings: Settings, cpus: int | None = None, cuda_device: Path = _CUDA_DEVICE) -> int:
+    """The number of worker processes. If the settings leave it open: one for every four CPUs, and one with CUDA.
+
+    Several workers would divide the memory of a GPU, and have smaller batches.
+
+    Args:
+        settings: of the service.
+        cpus: number of CPUs, those of this process if not given.
+        cuda_device: a file that exists if there is a CUDA device.
+    """
+    if settings.workers:
+        return settings.workers
+    if settings.device == "cuda" or (settings.device == "auto" and cuda_device.exists()):
+        return 1
+    return max(1, (available_cpus() if cpus is None else cpus) // _CPUS_PER_WORKER)
 
 
 def supervise(settings: Settings, command: Sequence[str] = (sys.executable, "-m", "app")) -> int:

@@ -53,7 +53,7 @@ class Service:
             max_held_bytes=settings.max_held_bytes,
         )
         self.decoder = Decoder(
-            threads=settings.decode_threads, max_bytes=settings.max_decode_bytes, max_pixels=settings.max_pixels
+            threads=settings.decoders, max_bytes=settings.max_decode_bytes, max_pixels=settings.max_pixels
         )
         self.models = Registry(models)
         self.state: State = "loading"

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from benchmarks.serving.agreement import compute_reference, reference_images
 from benchmarks.serving.chart import draw
-from benchmarks.serving.payloads import large_jpeg, small_pngs
+from benchmarks.serving.payloads import LARGEST_PHOTO_SIZE, large_jpeg, small_pngs
 from benchmarks.serving.report import summary, table
 from benchmarks.serving.rounds import Comparison, cases_of
 from benchmarks.serving.servers import SERVERS, Server, ServerError
@@ -18,6 +18,8 @@ from benchmarks.serving.wrk import find_wrk
 from model import ModelError
 
 _OPEN_LOOP_SECONDS = 6.0
+# Long enough for the p99 of small images and the rate of large ones.
+_MIXED_SECONDS = 10
 # Narrower terminals wrap whole lines, which keeps the numbers readable.
 _TABLE_WIDTH = 130
 
@@ -32,6 +34,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder of CIFAR-10. Without it, images are generated.")] = Path("data"),
     open_loop: Annotated[bool, typer.Option(help="Send multiples of its capacity to Tenfold.")] = True,
     tensors: Annotated[bool, typer.Option(help="Send tensors by the Open Inference Protocol to Tenfold.")] = True,
+    mixed: Annotated[bool, typer.Option(help="Send small and large images at the same time.")] = True,
     deadline: Annotated[float, typer.Option(min=0.01, help="Deadline in the open loop, in seconds.")] = 1.0,
     logs: Annotated[Path, typer.Option(help="Folder for the logs of the servers.")] = Path("runs/bench"),
     json_file: Annotated[Path | None, typer.Option("--json", help="File for all results.")] = None,
@@ -56,6 +59,9 @@ def main(
             comparison.run(cases_of(payloads, counts), rounds=rounds, seconds=seconds, ceiling=tenfold is not None)
             if tensors and tenfold:
                 comparison.run_tensors(tenfold, payloads[0], rounds=rounds, seconds=seconds)
+            if mixed:
+                large = [payloads[1], large_jpeg(size=LARGEST_PHOTO_SIZE)]
+                comparison.run_mixed(payloads[0], large, rounds=rounds, seconds=_MIXED_SECONDS)
             if open_loop and tenfold:
                 comparison.run_open_loop(tenfold, payloads[0], seconds=_OPEN_LOOP_SECONDS, deadline=deadline)
         console.print(table(comparison.results))

@@ -13,7 +13,7 @@ from benchmarks.serving.servers import RunningServer
 from benchmarks.soak.tally import percentile
 from benchmarks.soak.wire import NoResponse, Pool
 
-FACTORS = (0.5, 1.0, 1.5, 2.0)
+FACTORS = (0.5, 1.0, 1.5, 2.0, 3.0)
 # Added to the deadline. A request without a response by then is lost.
 _EXTRA_TIMEOUT = 10.0
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 Encoding = Literal["multipart", "raw"]
 
 PHOTO_SIZE = (4000, 3000)
+LARGEST_PHOTO_SIZE = (8000, 6000)
 _SMALL = 32
 _SMALL_IMAGES = 16
 _BOUNDARY = "tenfold-serving"
@@ -63,19 +64,19 @@ def small_pngs(count: int = _SMALL_IMAGES, seed: int = 0) -> Payload:
     return Payload("png", "image/png", [png_of(_smooth(rng)) for _ in range(count)])
 
 
-def large_jpeg(seed: int = 0) -> Payload:
+def large_jpeg(seed: int = 0, size: tuple[int, int] = PHOTO_SIZE) -> Payload:
     """A JPEG of 12 megapixels and a few megabytes, like a phone's, with blurs, shapes, texture and noise."""
     rng = np.random.default_rng(seed)
-    image = _noise(rng, (8, 6)).resize(PHOTO_SIZE, Image.Resampling.BICUBIC)
+    image = _noise(rng, (8, 6)).resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
     for _ in range(60):
-        x, y = rng.integers(0, PHOTO_SIZE[0]), rng.integers(0, PHOTO_SIZE[1])
-        width, height = rng.integers(100, 900, 2)
+        x, y = rng.integers(0, size[0]), rng.integers(0, size[1])
+        width, height = rng.integers(size[0] // 40, size[0] * 9 // 40, 2)
         shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
         shape((int(x), int(y), int(x + width), int(y + height)), fill=tuple(rng.integers(0, 256, 3).tolist()))
     for scale, share in ((100, 0.3), (10, 0.15), (1, 0.1)):
-        texture = _noise(rng, (PHOTO_SIZE[0] // scale, PHOTO_SIZE[1] // scale))
-        image = Image.blend(image, texture.resize(PHOTO_SIZE, Image.Resampling.BICUBIC), share)
+        texture = _noise(rng, (size[0] // scale, size[1] // scale))
+        image = Image.blend(image, texture.resize(size, Image.Resampling.BICUBIC), share)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=90)
     return Payload("jpeg", "image/jpeg", [file.getvalue()])

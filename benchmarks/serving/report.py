@@ -1,7 +1,7 @@
 """The results as rows, as a table and as JSON."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 
 from benchmarks.serving.machine import hardware, versions
+from benchmarks.serving.mixed import LARGE_CONNECTIONS, SMALL_CONNECTIONS, MixedResults
 from benchmarks.serving.rounds import Case, Results
 from benchmarks.serving.servers import PEERS, SERVERS
 from benchmarks.serving.tensors import PNG, TensorCase, TensorResults
@@ -88,6 +89,65 @@ def tensor_rows(results: TensorResults) -> list[TensorRow]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class MixedRow:
+    """Medians over the rounds for a server with small and large images.
+
+    Attributes:
+        server: name of the server.
+        p99_alone: 99th percentile of the latency of small images in milliseconds, without large ones.
+        p99: the same while large images are sent.
+        p99_ratio: the second divided by the first.
+        large_alone: large images per second, without small ones.
+        large: the same while small images are sent.
+        large_ratio: the second divided by the first.
+        small_alone: small images per second, without large ones.
+        small: the same while large images are sent.
+        errors: sum over all measurements.
+    """
+
+    server: str
+    p99_alone: float | None
+    p99: float | None
+    p99_ratio: float | None
+    large_alone: float
+    large: float
+    large_ratio: float | None
+    small_alone: float
+    small: float
+    errors: int
+
+
+def mixed_rows(mixed: Mapping[str, MixedResults]) -> list[MixedRow]:
+    """A row for each server."""
+    return [_mixed_row(name, results) for name, results in mixed.items()]
+
+
+def _mixed_row(name: str, results: MixedResults) -> MixedRow:
+    p99_alone = _median(results.small_alone, lambda load: load.p99)
+    p99 = _median(results.small, lambda load: load.p99)
+    large_alone, large, small_alone, small = (
+        statistics.median(load.rate for load in loads)
+        for loads in (results.large_alone, results.large, results.small_alone, results.small)
+    )
+    return MixedRow(
+        name,
+        p99_alone=p99_alone,
+        p99=p99,
+        p99_ratio=None if p99 is None else _ratio(p99, p99_alone),
+        large_alone=large_alone,
+        large=large,
+        large_ratio=_ratio(large, large_alone),
+        small_alone=small_alone,
+        small=small,
+        errors=sum(
+            load.errors
+            for loads in (results.small_alone, results.large_alone, results.small, results.large)
+            for load in loads
+        ),
+    )
+
+
 def rows_of(results: Results) -> list[Row]:
     """A row for each load and server, in the order of the servers."""
     return [
@@ -163,6 +223,8 @@ def table(results: Results) -> Group:
     parts = [out]
     if results.tensors:
         parts.append(_tensor_table(results.tensors))
+    if results.mixed:
+        parts.append(_mixed_table(results.mixed))
     if results.open_loop:
         parts.append(_open_loop_table(results))
     return Group(*parts)
@@ -177,6 +239,25 @@ def _tensor_table(results: TensorResults) -> Table:
         out.add_row(
             row.case.name, str(row.case.connections), _number(row.rate), _number(row.images),
             _number(row.p50), _number(row.p99), str(row.errors), _times(row.to_png), f"{row.to_ceiling:.0%}",
+        )  # fmt: skip
+    return out
+
+
+def _mixed_table(mixed: Mapping[str, MixedResults]) -> Table:
+    out = Table(
+        title=f"small images on {SMALL_CONNECTIONS} connections, large ones on {LARGE_CONNECTIONS}",
+        title_justify="left",
+    )
+    out.add_column("server")
+    for heading in (
+        "p99 ms alone", "p99 ms", "ratio", "small/s alone", "small/s", "large/s alone", "large/s", "ratio", "errors",
+    ):  # fmt: skip
+        out.add_column(heading, justify="right")
+    for row in mixed_rows(mixed):
+        out.add_row(
+            row.server, _number(row.p99_alone), _number(row.p99), _times(row.p99_ratio),
+            _number(row.small_alone), _number(row.small), _number(row.large_alone), _number(row.large),
+            _times(row.large_ratio), str(row.errors),
         )  # fmt: skip
     return out
 
@@ -213,6 +294,7 @@ def summary(results: Results, *, weights: Path, rounds: int, seconds: int, failu
             for name, loads in by_server.items()
         ],
         "tensors": [asdict(row) for row in tensor_rows(results.tensors)] if results.tensors else [],
+        "mixed": [asdict(row) for row in mixed_rows(results.mixed)],
         "open_loop": [outcome.summary() for outcome in results.open_loop],
     }
 

@@ -9,6 +9,7 @@ from typing import Self
 
 from benchmarks.serving.agreement import Reference, compare
 from benchmarks.serving.ceiling import Ceiling, measure_in_subprocess
+from benchmarks.serving.mixed import MixedResults, measure_mixed
 from benchmarks.serving.openloop import OpenLoop, open_loop
 from benchmarks.serving.payloads import Body, Encoding, Payload
 from benchmarks.serving.servers import RunningServer, Server, ServerError
@@ -42,6 +43,7 @@ class Results:
         ceilings: the engine alone, one per round.
         open_loop: Tenfold at several rates.
         tensors: Tenfold by the Open Inference Protocol; None if not measured.
+        mixed: by server name, small and large images at the same time.
         missing: by server name, the reason why it has no or not all measurements.
     """
 
@@ -49,6 +51,7 @@ class Results:
     ceilings: list[Ceiling] = field(default_factory=list)
     open_loop: list[OpenLoop] = field(default_factory=list)
     tensors: TensorResults | None = None
+    mixed: dict[str, MixedResults] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
     def rate(self, case: Case, name: str) -> float | None:
@@ -174,6 +177,17 @@ class Comparison:
                 card = read_card(self._weights / CARD_FILE)
                 self.results.tensors = measure_tensors(
                     running, self._weights, card, payload, self._bodies, rounds=rounds, seconds=seconds
+                )
+                running.pause()
+
+    def run_mixed(self, small: Payload, large: Sequence[Payload], *, rounds: int, seconds: int) -> None:
+        """Send small and large images at the same time to each server."""
+        for running in [each for each in self._running if each.server.classifies]:
+            self._notify(f"small and large images at the same time: {running.server.name}")
+            with self._excluding_on_error(running):
+                running.resume()
+                self.results.mixed[running.server.name] = measure_mixed(
+                    running, small, large, self._bodies, rounds=rounds, seconds=seconds
                 )
                 running.pause()
 

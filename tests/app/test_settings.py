@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from app.cpus import available_cpus
 from app.settings import Settings, error_messages
 from model import MAX_VIEWS
 from tests.app.running import ROOT
@@ -82,7 +83,7 @@ def test_every_setting_is_read_from_its_variable() -> None:
         ("engine", "tvm"),
         ("device", "tpu"),
         ("threads", "-1"),
-        ("decode_threads", "0"),
+        ("decode_threads", "-1"),
         ("max_batch", "-1"),
         ("max_decode_bytes", "0"),
         ("views", "0"),
@@ -104,7 +105,8 @@ def test_every_setting_is_read_from_its_variable() -> None:
         ("timeout", "inf"),
         ("stall_timeout", "0"),
         ("stall_timeout", "nan"),
-        ("workers", "0"),
+        ("workers", "-1"),
+        ("workers", "all"),
         ("max_uploads", "0"),
         ("max_held_bytes", "0"),
         ("log_format", "xml"),
@@ -118,6 +120,11 @@ def test_a_value_out_of_range_is_an_error_of_its_setting(name: str, value: str) 
     with pytest.raises(ValidationError) as caught:
         Settings.model_validate({name: value})
     assert [problem["loc"] for problem in caught.value.errors()] == [(name,)]
+
+
+def test_decoding_has_a_thread_for_every_cpu_and_at_least_two() -> None:
+    assert Settings().decoders == max(2, available_cpus())
+    assert Settings(decode_threads=1).decoders == 1
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,10 @@ from benchmarks.serving.agreement import Agreement, compare, compute_reference, 
 from benchmarks.serving.ceiling import Ceiling, measure
 from benchmarks.serving.chart import draw
 from benchmarks.serving.machine import versions
+from benchmarks.serving.mixed import MixedResults, measure_mixed
 from benchmarks.serving.openloop import OpenLoop, open_loop
 from benchmarks.serving.payloads import Encoding, Payload, body_of, large_jpeg, small_pngs
-from benchmarks.serving.report import rows_of, summary, table, tensor_rows
+from benchmarks.serving.report import mixed_rows, rows_of, summary, table, tensor_rows
 from benchmarks.serving.rounds import Case, Comparison, Results, cases_of
 from benchmarks.serving.servers import SERVERS, RunningServer, Server, ServerError
 from benchmarks.serving.tensors import CASES as TENSOR_CASES
@@ -332,6 +333,38 @@ def test_tensors_are_measured(tiny_bundle: Path, small: Payload, tmp_path: Path)
         assert load.requests > 0
         assert load.errors == 0
     assert len(results.ceilings) == 1
+
+
+def test_ratios_of_small_and_large_images_at_the_same_time_to_each_alone() -> None:
+    mixed = {
+        "tenfold": MixedResults(
+            small_alone=[load_of(100, p99=10), load_of(100, p99=30)],
+            large_alone=[load_of(10)],
+            small=[load_of(50, p99=60, rejected=2)],
+            large=[load_of(9)],
+        )
+    }
+    (row,) = mixed_rows(mixed)
+    assert (row.p99_alone, row.p99, row.small, row.large, row.errors) == (20, 60, 50, 9, 2)
+    assert row.p99_ratio == pytest.approx(3.0)
+    assert row.large_ratio == pytest.approx(0.9)
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(table(Results(mixed=mixed)))
+    assert "3.00 x" in console.export_text()
+    content = summary(Results(mixed=mixed), weights=Path("w"), rounds=1, seconds=1, failures=[])
+    assert json.loads(json.dumps(content))["mixed"][0]["large_ratio"] == pytest.approx(0.9)
+
+
+@pytest.mark.slow
+@needs_wrk
+def test_small_and_large_images_are_measured(tiny_bundle: Path, small: Payload, large: Payload, tmp_path: Path) -> None:
+    with running(BY_NAME["front"], tiny_bundle, tmp_path) as front:
+        front.wait_ready(small.bodies("multipart")[0])
+        results = measure_mixed(front, small, [large], tmp_path, rounds=1, seconds=2)
+    for loads in (results.small_alone, results.large_alone, results.small, results.large):
+        (load,) = loads
+        assert load.requests > 0
+        assert load.errors == 0
 
 
 def test_the_engine_alone_is_measured(tiny_bundle: Path) -> None:

@@ -60,11 +60,11 @@ class LocalClassifier:
         """
         settings = self._settings
         read = partial(_read, spec=self._classifier.card.input, settings=settings)
-        decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
+        decoders = ThreadPoolExecutor(settings.decoders, "decode")
         engine = ThreadPoolExecutor(1, "engine")
         try:
             groups = prefetch(paths, batch_size=_FILES_PER_TASK, buffer_size=4 * _FILES_PER_TASK)
-            decoded = ordered_map(decoders, read, groups, ahead=2 * settings.decode_threads)
+            decoded = ordered_map(decoders, read, groups, ahead=2 * settings.decoders)
             max_views = settings.max_batch or self._classifier.engine.preferred_batch
             batch_size = max(1, max_views // settings.views)
             batches = prefetch(chain.from_iterable(decoded), batch_size=batch_size, buffer_size=2 * batch_size)

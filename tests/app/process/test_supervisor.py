@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.process.workers import worker_count
+from app.settings import Settings
 from tests.app.fakes import image_file
 from tests.app.process.test_workers import children, metric
 from tests.app.running import Visitor, eventually, process
@@ -98,3 +100,18 @@ def test_a_second_signal_does_not_wait_for_requests(first: signal.Signals, log: 
             assert running.popen.poll() is None, "it waits for the request"
             running.popen.send_signal(first)
             assert running.exit_code() == 0
+
+
+@pytest.mark.parametrize(("cpus", "expected"), [(1, 1), (2, 1), (7, 1), (8, 2), (64, 16)])
+def test_auto_is_a_worker_for_every_four_cpus(cpus: int, expected: int, tmp_path: Path) -> None:
+    automatic = Settings.model_validate({"workers": "auto"})
+    assert worker_count(automatic, cpus, tmp_path / "none") == expected
+    assert worker_count(Settings(workers=3), cpus) == 3
+
+
+def test_auto_is_one_worker_with_cuda(tmp_path: Path) -> None:
+    (tmp_path / "cuda").touch()
+    automatic = Settings.model_validate({"workers": "auto"})
+    assert worker_count(automatic, 16, tmp_path / "cuda") == 1
+    assert worker_count(automatic.model_copy(update={"device": "cuda"}), 16, tmp_path / "none") == 1
+    assert worker_count(automatic.model_copy(update={"device": "cpu"}), 16, tmp_path / "cuda") == 4

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from app.process.cpus import available_cpus, default_threads
+from app.cpus import available_cpus, default_threads
 
 ALLOWED = len(os.sched_getaffinity(0))
 
