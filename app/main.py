@@ -7,10 +7,10 @@ from pathlib import Path
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.middleware.gzip import GZipMiddleware
 
 from app import __version__
 from app.http.auth import require_key
+from app.http.compression import compressed
 from app.http.dispatch import ImageRoutes
 from app.http.middleware import BodyLimit, InternalErrors, RequestContext
 from app.http.oip.errors import error_response
@@ -21,10 +21,6 @@ from app.serving.service import Load, Service
 from app.settings import Settings
 from model import CARD_FILE, BundleError, read_card
 from model import load as load_bundle
-
-# Bytes. The result of one image is smaller, so that compression takes no time from the requests of most clients.
-_LEAST_COMPRESSED = 2_000
-_COMPRESSION_LEVEL = 5
 
 
 def create_app(
@@ -70,6 +66,7 @@ def create_app(
     image_routers = [predict.router, explain.router]
     if settings.open_inference:
         image_routers.append(v2.inference)
+    app.add_middleware(compressed)
     app.add_middleware(ImageRoutes, routers=image_routers, errors=errors)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, limits=service.limits)
     app.add_middleware(InternalErrors, errors=errors)
@@ -81,7 +78,6 @@ def create_app(
             allow_headers=["*"],
             expose_headers=[HEADER_LENGTH, "Retry-After", "Server-Timing", "X-Request-ID"],
         )
-    app.add_middleware(GZipMiddleware, minimum_size=_LEAST_COMPRESSED, compresslevel=_COMPRESSION_LEVEL)
     app.add_middleware(RequestContext, telemetry=service.telemetry, closing=lambda: service.closing)
     keys = [Depends(require_key)] if settings.api_keys else []
     for router in (*image_routers, models.router, metrics.router):

@@ -102,6 +102,10 @@ def test_large_json_is_compressed_and_small_json_is_not(running: Running) -> Non
     small = running.post(image_file(), params={"top_k": 10})
     assert small.status_code == 200
     assert "Content-Encoding" not in small.headers
+    files = [("file", (f"{number}.png", image_file(), "image/png")) for number in range(8)]
+    many = running.client.post("/predict", files=files)
+    assert many.headers["Content-Encoding"] == "gzip"
+    assert len(many.json()["results"]) == 8
 
 
 def test_the_only_model_is_the_default(running: Running) -> None:
@@ -237,9 +241,9 @@ def test_unfinished_uploads_for_one_model_leave_room_for_the_other() -> None:
 
 def test_a_flood_for_one_model_delays_the_other_only_little() -> None:
     """Clients of the default model send again at once, so its queue is always full. The bound has much room: with the
-    requests of both models in one queue, each would wait for 0.8 s and more."""
+    requests of both models in one queue, each would wait for 3.2 s and more."""
     with two(queue_size=32, max_files=2, max_batch=1) as service:
-        service.running.engine.seconds = 0.05
+        service.running.engine.seconds = 0.2
         ended = threading.Event()
 
         def flood() -> None:
@@ -254,12 +258,13 @@ def test_a_flood_for_one_model_delays_the_other_only_little() -> None:
         try:
             eventually(lambda: service.running.service.limits.images.used[CARD.name] >= 16, "its queue is long")
             seconds = []
-            for _ in range(11):
+            for _ in range(5):
                 began = time.monotonic()
                 assert service.post("b").status_code == 200
                 seconds.append(time.monotonic() - began)
         finally:
             ended.set()
+            service.running.engine.seconds = 0.0
             for client in clients:
                 client.join()
-        assert sorted(seconds)[5] < 0.8
+        assert sorted(seconds)[2] < 3.2
