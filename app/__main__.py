@@ -63,7 +63,8 @@ def main(arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with logging_to_stderr(settings.log_level, settings.log_format):
         if arguments:
-            return serve(settings, listening=socket.socket(fileno=int(arguments[0])), control=sys.stdin.fileno())
+            control = socket.socket(fileno=sys.stdin.fileno())
+            return serve(settings, listening=socket.socket(fileno=int(arguments[0])), control=control)
         for warning in unknown_variables():
             logger.warning(warning)
         if worker_count(settings) > 1:

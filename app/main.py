@@ -16,8 +16,9 @@ from app.http.middleware import BodyLimit, InternalErrors, RequestContext
 from app.http.oip.errors import error_response
 from app.http.oip.messages import HEADER_LENGTH
 from app.http.problems import Errors
-from app.http.routes import docs, explain, health, metrics, models, page, predict, v2
+from app.http.routes import admin, docs, explain, health, metrics, models, page, predict, v2
 from app.serving.service import Load, Service
+from app.serving.swapper import Swapper
 from app.settings import Settings
 from model import CARD_FILE, BundleError, read_card
 from model import load as load_bundle
@@ -40,14 +41,20 @@ def create_app(
         ModelError: a bundle has no valid card, or two have the same name.
     """
     settings = settings or Settings()
-    service = Service(settings, load or load_functions(settings), on_failure)
+    folders = bundle_folders(settings) if load is None else {}
+    load_folder = partial(load_bundle, engine=settings.engine, device=settings.device, threads=settings.threads)
+    load = load or {name: partial(load_folder, folder) for name, folder in folders.items()}
+    service = Service(settings, load, on_failure)
+    swapper = Swapper(service, load_folder, folders, settings.new_weights_root)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
+        await swapper.start()
         try:
             yield
         finally:
+            await swapper.stop()
             await service.stop()
 
     app = FastAPI(
@@ -60,6 +67,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
+    app.state.swapper = swapper
     errors = Errors({"/v2": error_response} if settings.open_inference else {})
     errors.install(app)
     # The middleware added last is the outermost.
@@ -82,6 +90,8 @@ def create_app(
     keys = [Depends(require_key)] if settings.api_keys else []
     for router in (*image_routers, models.router, metrics.router):
         app.include_router(router, dependencies=keys)
+    if settings.admin_keys:
+        app.include_router(admin.router)
     app.include_router(health.router)
     if settings.open_inference:
         app.include_router(v2.metadata, dependencies=keys)
@@ -91,8 +101,8 @@ def create_app(
     return app
 
 
-def load_functions(settings: Settings) -> dict[str, Load]:
-    """Name to load function of each bundle in the settings.
+def bundle_folders(settings: Settings) -> dict[str, Path]:
+    """Name to folder of each bundle in the settings.
 
     Raises:
         CardError: the card of a bundle is missing or invalid.
@@ -106,10 +116,7 @@ def load_functions(settings: Settings) -> dict[str, Load]:
                 f"{folders[name]} and {folder} have the same name, {name}: change `name` in one card.json, or serve one"
             )
         folders[name] = folder
-    return {
-        name: partial(load_bundle, folder, engine=settings.engine, device=settings.device, threads=settings.threads)
-        for name, folder in folders.items()
-    }
+    return folders
 
 
 def __getattr__(name: str) -> FastAPI:

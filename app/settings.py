@@ -92,6 +92,18 @@ class Settings(BaseSettings):
         BeforeValidator(_list),
         Field(description="Comma-separated API keys. If set, requests other than probes need one."),
     ] = ()
+    admin_keys: Annotated[
+        tuple[Annotated[SecretStr, Field(min_length=1), AfterValidator(_ascii_key)], ...],
+        NoDecode,
+        BeforeValidator(_list),
+        Field(description="Comma-separated keys that may replace weights. Without one, nobody may."),
+    ] = ()
+    weights_root: Annotated[
+        Path | None,
+        Field(
+            description="Folder below which new weights must be. The default is the one that holds the first bundle."
+        ),
+    ] = None
     cors_origins: Annotated[
         tuple[str, ...],
         NoDecode,
@@ -146,6 +158,11 @@ class Settings(BaseSettings):
     def bundles(self) -> tuple[Path, ...]:
         """Folders of the model bundles. The first one is the default model."""
         return self.models or (self.weights,)
+
+    @property
+    def new_weights_root(self) -> Path:
+        """Folder below which new weights must be."""
+        return self.weights_root or self.bundles[0].resolve().parent
 
     @model_validator(mode="after")
     def _check_models(self) -> Self:

@@ -12,7 +12,17 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from app.http.schemas import Problem
-from app.serving.errors import NotAlive, NotReady, QueueFull, ServingError, TooManyUploads, UnknownModel
+from app.serving.errors import (
+    NotAlive,
+    NotReady,
+    QueueFull,
+    ServingError,
+    SwapConflict,
+    SwapInterrupted,
+    SwapRefused,
+    TooManyUploads,
+    UnknownModel,
+)
 from model import ImageTooLarge, NotExplainable, UnreadableImage, UnsupportedImage
 
 
@@ -89,6 +99,7 @@ TABLE: Mapping[type[Exception], ProblemType] = {
     Unauthorized: ProblemType(401, "unauthorized", "An API key is needed"),
     UnknownModel: ProblemType(404, "unknown-model", "There is no such model"),
     UploadTooSlow: ProblemType(408, "upload-too-slow", "The upload took too long"),
+    SwapConflict: ProblemType(409, "swap-conflict", "The weights cannot be changed now"),
     BodyTooLarge: ProblemType(413, "body-too-large", "The request is too large"),
     ImageTooLarge: ProblemType(413, "picture-too-large", "The image is too large"),
     TooManyFiles: ProblemType(413, "too-many-files", "Too many images in one request"),
@@ -98,12 +109,14 @@ TABLE: Mapping[type[Exception], ProblemType] = {
     InvalidTopK: ProblemType(422, "invalid-top-k", "top_k is out of range"),
     UnknownLabel: ProblemType(422, "unknown-label", "There is no such class"),
     InvalidParameter: ProblemType(422, "invalid-parameter", "A parameter is malformed"),
+    SwapRefused: ProblemType(422, "swap-refused", "The new weights are not served"),
     Exception: ProblemType(500, "internal-error", "The service failed"),
     NotExplainable: ProblemType(501, "not-explainable", "The model cannot be explained"),
     QueueFull: ProblemType(503, "queue-full", "The service is at capacity"),
     TooManyUploads: ProblemType(503, "too-many-uploads", "Too many uploads are in progress"),
     NotReady: ProblemType(503, "not-ready", "The service is not ready"),
     NotAlive: ProblemType(503, "not-alive", "The engine does not respond"),
+    SwapInterrupted: ProblemType(503, "swap-interrupted", "The swap was interrupted"),
     DeadlinePassed: ProblemType(504, "deadline-passed", "No response in time"),
 }
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, computed_field
 
 from app.serving.models import ModelState
+from app.serving.swap import Action, State
 from model import ModelCard, Prediction, PreprocessedImage, Verdict
 
 
@@ -151,6 +152,42 @@ class ServedCard(ModelCard):
 def served_card(card: ModelCard) -> ServedCard:
     """The card as it is served."""
     return ServedCard.model_validate({name: getattr(card, name) for name in ModelCard.model_fields})
+
+
+class WeightsReport(BaseModel):
+    """What weights gave for the images of a comparison."""
+
+    mean_confidence: Annotated[float, Field(description="Mean probability of the most probable class.")]
+    accepted: Annotated[float, Field(description="Share of the images with the verdict accepted.")]
+
+
+class ShadowReport(BaseModel):
+    """The comparison of new weights with those that are served, on live images."""
+
+    images: Annotated[int, Field(description="Number of images that were compared.")]
+    agreement: Annotated[float, Field(description="Share of them with the same most probable class.")]
+    serving: Annotated[WeightsReport, Field(description="Of the weights that were served.")]
+    candidate: Annotated[WeightsReport, Field(description="Of the new weights.")]
+    failed: Annotated[int, Field(description="Number of images on which the new weights raised an error.")]
+    dropped: Annotated[int, Field(description="Number of copies that were not compared, because others waited.")]
+
+
+class SwapReport(BaseModel):
+    """The latest change of the weights of a model."""
+
+    model: str
+    action: Action
+    state: Annotated[
+        State,
+        Field(
+            description="none: there was none. loading, comparing, committing: in progress. done: the new weights are "
+            "served. refused, interrupted: the old ones are."
+        ),
+    ]
+    version: Annotated[str | None, Field(description="Of the new weights; null until they are loaded.")]
+    previous: Annotated[str | None, Field(description="Version that a rollback returns to; null if none is kept.")]
+    reason: Annotated[str, Field(description="Why the new weights are not served.")]
+    shadow: Annotated[ShadowReport | None, Field(description="The comparison; null if there was none.")]
 
 
 class Health(BaseModel):

@@ -13,13 +13,14 @@ from types import FrameType
 import uvicorn
 
 from app.main import create_app
+from app.process.link import Link
 from app.process.protocol import http_protocol
 from app.process.sockets import has_pending_connections, ignore_new_connections
 from app.serving.service import Load, Service
+from app.serving.swap import Drain, Reload
+from app.serving.swapper import Swapper
 from app.settings import Settings
 from model import ModelError
-
-logger = logging.getLogger("tenfold")
 
 logger = logging.getLogger("tenfold")
 
@@ -38,29 +39,41 @@ class Server(uvicorn.Server):
     can take it out of rotation. Then it stops listening, finishes the requests that it has, and ends. SIGINT skips the
     delay. A second signal skips the requests.
 
-    A worker obeys its supervisor through a pipe. A byte starts the drain without a limit in time. The end of the pipe
-    ends the drain; if no byte came before, the supervisor has died, and the worker drains as on SIGTERM.
+    On SIGHUP it loads the bundle of each model again.
+
+    A worker obeys its supervisor through a link. `Drain` starts the drain without a limit in time. The end of the link
+    ends the drain; if no `Drain` came before, the supervisor has died, and the worker drains as on SIGTERM. All other
+    messages are about new weights.
 
     Args:
         config: uvicorn's configuration.
         service: enters its draining state.
+        swapper: gets the other messages.
         drain_delay: in seconds.
-        control: file descriptor of the pipe from the supervisor, which then owns the listening socket.
+        supervisor: the link to the supervisor, which then owns the listening socket.
     """
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, drain_delay: float, *, control: int | None = None
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        swapper: Swapper,
+        drain_delay: float,
+        *,
+        supervisor: Link | None = None,
     ) -> None:
         super().__init__(config)
         self._service = service
+        self._swapper = swapper
         self._drain_delay = drain_delay
-        self._control = control
-        self._owns_socket = control is None
+        self._supervisor = supervisor
+        self._owns_socket = supervisor is None
         self._signals: list[int] = []
+        self._reload = False
         self._draining = False
         self._exit_at = math.inf
-        if control is not None:
-            os.set_blocking(control, False)
+        if supervisor:
+            swapper.connect(supervisor.send)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Handle a signal: set flags only.
@@ -71,13 +84,20 @@ class Server(uvicorn.Server):
             self.force_exit = self.should_exit = True
         self._signals.append(sig)
 
+    def handle_reload(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Handle SIGHUP: set a flag only."""
+        self._reload = True
+
     def exit_after(self, seconds: float) -> None:
         """Stop listening in so many seconds; of several calls the earliest end counts."""
         self._exit_at = min(self._exit_at, time.monotonic() + seconds)
 
     async def on_tick(self, counter: int) -> bool:
-        if self._control is not None:
-            self._read_control(self._control)
+        if self._supervisor:
+            self._obey(self._supervisor)
+        if self._reload:
+            self._reload = False
+            self._swapper.receive(Reload())
         if self._signals and not self._draining:
             self._drain(self._drain_delay if self._signals[0] == signal.SIGTERM else 0.0)
         if time.monotonic() >= self._exit_at:
@@ -96,20 +116,20 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.01)
         await super().shutdown(sockets)
 
-    def _read_control(self, control: int) -> None:
-        try:
-            command = os.read(control, 1)
-        except BlockingIOError:
-            return
-        if command:
-            self._drain(math.inf)
-            return
-        self._control = None
-        self._drain(0.0 if self._draining else self._drain_delay)
+    def _obey(self, supervisor: Link) -> None:
+        for message in supervisor.receive():
+            if isinstance(message, Drain):
+                self._drain(math.inf)
+            else:
+                self._swapper.receive(message)
+        if supervisor.ended:
+            self._supervisor = None
+            self._drain(0.0 if self._draining else self._drain_delay)
 
     def _drain(self, delay: float) -> None:
         self._draining = True
         self._service.drain()
+        self._swapper.interrupt()
         self.exit_after(delay)
 
 
@@ -128,12 +148,17 @@ def config_of(settings: Settings, app: object = None) -> uvicorn.Config:
     )
 
 
+def reloads_on_sighup() -> bool:
+    """Whether SIGHUP loads the bundles again. With a terminal, it means that the terminal was closed."""
+    return hasattr(signal, "SIGHUP") and not os.isatty(0)
+
+
 def serve(
     settings: Settings,
     *,
     load: Mapping[str, Load] | None = None,
     listening: socket.socket | None = None,
-    control: int | None = None,
+    control: socket.socket | None = None,
 ) -> int:
     """Serve until a signal ends it, or the service fails.
 
@@ -141,7 +166,7 @@ def serve(
         settings: of the service.
         load: see create_app.
         listening: for a worker, the socket that it shares with the other workers.
-        control: for a worker, the file descriptor of the pipe from its supervisor.
+        control: for a worker, the socket that connects it with its supervisor.
 
     Returns:
         The exit code: 0 after a drain; 1 if a model cannot be loaded, an engine stopped working or the address
@@ -159,7 +184,15 @@ def serve(
     except ModelError as error:
         logger.error("the models cannot be loaded: %s", error)
         return 1
-    server = Server(config_of(settings, app), app.state.service, settings.drain_delay, control=control)
+    server = Server(
+        config_of(settings, app),
+        app.state.service,
+        app.state.swapper,
+        settings.drain_delay,
+        supervisor=Link(control) if control else None,
+    )
+    if control is None and reloads_on_sighup():
+        signal.signal(signal.SIGHUP, server.handle_reload)
     try:
         server.run([listening] if listening else None)
     except SystemExit:  # uvicorn has logged why it cannot listen

@@ -9,18 +9,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 from app.cpus import available_cpus
-from app.process.server import CANNOT_LISTEN, config_of
+from app.main import bundle_folders
+from app.process.link import Link
+from app.process.server import CANNOT_LISTEN, config_of, reloads_on_sighup
 from app.process.sockets import ignore_new_connections
+from app.serving.swap import Coordinator, Drain, Message, Reload
 from app.settings import LEAST_DECODE_THREADS, Settings
 from app.telemetry.metrics import SHARED_FOLDER, mark_worker_dead
+from model import ModelError
 
 logger = logging.getLogger("tenfold")
 
@@ -44,13 +46,13 @@ class _Worker:
     """A worker process.
 
     Attributes:
-        process: its standard input is the other end of `pipe`.
-        pipe: a byte means drain, the end means stop listening.
+        process: its standard input is the other end of `link`.
+        link: `Drain` means drain, the end means stop listening; other messages are about new weights.
         started: time.monotonic.
     """
 
     process: subprocess.Popen[bytes]
-    pipe: IO[bytes]
+    link: Link
     started: float
 
 
@@ -72,15 +74,16 @@ class _Slot:
 class Supervisor:
     """Starts the workers, replaces those that end, and ends them all on a signal.
 
-    It owns the listening socket, so it alone stops new connections. Each worker's standard input is a pipe from the
-    supervisor: a byte means drain, the end of the pipe means stop listening. If the supervisor dies, the kernel closes
-    the pipes, so that no worker outlives it.
+    It owns the listening socket, so it alone stops new connections. Each worker's standard input is a socket that is
+    connected to the supervisor: see `_Worker`. If the supervisor dies, the kernel closes the sockets, so that no worker
+    outlives it. The supervisor coordinates the swaps of weights, because all workers must swap or none.
 
     Args:
         settings: of the service.
         listening: the socket that all workers accept from. It is closed at the end.
         folder: for the workers' metrics.
         command: starts a worker; the descriptor of the socket is appended.
+        bundles: name of each model -> folder of its bundle.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Supervisor:
         listening: socket.socket,
         folder: str,
         command: Sequence[str],
+        bundles: Mapping[str, Path],
     ) -> None:
         self._listening = listening
         self._folder = folder
@@ -104,10 +108,13 @@ class Supervisor:
         }
         self._slots = [_Slot() for _ in range(workers)]
         self._signals: list[int] = []
+        self._reload = False
         self._signalled = False
         self._stopping = False
         self._close_at = math.inf
         self._code = 0
+        self._bundles = dict(bundles)
+        self._coordinator = Coordinator(bundles, members=workers, send=self._send, on_commit=self._start_with)
 
     def handle(self, sig: int, frame: FrameType | None = None) -> None:  # noqa: ARG002
         """Handle a signal: set a flag for `run`.
@@ -115,6 +122,10 @@ class Supervisor:
         SIGTERM drains for the drain delay, SIGINT at once; a second signal does not wait for requests.
         """
         self._signals.append(sig)
+
+    def handle_reload(self, sig: int, frame: FrameType | None = None) -> None:  # noqa: ARG002
+        """Handle SIGHUP: set a flag for `run`."""
+        self._reload = True
 
     def run(self) -> int:
         """Start and restart the workers until a signal or a failure ends them.
@@ -128,6 +139,11 @@ class Supervisor:
                     self._on_signal(self._signals.pop(0))
                 for slot in self._slots:
                     self._check(slot)
+                if self._reload:
+                    self._reload = False
+                    for worker in self._workers()[:1]:  # it orders a swap, like one that gets a request
+                        worker.link.send(Reload())
+                self._coordinator.tick()
                 if time.monotonic() >= self._close_at:
                     self._close()
                 if self._stopping and not self._workers():
@@ -138,28 +154,31 @@ class Supervisor:
         if slot.worker is None:
             if not self._stopping and time.monotonic() >= slot.start_at:
                 slot.worker = self._start()
-        elif (code := slot.worker.process.poll()) is not None:
+                self._coordinator.join(slot.worker.process.pid)
+            return
+        for message in slot.worker.link.receive():
+            self._coordinator.receive(slot.worker.process.pid, message)
+        if (code := slot.worker.process.poll()) is not None:
             worker, slot.worker = slot.worker, None
             self._reap(slot, worker, code)
 
     def _start(self) -> _Worker:
         descriptor = self._listening.fileno()
-        read_end, write_end = os.pipe()
-        try:
+        own, theirs = socket.socketpair()
+        with theirs:
             process = subprocess.Popen(
                 [*self._command, str(descriptor)],
-                stdin=read_end,
+                stdin=theirs.fileno(),
                 env=self._environment,
                 pass_fds=[descriptor],
                 start_new_session=True,  # so that Ctrl-C in a terminal reaches the supervisor only
             )
-        finally:
-            os.close(read_end)
-        return _Worker(process, os.fdopen(write_end, "wb", buffering=0), time.monotonic())
+        return _Worker(process, Link(own), time.monotonic())
 
     def _reap(self, slot: _Slot, worker: _Worker, code: int) -> None:
         pid, lived = worker.process.pid, time.monotonic() - worker.started
-        worker.pipe.close()
+        worker.link.close()
+        self._coordinator.leave(pid)
         mark_worker_dead(pid, self._folder)
         ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         if self._stopping:
@@ -189,9 +208,9 @@ class Supervisor:
         """Let the workers drain, and stop listening after so many seconds."""
         if not self._stopping:
             self._stopping = True
+            self._coordinator.stop()
             for worker in self._workers():
-                with suppress(BrokenPipeError):  # it has ended
-                    worker.pipe.write(b"\n")
+                worker.link.send(Drain())
         self._close_at = min(self._close_at, time.monotonic() + delay)
 
     def _close(self) -> None:
@@ -201,7 +220,18 @@ class Supervisor:
             ignore_new_connections(self._listening.fileno())
             self._listening.close()
         for worker in self._workers():
-            worker.pipe.close()
+            worker.link.close()
+
+    def _send(self, member: int, message: Message) -> None:
+        for worker in self._workers():
+            if worker.process.pid == member:
+                worker.link.send(message)
+
+    def _start_with(self, model: str, folder: Path) -> None:
+        """Let the workers that are started from now on load another bundle."""
+        self._bundles[model] = folder
+        folders = ",".join(map(str, self._bundles.values()))
+        self._environment["TENFOLD_WEIGHTS" if len(self._bundles) == 1 else "TENFOLD_MODELS"] = folders
 
     def _workers(self) -> list[_Worker]:
         return [slot.worker for slot in self._slots if slot.worker]
@@ -240,6 +270,11 @@ def supervise(settings: Settings, command: Sequence[str] = (sys.executable, "-m"
         The exit code: 0 after a drain; 1 if the address cannot be listened on or a worker fails.
     """
     try:
+        bundles = bundle_folders(settings)
+    except ModelError as error:
+        logger.error("the models cannot be loaded: %s", error)
+        return 1
+    try:
         listening = config_of(settings).bind_socket()
         listening.listen(_BACKLOG)  # at once, so that no other program takes the port while the workers load
     except SystemExit:  # uvicorn has logged why
@@ -250,7 +285,9 @@ def supervise(settings: Settings, command: Sequence[str] = (sys.executable, "-m"
         logger.error(CANNOT_LISTEN, settings.host, settings.port)
         return 1
     with tempfile.TemporaryDirectory(prefix="tenfold-metrics-") as folder:
-        supervisor = Supervisor(settings, listening, folder, command)
+        supervisor = Supervisor(settings, listening, folder, command, bundles)
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, supervisor.handle)
+        if reloads_on_sighup():
+            signal.signal(signal.SIGHUP, supervisor.handle_reload)
         return supervisor.run()

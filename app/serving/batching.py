@@ -54,7 +54,12 @@ class Batcher:
         stall_timeout: seconds that one call may take before `check` reports the engine as not alive.
         admission: of the model. It counts completed images.
         telemetry: records batch sizes.
+
+    Attributes:
+        observer: called in the event loop with each image and its prediction, after the results of its batch were set.
     """
+
+    observer: Callable[[NDArray[np.uint8], Prediction], None] | None = None
 
     def __init__(
         self,
@@ -152,6 +157,9 @@ class Batcher:
                 for item, result in zip(batch, results, strict=True):
                     if not item.future.done():
                         item.future.set_result(result)
+                if self.observer:
+                    for item, result in zip(batch, results, strict=True):
+                        self.observer(item.pixels, result.prediction)
             finally:
                 self._batch_began = None
                 self._admission.completed(len(batch), since=min(item.admitted for item in batch))

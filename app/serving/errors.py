@@ -5,7 +5,10 @@ ServingError
 ├── QueueFull           no room for more images, or none before the request's deadline
 ├── TooManyUploads      no room for another request body
 ├── NotReady            a model is loading or failed to load, or the service is draining
-└── NotAlive            an engine does not work any more
+├── NotAlive            an engine does not work any more
+├── SwapRefused         new weights cannot be served, or differ too much from those that are served
+├── SwapConflict        another swap is in progress, or there is no previous version
+└── SwapInterrupted     the service shuts down during a swap, or one of its processes ended
 """
 
 
@@ -47,5 +50,19 @@ class NotReady(ServingError):
 
 class NotAlive(ServingError):
     """An engine does not work any more."""
+
+    retry_after = 5.0
+
+
+class SwapRefused(ServingError):
+    """New weights cannot be served, or differ too much from those that are served."""
+
+
+class SwapConflict(ServingError):
+    """Another swap is in progress, or there is no previous version."""
+
+
+class SwapInterrupted(ServingError):
+    """The service shuts down during a swap, or one of its processes ended."""
 
     retry_after = 5.0

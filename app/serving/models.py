@@ -20,9 +20,11 @@ from model import Classifier, ImageError, ModelCard
 ModelState = Literal["loading", "ready", "failed"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class LoadedModel:
     """A classifier with its queue. It never changes, so a request keeps the one that it began with.
+
+    Its thread and its memory are released when nothing refers to it any more.
 
     The calling route holds room for the images: `model.admission.images`.
 

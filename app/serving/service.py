@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -61,6 +62,7 @@ class Service:
         self._load = dict(models)
         self._admission = {name: Admission(name, self.limits) for name in models}
         self._on_failure = on_failure
+        self._releases: dict[Batcher, weakref.finalize[[asyncio.AbstractEventLoop, Batcher], LoadedModel]] = {}
 
     async def start(self) -> None:
         """Begin to load the models, and to watch their engines."""
@@ -74,9 +76,14 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks)
-        for model in self.models:
-            await model.batcher.stop()
+        for batcher, release in list(self._releases.items()):
+            release.detach()
+            await batcher.stop()
         self.decoder.stop()
+
+    async def wait_loaded(self) -> None:
+        """Wait until the models of the start are loaded, or one cannot be loaded."""
+        await asyncio.wait(self._tasks[:1])
 
     def drain(self) -> None:
         """Report "not ready" from now on, and continue to answer requests. Not for signal handlers."""
@@ -100,6 +107,8 @@ class Service:
     async def load_model(self, name: str, load: Load) -> LoadedModel:
         """Load a model and start its engine's thread and its queue. It gets no requests yet.
 
+        The thread and the queue end once nothing refers to the model.
+
         Args:
             name: that its card must have.
             load: called in the thread.
@@ -113,7 +122,7 @@ class Service:
             classifier = await asyncio.get_running_loop().run_in_executor(engine_thread, load)
             card, engine = classifier.card, classifier.engine
             if card.name != name:
-                raise BundleError(f"the name on the card is {card.name} now: restart the service")
+                raise BundleError(f"the name on the card is {card.name}, not {name}: change it, or restart the service")
             admission = self._admission[name]
             batcher = Batcher(
                 name,
@@ -127,7 +136,27 @@ class Service:
         except BaseException:
             engine_thread.shutdown(wait=False, cancel_futures=True)
             raise
-        return LoadedModel(classifier, batcher, admission, self.decoder)
+        model = LoadedModel(classifier, batcher, admission, self.decoder)
+        self._releases[batcher] = weakref.finalize(model, self._release_soon, asyncio.get_running_loop(), batcher)
+        return model
+
+    def serve(self, model: LoadedModel) -> None:
+        """Serve a model under its name. The one that had the name before ends after its last request."""
+        for before in self.models:
+            if before.name == model.name:
+                self.telemetry.model_gone(**_info(before))
+        self.models.put(model)
+        card, engine = model.card, model.classifier.engine
+        logger.info("serving %s on %s (%s, %s)", card.name, engine.name, engine.device, engine.precision)
+        self.telemetry.model(**_info(model))
+
+    def _release_soon(self, loop: asyncio.AbstractEventLoop, batcher: Batcher) -> None:
+        """Release a model to which nothing refers, from whichever thread the last reference was dropped in."""
+        loop.call_soon_threadsafe(lambda: loop.create_task(self._release(batcher)))
+
+    async def _release(self, batcher: Batcher) -> None:
+        if self._releases.pop(batcher, None):
+            await batcher.stop()
 
     async def _load_all(self) -> None:
         """Load one model after the other, because each uses all CPUs to load, and serve it."""
@@ -139,20 +168,12 @@ class Service:
             except Exception:
                 logger.exception("the model %s cannot be loaded", name)
             else:
-                self._serve(model)
+                self.serve(model)
                 continue
             self._fail(name, f"the model {name} could not be loaded: see the log of the service")
             return
         if self.state == "loading":
             self._enter("ready")
-
-    def _serve(self, model: LoadedModel) -> None:
-        card, engine = model.card, model.classifier.engine
-        self.models.put(model)
-        logger.info("serving %s on %s (%s, %s)", card.name, engine.name, engine.device, engine.precision)
-        self.telemetry.model(
-            model=card.name, version=card.version, engine=engine.name, device=engine.device, precision=engine.precision
-        )
 
     async def _watch(self) -> None:
         """Check the engines until one does not work any more."""
@@ -178,3 +199,15 @@ class Service:
     def _enter(self, state: State) -> None:
         self.state = state
         self.telemetry.ready(state == "ready")
+
+
+def _info(model: LoadedModel) -> dict[str, str]:
+    """What the metrics say of a model."""
+    card, engine = model.card, model.classifier.engine
+    return {
+        "model": card.name,
+        "version": card.version,
+        "engine": engine.name,
+        "device": engine.device,
+        "precision": engine.precision,
+    }

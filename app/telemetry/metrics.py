@@ -1,7 +1,7 @@
 """Metrics in Prometheus's format."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -11,6 +11,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     ProcessCollector,
     Summary,
     generate_latest,
@@ -32,6 +33,19 @@ _PROBABILITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 def mark_worker_dead(pid: int, folder: str) -> None:
     """Remove the gauges of a process that has ended. Its counters stay in the sum."""
     mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
+
+
+_MODEL_INFO = "tenfold_model_info"
+
+
+class _AllProcesses(MultiProcessCollector):
+    """The sums over all processes, without the models that are not served any more: no file forgets a series."""
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in super().collect():  # type: ignore[no-untyped-call]
+            if metric.name == _MODEL_INFO:
+                metric.samples = [sample for sample in metric.samples if sample.value]
+            yield metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +144,7 @@ class Telemetry:
             multiprocess_mode="livesum",
         )
         self._model = Gauge(
-            "tenfold_model_info",
+            _MODEL_INFO,
             "A model and its engine; the value is 1.",
             ("model", "version", "engine", "device", "precision"),
             registry=self.registry,
@@ -173,6 +187,27 @@ class Telemetry:
         self._verdicts = Counter(
             "tenfold_verdicts", "Images by their verdict.", ("verdict", "model"), registry=self.registry
         )
+        self._swaps = Counter(
+            "tenfold_swaps", "Requests for other weights, by outcome.", ("outcome", "model"), registry=self.registry
+        )
+        self._shadow_images = Counter(
+            "tenfold_shadow_images",
+            "Live images that new weights classified too, by outcome: agreed, disagreed, failed, or dropped.",
+            ("outcome", "model"),
+            registry=self.registry,
+        )
+        self._shadow_confidence = Summary(
+            "tenfold_shadow_confidence",
+            "Probability of the most probable class of those images, by weights: serving or candidate.",
+            ("weights", "model"),
+            registry=self.registry,
+        )
+        self._shadow_accepted = Counter(
+            "tenfold_shadow_accepted",
+            "Those images with the verdict accepted, by weights: serving or candidate.",
+            ("weights", "model"),
+            registry=self.registry,
+        )
         if SHARED_FOLDER not in os.environ:
             ProcessCollector(registry=self.registry)
 
@@ -211,7 +246,7 @@ class Telemetry:
         if SHARED_FOLDER not in os.environ:
             return self.registry
         shared = CollectorRegistry()
-        MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
+        _AllProcesses(shared)  # type: ignore[no-untyped-call]
         return shared
 
     def request(self, *, route: str, status: int, model: str, seconds: float, rejected: str | None) -> None:
@@ -288,3 +323,25 @@ class Telemetry:
             metric.labels(model)
         for verdict in get_args(Verdict):
             self._verdicts.labels(verdict, model)
+
+    def model_gone(self, *, model: str, version: str, engine: str, device: str, precision: str) -> None:
+        """Report a model and its engine no more."""
+        labels = (model, version, engine, device, precision)
+        if SHARED_FOLDER in os.environ:
+            self._model.labels(*labels).set(0)
+        else:
+            self._model.remove(*labels)
+
+    def swap(self, model: str, outcome: str) -> None:
+        """Count a request for other weights: swapped, rolled-back, confirmed, or why it was not carried out."""
+        self._swaps.labels(outcome, model).inc()
+
+    def shadow_image(self, model: str, outcome: str) -> None:
+        """Count a copy of a live image for new weights: agreed, disagreed, failed or dropped."""
+        self._shadow_images.labels(outcome, model).inc()
+
+    def shadow_prediction(self, model: str, weights: str, confidence: float, accepted: bool) -> None:
+        """Count the prediction for such an image, by the weights: serving or candidate."""
+        self._shadow_confidence.labels(weights, model).observe(confidence)
+        if accepted:
+            self._shadow_accepted.labels(weights, model).inc()

@@ -35,7 +35,7 @@ class Interrupting(float):
 async def serve_and_interrupt(settings: Settings) -> None:
     """Serve, and receive SIGTERM while the event loop updates a metric, that is, while it holds the metric's lock."""
     app = create_app(settings, load={CARD.name: lambda: fake_classifier(FakeEngine())})
-    server = Server(config_of(settings, app), app.state.service, settings.drain_delay)
+    server = Server(config_of(settings, app), app.state.service, app.state.swapper, settings.drain_delay)
 
     async def interrupt() -> None:
         while not server.started:
@@ -64,7 +64,7 @@ def serve_fake_engine(settings: Settings, mode: str, *descriptors: str) -> int:
     load = {CARD.name: lambda: fake_classifier(engine)}
     if descriptors:
         listening = socket.socket(fileno=int(descriptors[0]))
-        return serve(settings, load=load, listening=listening, control=sys.stdin.fileno())
+        return serve(settings, load=load, listening=listening, control=socket.socket(fileno=sys.stdin.fileno()))
     if settings.workers > 1:
         return supervise(settings, command=(sys.executable, "-m", "tests.app.fake_service", mode))
     return serve(settings, load=load)

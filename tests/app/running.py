@@ -161,7 +161,7 @@ def serving(
     chosen = Settings(**{"port": 0, "drain_delay": 0.0, "drain_timeout": 5, **settings})
     models = {name: load or (lambda: fake_classifier(engine)), **(others or {})}
     app = create_app(chosen, load=models, on_failure=on_failure)
-    server = Server(config_of(chosen, app), app.state.service, chosen.drain_delay)
+    server = Server(config_of(chosen, app), app.state.service, app.state.swapper, chosen.drain_delay)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -1,0 +1,166 @@
+"""POST /models/NAME: other weights without a restart. These routes exist only if the settings contain admin keys."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from app.http.auth import require_admin_key
+from app.http.deadline import Deadline
+from app.http.problems import (
+    BodyTooLarge,
+    DeadlinePassed,
+    InvalidParameter,
+    Unauthorized,
+    UploadTooSlow,
+    documented,
+)
+from app.http.schemas import ShadowReport, SwapReport, WeightsReport
+from app.http.upload import read_body
+from app.serving.errors import (
+    NotAlive,
+    NotReady,
+    SwapConflict,
+    SwapInterrupted,
+    SwapRefused,
+    TooManyUploads,
+    UnknownModel,
+)
+from app.serving.service import Service
+from app.serving.swap import Comparison, ShadowPlan, Status
+from app.serving.swapper import Swapper
+
+_MAX_BYTES = 10_000
+
+router = APIRouter(tags=["admin"], dependencies=[Depends(require_admin_key)])
+
+
+class SwapRequest(BaseModel):
+    """The body of POST /models/{name}."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    weights: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Folder of the bundle below TENFOLD_WEIGHTS_ROOT. The default is that of the model.",
+        ),
+    ] = None
+    shadow: Annotated[
+        FiniteFloat | None,
+        Field(gt=0, le=1, description="Share of the live images that are compared before the swap. Without it, none."),
+    ] = None
+    images: Annotated[int, Field(ge=1, description="Number of images that must be compared.")] = 200
+    seconds: Annotated[
+        FiniteFloat, Field(gt=0, le=86_400, description="Seconds after which fewer compared images are a refusal.")
+    ] = 600.0
+    agreement: Annotated[
+        FiniteFloat,
+        Field(ge=0, le=1, description="Smallest share of the compared images with the same most probable class."),
+    ] = 0.98
+
+    @property
+    def plan(self) -> ShadowPlan | None:
+        """How the weights are compared."""
+        if self.shadow is None:
+            return None
+        return ShadowPlan(share=self.shadow, images=self.images, seconds=self.seconds, agreement=self.agreement)
+
+
+async def swap(request: Request) -> SwapReport:
+    """Serve other weights under the name of a model, without a restart.
+
+    The response comes when they are served, or when they are refused and the old ones still are. Requests in progress
+    keep the weights that they began with. The old ones stay loaded until the swap is confirmed.
+    """
+    service, swapper, name = _of(request)
+    async with Deadline(request, service.settings.timeout):
+        body = await read_body(request)
+    if len(body) > _MAX_BYTES:
+        raise BodyTooLarge(f"the body has more than {_MAX_BYTES} bytes: send weights, shadow and their limits only")
+    try:
+        order = SwapRequest.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InvalidParameter(f"{'.'.join(('body', *map(str, first['loc'])))}: {first['msg']}") from error
+    return _report(await swapper.swap(name, order.weights, order.plan))
+
+
+async def roll_back(request: Request) -> SwapReport:
+    """Serve the previous version of a model again, which is still loaded, and release the present one."""
+    _, swapper, name = _of(request)
+    return _report(await swapper.roll_back(name))
+
+
+async def confirm(request: Request) -> SwapReport:
+    """Release the previous version of a model. It cannot be returned to any more."""
+    _, swapper, name = _of(request)
+    return _report(await swapper.confirm(name))
+
+
+async def latest(request: Request) -> SwapReport:
+    """The latest swap of a model, also while it is in progress."""
+    _, swapper, name = _of(request)
+    return _report(swapper.status(name) or Status(id="", action="swap", model=name, state="none"))
+
+
+def _of(request: Request) -> tuple[Service, Swapper, str]:
+    service: Service = request.app.state.service
+    request.state.model = service.models.resolve(request.path_params["name"])
+    return service, request.app.state.swapper, request.state.model
+
+
+def _report(status: Status) -> SwapReport:
+    return SwapReport(
+        model=status.model,
+        action=status.action,
+        state=status.state,
+        version=status.version,
+        previous=status.previous,
+        reason=status.reason,
+        shadow=_shadow(status.comparison) if status.comparison else None,
+    )
+
+
+def _shadow(found: Comparison) -> ShadowReport:
+    compared = max(1, found.images - found.failed)
+    serving, candidate = (
+        WeightsReport(
+            mean_confidence=round(found.confidence[side] / compared, 6),
+            accepted=round(found.accepted[side] / compared, 6),
+        )
+        for side in (0, 1)
+    )
+    return ShadowReport(
+        images=found.images,
+        agreement=round(found.agreement, 6),
+        serving=serving,
+        candidate=candidate,
+        failed=found.failed,
+        dropped=found.dropped,
+    )
+
+
+_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+_BODY_ERRORS = (UploadTooSlow, BodyTooLarge, InvalidParameter, TooManyUploads, DeadlinePassed)
+_SWAP_ERRORS = (SwapRefused, SwapConflict, SwapInterrupted, NotReady, NotAlive)
+
+for _method, _path, _endpoint, _errors in (
+    ("POST", "/models/{name}", swap, (*_SWAP_ERRORS, *_BODY_ERRORS)),
+    ("POST", "/models/{name}/rollback", roll_back, _SWAP_ERRORS),
+    ("POST", "/models/{name}/confirm", confirm, _SWAP_ERRORS),
+    ("GET", "/models/{name}/swap", latest, ()),
+):
+    _extra: dict[str, Any] = {"parameters": [_NAME]}
+    if _endpoint is swap:
+        _extra["requestBody"] = {"content": {"application/json": {"schema": SwapRequest.model_json_schema()}}}
+    router.add_api_route(
+        _path,
+        _endpoint,
+        methods=[_method],
+        name=_endpoint.__name__,
+        response_model=SwapReport,
+        responses=documented(Unauthorized, UnknownModel, *_errors),
+        openapi_extra=_extra,
+    )
