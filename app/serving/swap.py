@@ -481,7 +481,7 @@ class Coordinator:
         self._broadcast(status)
 
     def _answer(self, member: int, order: Order, state: State, reason: str) -> None:
-        """Report to one member that its order is not carried out. The status of the model stays that of its latest swap."""
+        """Send one member the reason why its order is not carried out. The status of the model does not change."""
         status = Status(id=order.id, action=order.action, model=order.model, state=state, reason=reason)
         self._send(member, Rejected(status=status))
 
