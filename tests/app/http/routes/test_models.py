@@ -252,7 +252,7 @@ def test_a_flood_for_one_model_delays_the_other_only_little() -> None:
                     if client.post("/predict", content=image_file()).status_code == 503:
                         time.sleep(0.05)
 
-        clients = [threading.Thread(target=flood) for _ in range(30)]
+        clients = [threading.Thread(target=flood) for _ in range(18)]
         for client in clients:
             client.start()
         try:
