@@ -134,6 +134,13 @@ class Settings(BaseSettings):
     stall_timeout: Annotated[
         FiniteFloat, Field(gt=0, description="Seconds that one forward pass may take. After that the process exits.")
     ] = 60.0
+    keep_alive_timeout: Annotated[
+        int,
+        Field(
+            gt=0,
+            description="Seconds that an idle connection is kept open. Set it longer than a proxy in front does.",
+        ),
+    ] = 75
     drain_delay: Annotated[
         FiniteFloat,
         Field(

@@ -273,13 +273,14 @@ def test_nobody_can_log_in_to_grafana() -> None:
 
 def test_ports_are_bound_to_loopback() -> None:
     for name, service in services().items():
-        assert service["ports"], name
+        assert bool(service["ports"]) == (name != "replica"), name
         assert all(port.startswith(LOOPBACK) for port in service["ports"]), name
 
 
 def test_without_the_profile_only_the_service_starts() -> None:
     assert [name for name, service in services().items() if "profiles" not in service] == ["tenfold"]
-    assert {profile for service in services().values() for profile in service.get("profiles", ())} == {"observability"}
+    profiles = {profile for service in services().values() for profile in service.get("profiles", ())}
+    assert profiles == {"observability", "replicas"}
     assert not services()["tenfold"].get("depends_on")
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Callable
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -9,6 +11,24 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 _GRACE = 1.0
 # Seconds for a request to arrive on a connection that was accepted just before the server stopped listening.
 _FIRST_REQUEST_TIMEOUT = 2.0
+# Seconds for the rest of a request whose response closes the connection.
+_LINGER = 5.0
+
+
+class _ResponseTransport:
+    """The transport as a response uses it, with another way to close it.
+
+    Args:
+        transport: of the connection.
+        close: called instead of its own `close`.
+    """
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self._transport = transport
+        self.close = close
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
@@ -16,11 +36,14 @@ def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
 
     uvicorn waits for a request's head, and for the rest of a body that the application does not read, without limit.
     At shutdown it closes connections whose first request has not arrived; this protocol waits for that request.
+    If a response closes the connection before the body has arrived, this protocol reads and discards the rest. To close
+    a socket with unread data resets the connection, and the client loses the response.
     It stores when the request's first byte arrived (time.monotonic) as `arrived` in the scope's state.
     """
 
     class Protocol(HttpToolsProtocol):
         _timeout: asyncio.TimerHandle | None = None
+        _discards = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -32,9 +55,21 @@ def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
             if self._timeout is None:
                 self._set_timeout(timeout + _GRACE)
 
+        def on_headers_complete(self) -> None:
+            super().on_headers_complete()
+            self.cycle.transport = _ResponseTransport(self.transport, self._close)  # type: ignore[assignment]
+
         def on_message_complete(self) -> None:
             super().on_message_complete()
             self._cancel_timeout()
+            if self._discards:
+                self.transport.close()
+
+        def on_response_complete(self) -> None:
+            if self._discards:
+                self.flow.resume_reading()
+            else:
+                super().on_response_complete()
 
         def shutdown(self) -> None:
             if self._timeout is None or (self.cycle and not self.cycle.response_complete):
@@ -46,6 +81,16 @@ def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._cancel_timeout()
             super().connection_lost(exc)
+
+        def _close(self) -> None:
+            """Close the connection, or only its sending half while a request is incomplete."""
+            if self._timeout is None or self.transport.is_closing() or not self.transport.can_write_eof():
+                self.transport.close()
+                return
+            self._discards = True
+            self.transport.write_eof()
+            self._cancel_timeout()
+            self._set_timeout(_LINGER)
 
         def _set_timeout(self, seconds: float) -> None:
             self._timeout = self.loop.call_later(seconds, self.transport.close)

@@ -144,6 +144,7 @@ def config_of(settings: Settings, app: object = None) -> uvicorn.Config:
         server_header=False,
         http=http_protocol(settings.timeout),
         ws="none",
+        timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.drain_timeout,
     )
 

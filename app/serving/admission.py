@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from app.serving.errors import QueueFull, TooManyUploads
@@ -20,9 +20,13 @@ class CompletionRate:
 
     Each batch gives one sample: its images, and the seconds since the batch before it or, if no image was admitted
     then, since its first image was admitted. The longest sample is left out, so that one interruption does not count.
+
+    Args:
+        clock: returns the time in seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._samples: deque[tuple[float, int, float]] = deque(maxlen=_SAMPLES)
         self._last = -math.inf
         self._rate = 0.0
@@ -32,9 +36,9 @@ class CompletionRate:
 
         Args:
             images: number of images in the batch.
-            since: when the first of them was admitted, as time.monotonic().
+            since: when the first of them was admitted, by the clock.
         """
-        now = time.monotonic()
+        now = self._clock()
         self._drop_old(now)
         self._samples.append((now, images, now - max(self._last, since)))
         self._last = now
@@ -48,7 +52,7 @@ class CompletionRate:
 
     def per_second(self) -> float:
         """Images per second, at least 1; 0 if there is no recent measurement."""
-        return self._rate if time.monotonic() - self._last < _WINDOW else 0.0
+        return self._rate if self._clock() - self._last < _WINDOW else 0.0
 
     def _drop_old(self, now: float) -> None:
         while self._samples and self._samples[0][0] < now - _WINDOW:
@@ -127,12 +131,14 @@ class Admission:
     Args:
         model: name of the model.
         limits: shared by all models.
+        clock: returns the time in seconds. A simulation has one of its own.
     """
 
-    def __init__(self, model: str, limits: Limits) -> None:
+    def __init__(self, model: str, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._model = model
         self._limits = limits
-        self._rate = CompletionRate()
+        self._clock = clock
+        self._rate = CompletionRate(clock)
 
     @contextmanager
     def upload(self, *, deadline: float = math.inf) -> Iterator[None]:
@@ -206,7 +212,7 @@ class Admission:
         # Only where other images wait: a request that is alone is tried at any rate.
         if used and rate:
             seconds = _SAFETY * (used + count) / rate
-            late = time.monotonic() + seconds - deadline
+            late = self._clock() + seconds - deadline
             if late > 0:
                 raise QueueFull(
                     f"{used} images for {self._model} are in progress, which takes {seconds:.1f} s, longer than the "

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from app.settings import Settings
 from benchmarks.soak.clients import ServiceError
@@ -27,16 +27,17 @@ class ServiceProcess:
     Args:
         bundles: folders of the models. The first one is the default.
         log: file for its output.
+        settings: that differ from the environment, for example a fixed port.
 
     Raises:
         ServiceError: it exits or does not listen.
     """
 
-    def __init__(self, bundles: Sequence[Path], log: Path) -> None:
-        overrides = {"TENFOLD_HOST": "127.0.0.1", "TENFOLD_PORT": "0", "TENFOLD_MODELS": ",".join(map(str, bundles))}
+    def __init__(self, bundles: Sequence[Path], log: Path, **settings: Any) -> None:
+        settings = {"host": "127.0.0.1", "port": 0, "models": ",".join(map(str, bundles)), **settings}
         self._environment = {name: value for name, value in os.environ.items() if name != "TENFOLD_WEIGHTS"}
-        self._environment.update(overrides)
-        self.settings = Settings()
+        self._environment.update({f"TENFOLD_{name.upper()}": str(value) for name, value in settings.items()})
+        self.settings = Settings(**settings)
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:

@@ -167,3 +167,39 @@ def test_a_request_that_takes_longer_than_the_drain_timeout_is_cancelled() -> No
             connection.settimeout(20)
             connection.recv(65536)
             assert 1.0 <= time.monotonic() - began < 10
+
+
+def test_a_large_upload_that_is_refused_during_the_drain_gets_its_response() -> None:
+    size = 15_000_000  # more than the buffers of the sockets hold
+    head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: {size}\r\n\r\n"
+    with serving(drain_delay=60.0, queue_size=1, max_files=1, timeout=60) as service:
+        service.engine.block()
+        pending = service.in_background(lambda: service.post(image_file()))
+        service.wait_admitted(1)
+        send_signal(service)
+        eventually(lambda: service.client.get("/readyz").status_code == 503, "it drains")
+        with service.connect() as connection:
+            connection.sendall(head.encode() + bytes(size))
+            assert status_of(connection) == (503, "close")
+            assert connection.recv(1) == b"", "the connection is closed"
+        service.engine.release()
+        assert pending.result().status_code == 200
+
+
+def test_a_refused_upload_that_does_not_end_keeps_the_connection_for_seconds_only() -> None:
+    with serving(drain_delay=60.0, max_body_bytes=100, timeout=60) as service, service.connect() as connection:
+        send_signal(service)
+        eventually(lambda: service.client.get("/readyz").status_code == 503, "it drains")
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000\r\n\r\n")
+        assert status_of(connection) == (413, "close")
+        eventually(lambda: not service.server.server_state.connections, "the connection is closed")
+
+
+def test_an_idle_connection_is_kept_for_the_keep_alive_timeout() -> None:
+    with serving(keep_alive_timeout=1) as service, service.connect() as connection:
+        for _ in range(2):
+            connection.sendall(HEAD + image_file())
+            assert status_of(connection)[0] == 200
+            began = time.monotonic()
+        assert connection.recv(1) == b""
+        assert 0.5 < time.monotonic() - began < 15
