@@ -16,7 +16,7 @@ from app.http.middleware import BodyLimit, InternalErrors, RequestContext
 from app.http.oip.errors import error_response
 from app.http.oip.messages import HEADER_LENGTH
 from app.http.problems import Errors
-from app.http.routes import admin, docs, explain, health, metrics, models, page, predict, v2
+from app.http.routes import admin, docs, drift, explain, feedback, health, metrics, models, page, predict, v2
 from app.serving.service import Load, Service
 from app.serving.swapper import Swapper
 from app.settings import Settings
@@ -88,10 +88,12 @@ def create_app(
         )
     app.add_middleware(RequestContext, telemetry=service.telemetry, closing=lambda: service.closing)
     keys = [Depends(require_key)] if settings.api_keys else []
-    for router in (*image_routers, models.router, metrics.router):
+    for router in (*image_routers, models.router, metrics.router, drift.router):
         app.include_router(router, dependencies=keys)
     if settings.admin_keys:
         app.include_router(admin.router)
+    if settings.feedback:
+        app.include_router(feedback.router, dependencies=keys)
     app.include_router(health.router)
     if settings.open_inference:
         app.include_router(v2.metadata, dependencies=keys)

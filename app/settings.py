@@ -141,6 +141,39 @@ class Settings(BaseSettings):
             description="Seconds that an idle connection is kept open. Set it longer than a proxy in front does.",
         ),
     ] = 75
+    drift_window: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Number of images per worker and model that are compared with held-out images. 0 disables it.",
+        ),
+    ] = 1000
+    drift_min_images: Annotated[int, Field(ge=1, description="Minimum number of images for this comparison.")] = 100
+    drift_classes: Annotated[
+        FiniteFloat, Field(ge=0, description="Population stability index of the predicted classes that is a drift.")
+    ] = 0.1
+    drift_confidence: Annotated[
+        FiniteFloat, Field(ge=0, description="Population stability index of the confidence that is a drift.")
+    ] = 0.1
+    drift_in_distribution: Annotated[
+        FiniteFloat, Field(ge=0, description="Population stability index of `in_distribution` that is a drift.")
+    ] = 0.1
+    feedback: Annotated[
+        Path | None,
+        Field(
+            description="File that predictions are stored in for `POST /feedback`. Without it there is no such route."
+        ),
+    ] = None
+    feedback_images: Annotated[bool, Field(description="Store the uploaded images too.")] = False
+    feedback_rows: Annotated[
+        int, Field(ge=1, description="Maximum number of predictions in the file. The oldest are removed.")
+    ] = 100_000
+    feedback_bytes: Annotated[
+        int, Field(ge=1_000_000, description="Maximum size of the file in bytes. The oldest predictions are removed.")
+    ] = 1_000_000_000
+    feedback_days: Annotated[
+        FiniteFloat, Field(gt=0, description="Days after which a prediction is removed from the file.")
+    ] = 30.0
     drain_delay: Annotated[
         FiniteFloat,
         Field(
@@ -188,6 +221,15 @@ class Settings(BaseSettings):
                         f"TENFOLD_{limit.upper()} ({getattr(self, limit)}) is below twice TENFOLD_{request.upper()} "
                         f"({least}): with several models, the largest request might never fit"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _check_drift_window(self) -> Self:
+        if 0 < self.drift_window < self.drift_min_images:
+            raise ValueError(
+                f"TENFOLD_DRIFT_WINDOW ({self.drift_window}) is below TENFOLD_DRIFT_MIN_IMAGES "
+                f"({self.drift_min_images}): there would never be enough images to compare"
+            )
         return self
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ The public API is `__all__`. `app` uses nothing else.
 
 from model.bundle import CARD_FILE
 from model.calibration import Verdict
-from model.card import InputSpec, ModelCard, read_card
+from model.card import InputSpec, ModelCard, Reference, read_card
 from model.classifier import Classifier, Prediction, Ranked, load
 from model.decode import FORMATS
 from model.engines.base import DeviceName, Engine, EngineName
@@ -58,6 +58,7 @@ __all__ = [
     "PreprocessedImage",
     "Ranked",
     "RecipeError",
+    "Reference",
     "SaveError",
     "TrainingError",
     "UnreadableImage",

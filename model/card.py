@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -383,6 +383,51 @@ class OutOfDistribution(_Strict):
         return self
 
 
+class Histogram(_Strict):
+    """The values of held-out images, counted in bins.
+
+    Attributes:
+        edges: limits between the bins, ascending, float[B - 1]. A value that equals a limit is in the bin above it.
+        pictures: number of images in each bin, int[B].
+    """
+
+    edges: list[float]
+    pictures: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _well_formed(self) -> Self:
+        if len(self.pictures) != len(self.edges) + 1:
+            raise ValueError("pictures does not have one bin more than edges")
+        if any(low >= high for low, high in pairwise(self.edges)):
+            raise ValueError("edges are not ascending")
+        return self
+
+
+class Reference(_Strict):
+    """The distributions of the predictions for held-out images. A service compares its images with them (drift).
+
+    Attributes:
+        classes: number of images by most probable class, int[C].
+        confidence: calibrated probabilities of the most probable class.
+        in_distribution: fractions of held-out images that do not score higher.
+        views: number of views per image.
+        pictures: number of held-out images.
+    """
+
+    classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2)]
+    confidence: Histogram
+    in_distribution: Histogram
+    views: Annotated[int, Field(ge=1)]
+    pictures: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _well_formed(self) -> Self:
+        for counts in (self.classes, self.confidence.pictures, self.in_distribution.pictures):
+            if sum(counts) != self.pictures:
+                raise ValueError("the numbers of a distribution do not add up to the number of pictures")
+        return self
+
+
 class SelfTest(_Strict):
     """Expected outputs for N synthetic images, one view each.
 
@@ -447,6 +492,8 @@ class ModelCard(_Strict):
         metrics: measured on the test set, in float32.
         calibration: from logits to probabilities.
         out_of_distribution: constants of the out-of-distribution score.
+        reference: distributions of the predictions for held-out images; None if they were not measured, for example
+            because no images were held out. Predictions do not depend on them.
         files: SHA-256 of each file that an engine reads, by name.
         self_test: expected outputs in float32.
         openvino: the OpenVINO model; None if the bundle has none.
@@ -463,6 +510,7 @@ class ModelCard(_Strict):
     metrics: Metrics
     calibration: Calibration
     out_of_distribution: OutOfDistribution
+    reference: Reference | None = None
     files: dict[str, Sha256]
     self_test: SelfTest
     openvino: OpenVino | None
@@ -478,8 +526,6 @@ class ModelCard(_Strict):
             label for mistake in self.metrics.mistakes for label in (mistake.label, mistake.predicted)
         ):
             raise ValueError("metrics.mistakes names a class that is not in labels")
-        if len(self.metrics.confusion) != len(self.labels):
-            raise ValueError("metrics.confusion does not have one row per label")
         tests = {"self_test": self.self_test}
         if self.openvino:
             tests["openvino.self_test"] = self.openvino.self_test
@@ -490,12 +536,22 @@ class ModelCard(_Strict):
                 raise ValueError(f"{name}.logits or probabilities does not have one column per label")
             if not len(test.logits) == len(test.probabilities) == len(test.scores) == len(test.in_distribution):
                 raise ValueError(f"the lists of {name} do not have the same length")
-        ood_score = self.out_of_distribution.score
-        if not isinstance(ood_score, Energy) and len(ood_score.class_directions) != len(self.labels):
-            raise ValueError("out_of_distribution.score.class_directions does not have one row per label")
         for name in (WEIGHTS_FILE, *(OPENVINO_FILES if self.openvino else ()), *((ONNX_FILE,) if self.onnx else ())):
             if name not in self.files:
                 raise ValueError(f"files does not contain {name}")
+        return self
+
+    @model_validator(mode="after")
+    def _by_class(self) -> Self:
+        by_class: dict[str, Sized] = {"metrics.confusion": self.metrics.confusion}
+        ood_score = self.out_of_distribution.score
+        if not isinstance(ood_score, Energy):
+            by_class["out_of_distribution.score.class_directions"] = ood_score.class_directions
+        if self.reference:
+            by_class["reference.classes"] = self.reference.classes
+        for name, rows in by_class.items():
+            if len(rows) != len(self.labels):
+                raise ValueError(f"{name} does not have one row per label")
         return self
 
     @cached_property

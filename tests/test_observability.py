@@ -22,10 +22,11 @@ LOOPBACK = "127.0.0.1:"
 
 
 @pytest.fixture(scope="module")
-def exposition() -> str:
+def exposition(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The response of /metrics after two images, one of them invalid, and a request that was rejected."""
     engine = FakeEngine()
-    with serving(engine, queue_size=1, max_files=1) as running:
+    store = tmp_path_factory.mktemp("feedback") / "store"
+    with serving(engine, queue_size=1, max_files=1, feedback=store) as running:
         assert running.post(image_file()).status_code == 200
         assert running.post(b"plain text").status_code == 415
         engine.block()

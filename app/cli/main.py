@@ -11,11 +11,13 @@ import typer
 
 from app import __version__
 from app.cli.classify.command import main as classify
+from app.cli.feedback import app as feedback
 from app.cli.reload import main as reload
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 app.command("classify")(classify)
 app.command("reload")(reload)
+app.add_typer(feedback, name="feedback", help="Export the labels that clients have sent, or delete predictions.")
 
 
 def _print_version(given: bool) -> None:

@@ -77,6 +77,14 @@ class UnknownLabel(RequestError):
     """The label is not one of the model's."""
 
 
+class UnknownPrediction(RequestError):
+    """No prediction of this request and index is stored."""
+
+
+class NotStored(RequestError):
+    """The file for feedback cannot be used."""
+
+
 class DeadlinePassed(RequestError):
     """There was no response before the deadline."""
 
@@ -98,6 +106,7 @@ TABLE: Mapping[type[Exception], ProblemType] = {
     InvalidInference: ProblemType(400, "invalid-inference", "The inference request is malformed"),
     Unauthorized: ProblemType(401, "unauthorized", "An API key is needed"),
     UnknownModel: ProblemType(404, "unknown-model", "There is no such model"),
+    UnknownPrediction: ProblemType(404, "unknown-prediction", "There is no such prediction"),
     UploadTooSlow: ProblemType(408, "upload-too-slow", "The upload took too long"),
     SwapConflict: ProblemType(409, "swap-conflict", "The weights cannot be changed now"),
     BodyTooLarge: ProblemType(413, "body-too-large", "The request is too large"),
@@ -118,6 +127,7 @@ TABLE: Mapping[type[Exception], ProblemType] = {
     NotAlive: ProblemType(503, "not-alive", "The engine does not respond"),
     SwapInterrupted: ProblemType(503, "swap-interrupted", "The swap was interrupted"),
     DeadlinePassed: ProblemType(504, "deadline-passed", "No response in time"),
+    NotStored: ProblemType(507, "not-stored", "The feedback cannot be stored"),
 }
 
 MEDIA_TYPE = "application/problem+json"

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
+from app.serving.drift import DriftState
 from app.serving.models import ModelState
 from app.serving.swap import Action, State
 from model import ModelCard, Prediction, PreprocessedImage, Verdict
@@ -188,6 +189,64 @@ class SwapReport(BaseModel):
     previous: Annotated[str | None, Field(description="Version that a rollback returns to; null if none is kept.")]
     reason: Annotated[str, Field(description="Why the new weights are not served.")]
     shadow: Annotated[ShadowReport | None, Field(description="The comparison; null if there was none.")]
+
+
+class Feedback(BaseModel):
+    """The right class of an image that was classified."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    request_id: Annotated[str, Field(max_length=64, description="X-Request-ID of the response with the prediction.")]
+    label: Annotated[str, Field(max_length=1_000, description="The right class. It is one of the model's.")]
+    index: Annotated[int, Field(ge=0, lt=2**31, description="Index of the image in its request, from 0.")] = 0
+    model: Annotated[
+        str | None, Field(description="Name of the model. If given, it must be that of the prediction.")
+    ] = None
+
+
+class StoredFeedback(BaseModel):
+    """The prediction, and the label that is stored now."""
+
+    request_id: str
+    index: int
+    model: ModelName
+    predicted: Annotated[str, Field(description="The most probable class.")]
+    confidence: Annotated[float, Field(ge=0, le=1, description="Its probability.")]
+    label: Annotated[str, Field(description="The right class.")]
+    right: Annotated[bool, Field(description="Whether the two are the same.")]
+
+
+class Shift(BaseModel):
+    """How much one distribution of live images differs from that of held-out images."""
+
+    psi: Annotated[float, Field(description="Population stability index.")]
+    limit: Annotated[float, Field(description="The distribution has drifted if the index is above it.")]
+    drifted: Annotated[bool, Field(description="Whether it has.")]
+
+
+class ModelDrift(BaseModel):
+    """Whether the images of a model still resemble the held-out images of its training."""
+
+    name: Annotated[str, Field(description="Name of the model.")]
+    version: Annotated[str, Field(description="As in `ModelName`.")]
+    state: Annotated[
+        DriftState | Literal["off"],
+        Field(description="off: nothing is compared. collecting: there are too few images. stable or drifted."),
+    ]
+    images: Annotated[int, Field(description="Number of images that are compared: the last ones of each worker.")]
+    distributions: Annotated[
+        dict[str, Shift],
+        Field(description="By name: classes, confidence, in_distribution. Empty if nothing is compared."),
+    ]
+    summary: Annotated[str, Field(description="The same in a sentence.")]
+
+
+class DriftReport(BaseModel):
+    """Drift of all loaded models."""
+
+    workers: Annotated[int, Field(description="Number of workers whose images are counted together.")]
+    window: Annotated[int, Field(description="Number of images that each worker keeps for a model.")]
+    models: list[ModelDrift]
 
 
 class Health(BaseModel):

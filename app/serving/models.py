@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from app.serving.admission import Admission
 from app.serving.batching import Batched, Batcher
 from app.serving.decoding import Decoder, Flow
+from app.serving.drift import Window
 from app.serving.errors import NotAlive, NotReady, UnknownModel
 from app.serving.images import ClassifiedImage, Upload
 from model import Classifier, ImageError, ModelCard
@@ -33,12 +34,15 @@ class LoadedModel:
         batcher: owns its queue and its engine's thread.
         admission: of all models with this name.
         decoder: shared by all models.
+        window: the last predictions, for the comparison with held-out images; None if there is none. The only part
+            that changes.
     """
 
     classifier: Classifier
     batcher: Batcher
     admission: Admission
     decoder: Decoder
+    window: Window | None
 
     @property
     def card(self) -> ModelCard:

@@ -6,9 +6,12 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+from app.feedback.recorder import Recorder
+from app.feedback.store import Limits as FeedbackLimits
 from app.serving.admission import Admission, Limits
 from app.serving.batching import Batcher
 from app.serving.decoding import Decoder
+from app.serving.drift import DISTRIBUTIONS, Baseline, Counts, Distribution, Drift, Window, compare
 from app.serving.errors import NotAlive, NotReady
 from app.serving.models import LoadedModel, Registry
 from app.serving.threads import compute_threads
@@ -43,6 +46,7 @@ class Service:
         models: what is loaded.
         state: what /readyz and /livez report.
         telemetry: the metrics.
+        feedback: stores predictions; None if the settings do not name a file.
     """
 
     def __init__(self, settings: Settings, models: Mapping[str, Load], on_failure: Callable[[], None]) -> None:
@@ -58,7 +62,18 @@ class Service:
         )
         self.models = Registry(models)
         self.state: State = "loading"
-        self.telemetry = Telemetry(images=lambda: self.limits.images.used, uploads=lambda: self.limits.uploads.used)
+        self.telemetry = Telemetry(
+            images=lambda: self.limits.images.used,
+            uploads=lambda: self.limits.uploads.used,
+            windows=lambda: {model.name: model.window.counts for model in self.models if model.window},
+        )
+        self.feedback: Recorder | None = None
+        if settings.feedback:
+            limits = FeedbackLimits(
+                rows=settings.feedback_rows, size=settings.feedback_bytes, seconds=settings.feedback_days * 86_400
+            )
+            self.feedback = Recorder(settings.feedback, limits, self.telemetry)
+            self.telemetry.expect_feedback(models)
         self._load = dict(models)
         self._admission = {name: Admission(name, self.limits) for name in models}
         self._on_failure = on_failure
@@ -66,6 +81,8 @@ class Service:
 
     async def start(self) -> None:
         """Begin to load the models, and to watch their engines."""
+        if self.feedback:
+            self.feedback.start()
         self._tasks = [
             asyncio.create_task(self._load_all(), name="load"),
             asyncio.create_task(self._watch(), name="watch"),
@@ -80,6 +97,8 @@ class Service:
             release.detach()
             await batcher.stop()
         self.decoder.stop()
+        if self.feedback:
+            await self.feedback.stop()
 
     async def wait_loaded(self) -> None:
         """Wait until the models of the start are loaded, or one cannot be loaded."""
@@ -103,6 +122,44 @@ class Service:
         self.models.check_ready()
         if self.state == "draining":
             raise NotReady("the service is shutting down: send requests elsewhere")
+
+    def drift(self) -> dict[str, Drift]:
+        """By name of each loaded model with a window: the last images of all processes against the reference.
+
+        It may be called in any thread.
+        """
+        images = self.telemetry.drift_images()
+        settings = self.settings
+        thresholds: dict[Distribution, float] = {
+            "classes": settings.drift_classes,
+            "confidence": settings.drift_confidence,
+            "in_distribution": settings.drift_in_distribution,
+        }
+        found = {}
+        for model in self.models:
+            if model.window:
+                baseline, bins = model.window.baseline, images.get(model.name, {})
+                counts: Counts = {
+                    name: [bins.get((name, index), 0) for index in range(len(baseline.counts[name]))]
+                    for name in DISTRIBUTIONS
+                }
+                found[model.name] = compare(
+                    baseline,
+                    counts,
+                    labels=model.card.labels,
+                    thresholds=thresholds,
+                    min_images=settings.drift_min_images,
+                )
+        return found
+
+    def exposition(self) -> bytes:
+        """The metrics of all processes in Prometheus's text format. It may be called in any thread."""
+        for model, drift in self.drift().items():
+            for name in DISTRIBUTIONS:
+                compared = drift.comparisons.get(name)
+                values = {"psi": compared.psi, "limit": compared.limit} if compared else {}
+                self.telemetry.drift(model, name, **values)
+        return self.telemetry.exposition()
 
     async def load_model(self, name: str, load: Load) -> LoadedModel:
         """Load a model and start its engine's thread and its queue. It gets no requests yet.
@@ -136,7 +193,9 @@ class Service:
         except BaseException:
             engine_thread.shutdown(wait=False, cancel_futures=True)
             raise
-        model = LoadedModel(classifier, batcher, admission, self.decoder)
+        size = self.settings.drift_window
+        window = Window(Baseline(card.reference, size), size) if card.reference and size else None
+        model = LoadedModel(classifier, batcher, admission, self.decoder, window)
         self._releases[batcher] = weakref.finalize(model, self._release_soon, asyncio.get_running_loop(), batcher)
         return model
 

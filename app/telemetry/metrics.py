@@ -1,9 +1,11 @@
 """Metrics in Prometheus's format."""
 
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, Literal, get_args
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -89,14 +91,19 @@ class Telemetry:
     Args:
         images: returns, by model, how many images are being decoded, waiting or in a batch.
         uploads: returns, by model, of how many requests the body is being read.
+        windows: returns, by model and distribution, how many of the last images are in each bin; see
+            `app.serving.drift`.
     """
 
     def __init__(
         self,
         images: Callable[[], Mapping[str, int]] = dict,
         uploads: Callable[[], Mapping[str, int]] = dict,
+        windows: Callable[[], Mapping[str, Mapping[Any, Sequence[int]]]] = dict,
     ) -> None:
         self._in_progress = (images, uploads)
+        self._windows = windows
+        self._window_bins: set[tuple[str, str, str]] = set()
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "tenfold_requests",
@@ -208,6 +215,39 @@ class Telemetry:
             ("weights", "model"),
             registry=self.registry,
         )
+        self._drift_images = Gauge(
+            "tenfold_drift_images",
+            "The last images, by distribution and bin, for the comparison with held-out images.",
+            ("distribution", "bin", "model"),
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+        self._drift_psi = Gauge(
+            "tenfold_drift_psi",
+            "Population stability index of a distribution against held-out images; NaN with too few images.",
+            ("distribution", "model"),
+            registry=self.registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._drift_limit = Gauge(
+            "tenfold_drift_limit",
+            "The index above which a distribution has drifted; NaN with too few images.",
+            ("distribution", "model"),
+            registry=self.registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._feedback = Counter(
+            "tenfold_feedback",
+            "Images with a right label from a client, by whether the prediction was right or wrong.",
+            ("outcome", "model"),
+            registry=self.registry,
+        )
+        self._feedback_lost = Counter(
+            "tenfold_feedback_lost",
+            "Predictions that could not be stored for feedback, by reason: busy or error.",
+            ("reason",),
+            registry=self.registry,
+        )
         if SHARED_FOLDER not in os.environ:
             ProcessCollector(registry=self.registry)
 
@@ -241,6 +281,22 @@ class Telemetry:
             inference=total("tenfold_inference_seconds"),
             last_batch=values.get(("tenfold_last_batch_timestamp_seconds",), 0.0),
         )
+
+    def drift_images(self) -> Mapping[str, Mapping[tuple[str, int], int]]:
+        """By model, then by distribution and bin: how many of the last images of all processes are in the bin."""
+        self.sample_gauges()
+        found: dict[str, dict[tuple[str, int], int]] = defaultdict(dict)
+        for metric in self._all_processes().collect():
+            if metric.name == "tenfold_drift_images":
+                for sample in metric.samples:
+                    labels = sample.labels
+                    found[labels["model"]][labels["distribution"], int(labels["bin"])] = int(sample.value)
+        return found
+
+    def drift(self, model: str, distribution: str, *, psi: float = math.nan, limit: float = math.nan) -> None:
+        """Set the population stability index of a distribution over all processes, and its limit."""
+        self._drift_psi.labels(distribution, model).set(psi)
+        self._drift_limit.labels(distribution, model).set(limit)
 
     def _all_processes(self) -> CollectorRegistry:
         if SHARED_FOLDER not in os.environ:
@@ -296,13 +352,29 @@ class Telemetry:
         for name, seconds in stages.items():
             self._stages[name].labels(model).observe(seconds)
 
+    def feedback(self, model: str, *, right: bool) -> None:
+        """Count an image whose right label is known, by whether the prediction was right."""
+        self._feedback.labels("right" if right else "wrong", model).inc()
+
+    def feedback_lost(self, reason: Literal["busy", "error"], predictions: int) -> None:
+        """Count predictions that could not be stored for feedback."""
+        self._feedback_lost.labels(reason).inc(predictions)
+
+    def expect_feedback(self, models: Iterable[str]) -> None:
+        """Begin to report the metrics of feedback at zero."""
+        for reason in ("busy", "error"):
+            self._feedback_lost.labels(reason)
+        for model in models:
+            for outcome in ("right", "wrong"):
+                self._feedback.labels(outcome, model)
+
     def batch(self, model: str, views: int) -> None:
         """Count a forward pass over so many views."""
         self._batch_views.labels(model).observe(views)
         self._last_batch.labels(model).set_to_current_time()
 
     def sample_gauges(self) -> None:
-        """Set the gauges of images and uploads in progress.
+        """Set the gauges of images and uploads in progress, and of the last images.
 
         Call this regularly, because other processes report them too. To update them at every change would take longer
         than all the histograms.
@@ -311,6 +383,17 @@ class Telemetry:
         for gauge, counts in zip(gauges, self._in_progress, strict=True):
             for model, count in counts().items():
                 gauge.labels(model).set(count)
+        bins = {
+            (distribution, str(index), model): images
+            for model, counts in self._windows().items()
+            for distribution, distributed in counts.items()
+            for index, images in enumerate(distributed)
+        }
+        for labels in self._window_bins - set(bins):  # of earlier weights
+            self._drift_images.labels(*labels).set(0)
+        self._window_bins = set(bins)
+        for labels, images in bins.items():
+            self._drift_images.labels(*labels).set(images)
 
     def ready(self, ready: bool) -> None:
         """Set whether /readyz is 200."""

@@ -14,21 +14,35 @@ def main(
     data: Data = "data",
     cache: Cache = Path("runs/cache"),
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT images of each part.")] = None,
+    reference_only: Annotated[
+        bool,
+        typer.Option(
+            "--reference-only",
+            help="Only measure the distributions that a service compares live images with. Nothing else changes.",
+        ),
+    ] = False,
 ) -> None:
     """Fit the temperature and the out-of-distribution score of a bundle again, and test it again.
 
-    The weights stay the same. Commands that train a bundle do this already.
+    The distributions that a service compares live images with are measured again too. The weights stay the same.
+    Commands that train a bundle do all this already.
     """
     with exit_codes():
         from model.bundle import open_bundle
         from model.training.data import load_again
         from model.training.progress import image_bar
-        from model.training.recalibrate import recalibrate
+        from model.training.recalibrate import add_reference, recalibrate
 
         with image_bar() as progress:
             dataset = load_again(
                 open_bundle(bundle).card, data, limit=limit, cache=cache, report=typer.echo, progress=progress
             )
+        if reference_only:
+            card = add_reference(bundle, dataset)
+            typer.echo(
+                f"{bundle} has version {card.version}: distributions of {len(dataset.holdout):,} held-out images"
+            )
+            return
         with image_bar() as progress:
             card = recalibrate(bundle, dataset, progress=progress)
         typer.echo(

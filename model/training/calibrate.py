@@ -1,17 +1,29 @@
 """Fit the constants of `model.calibration` to held-out images."""
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from model.calibration import OutOfDistributionScore, class_mean_cosine, energy
-from model.card import Calibration, Energy, InputSpec, Mixture, OutOfDistribution, Thresholds
+from model.calibration import OutOfDistributionScore, class_mean_cosine, energy, softmax
+from model.card import (
+    Calibration,
+    Energy,
+    Histogram,
+    InputSpec,
+    Mixture,
+    ModelCard,
+    OutOfDistribution,
+    Reference,
+    Thresholds,
+)
 from model.engines.base import Engine
+from model.errors import DataError
 from model.training.data import DataSet
-from model.training.evaluate import outputs
+from model.training.evaluate import Observed, outputs
 
 THRESHOLDS = Thresholds(accepted=0.05, uncertain=0.02)
 """95 % of the held-out images are accepted, and 2 % are classified as other images."""
@@ -22,12 +34,28 @@ UNCALIBRATED = Calibration(temperature=1.0, views=1, pictures=0)
 _QUANTILES = 101
 # Number of training images that replace the held-out images if there are none.
 _SUBSTITUTES = 5000
+# Of the reference distributions of values, as usual for the population stability index.
+_BINS = 10
 
 
-def fit(engine: Engine, spec: InputSpec, data: DataSet, *, outliers: bool) -> tuple[Calibration, OutOfDistribution]:
+class Constants(NamedTuple):
+    """What `fit` finds.
+
+    Attributes:
+        calibration: of a card.
+        out_of_distribution: of a card.
+        reference: of a card; None without held-out images.
+    """
+
+    calibration: Calibration
+    out_of_distribution: OutOfDistribution
+    reference: Reference | None
+
+
+def fit(engine: Engine, spec: InputSpec, data: DataSet, *, outliers: bool) -> Constants:
     """Fit all constants to the held-out images in one view each, or to training images if none were held out.
 
-    Without held-out images the temperature is 1.
+    Without held-out images the temperature is 1, and there are no reference distributions.
 
     Args:
         engine: with the network.
@@ -41,7 +69,54 @@ def fit(engine: Engine, spec: InputSpec, data: DataSet, *, outliers: bool) -> tu
     out = outputs(engine, spec, images.pixels.numpy())
     logits, features, statistics = out.logits[:, None], out.features[:, None], out.statistics[:, None]
     calibration = fit_temperature(logits, truth) if held_out else UNCALIBRATED
-    return calibration, fit_out_of_distribution(logits, features, statistics, truth, outliers=outliers)
+    ood = fit_out_of_distribution(logits, features, statistics, truth, outliers=outliers)
+    return Constants(calibration, ood, reference_of(out, calibration, ood) if held_out else None)
+
+
+def measure_reference(engine: Engine, card: ModelCard, data: DataSet) -> Reference:
+    """The distributions of the predictions for the held-out images, with the constants of a card.
+
+    Args:
+        engine: with the network.
+        card: of its bundle.
+        data: that the network was trained on.
+
+    Raises:
+        DataError: no images were held out.
+    """
+    if not len(data.holdout):
+        raise DataError(f"no images of {data.name} were held out: there is nothing to compare live images with")
+    out = outputs(engine, card.input, data.holdout.pixels.numpy())
+    return reference_of(out, card.calibration, card.out_of_distribution)
+
+
+def reference_of(out: Observed, calibration: Calibration, out_of_distribution: OutOfDistribution) -> Reference:
+    """The distributions of predictions. The bins of values have equal numbers of images, as far as values differ.
+
+    Args:
+        out: outputs for N >= 1 held-out images in one view each.
+        calibration: of the card.
+        out_of_distribution: of the card.
+    """
+    probabilities = softmax(out.logits, calibration.temperature)
+    score = OutOfDistributionScore(out_of_distribution)
+    fractions = score.fractions(score.of_images(out.logits, out.features, out.statistics))
+    images, classes = probabilities.shape
+    return Reference(
+        classes=np.bincount(probabilities.argmax(axis=1), minlength=classes).tolist(),
+        confidence=_histogram(probabilities.max(axis=1)),
+        in_distribution=_histogram(fractions),
+        views=1,
+        pictures=images,
+    )
+
+
+def _histogram(values: NDArray[np.floating[Any]]) -> Histogram:
+    """The values in up to `_BINS` bins, whose edges are quantiles."""
+    inner = np.quantile(values.astype(np.float64), np.linspace(0, 1, _BINS + 1)[1:-1])
+    edges = [edge for edge in np.unique(np.round(inner, 7)).tolist() if edge > values.min()]
+    places = np.searchsorted(edges, values, side="right")
+    return Histogram(edges=edges, pictures=np.bincount(places, minlength=len(edges) + 1).tolist())
 
 
 def fit_temperature(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Calibration:

@@ -75,7 +75,7 @@ def export(
     spec = recipe.input_spec()
     engine = TorchEngine(net, spec, device=device, precision="float32")
     exposed = run.about.get("outliers") is not None
-    calibration, out_of_distribution = fit(engine, spec, data, outliers=exposed)
+    calibration, out_of_distribution, reference = fit(engine, spec, data, outliers=exposed)
     assessment = assess(engine, spec, calibration, out_of_distribution, data.test, progress=progress)
 
     card = ModelCard(
@@ -102,6 +102,7 @@ def export(
         ),
         calibration=calibration,
         out_of_distribution=out_of_distribution,
+        reference=reference,
         files={WEIGHTS_FILE: hashlib.sha256(weights).hexdigest()},
         self_test=expected_of(engine, spec.crop, calibration, out_of_distribution),
         openvino=None,

@@ -1,4 +1,4 @@
-"""Fit the constants of a bundle again, and measure it again."""
+"""Fit the constants of a bundle again, and measure it again, or measure its reference distributions only."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from model.bundle import open_bundle, update_bundle
 from model.card import ONNX_FILE, ModelCard
 from model.engines.choose import choose
 from model.engines.torch import TorchEngine, load_network
-from model.training.calibrate import fit
+from model.training.calibrate import fit, measure_reference
 from model.training.data import DataSet
 from model.training.evaluate import Progress, assess
 from model.training.export import expected_of, metrics_of
@@ -34,7 +34,7 @@ def recalibrate(folder: Path, data: DataSet, *, progress: Progress | None = None
     bundle = open_bundle(folder)
     card, spec = bundle.card, bundle.card.input
     engine = TorchEngine(load_network(bundle), spec, device="cpu", precision="float32")
-    calibration, ood = fit(engine, spec, data, outliers=card.training.outliers is not None)
+    calibration, ood, reference = fit(engine, spec, data, outliers=card.training.outliers is not None)
     assessment = assess(engine, spec, calibration, ood, data.test, progress=progress)
     about = card.openvino
     if about is not None:
@@ -46,6 +46,7 @@ def recalibrate(folder: Path, data: DataSet, *, progress: Progress | None = None
             "metrics": metrics_of(assessment, card.labels, files=data.test_files, measured=measured),
             "calibration": calibration,
             "out_of_distribution": ood,
+            "reference": reference,
             "self_test": expected_of(engine, spec.crop, calibration, ood),
             "openvino": about,
             "onnx": None,
@@ -58,3 +59,25 @@ def recalibrate(folder: Path, data: DataSet, *, progress: Progress | None = None
     from model.training.exchange import add_onnx
 
     return add_onnx(folder)  # the file contains the temperature
+
+
+def add_reference(folder: Path, data: DataSet) -> ModelCard:
+    """Measure the reference distributions of a bundle in float32 on the CPU. The rest of its card stays the same.
+
+    Args:
+        folder: of the bundle.
+        data: that the bundle was trained on.
+
+    Returns:
+        The new card. It has the same version, because predictions do not depend on the distributions.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        DataError: no images were held out.
+        SaveError: the bundle cannot be written. It is unchanged.
+    """
+    bundle = open_bundle(folder)
+    engine = TorchEngine(load_network(bundle), bundle.card.input, device="cpu", precision="float32")
+    card = bundle.card.model_copy(update={"reference": measure_reference(engine, bundle.card, data)})
+    update_bundle(folder, {}, card)
+    return card

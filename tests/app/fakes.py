@@ -69,6 +69,13 @@ CARD = ModelCard.model_validate(
             "views": 1,
             "pictures": 1,
         },
+        "reference": {
+            "classes": [10] * 10,
+            "confidence": {"edges": [0.3, 0.5, 0.7], "pictures": [25] * 4},
+            "in_distribution": {"edges": [0.25, 0.5, 0.75], "pictures": [25] * 4},
+            "views": 1,
+            "pictures": 100,
+        },
         "files": {"model.safetensors": "0123456789abcdef" * 4},
         "self_test": {
             "seed": 0,

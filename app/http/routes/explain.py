@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from app.http.parameters import ExplainParams
 from app.http.problems import UnknownLabel, documented
-from app.http.routes.images import BINARY, ERRORS, check, name_of, openapi, record
+from app.http.routes.images import BINARY, ERRORS, check, index_of, name_of, openapi, record
 from app.http.schemas import ExplainedView, Explanation, image_result
 from app.http.upload import read_uploads
 from app.serving.decoding import Flow
@@ -45,14 +45,14 @@ async def explain(request: Request) -> Response:
     """
     checked = check(request, ExplainParams)
     service, model, params, min_confidence = checked.service, checked.model, checked.params, checked.min_confidence
-    chosen = None if params.label is None else _index(params.label, model.card.labels)
+    chosen = None if params.label is None else index_of(params.label, model.card.labels)
 
     async with checked.deadline as deadline:
         with model.admission.upload(deadline=deadline.at):
             uploads = await read_uploads(request, max_files=1)
         with model.admission.images(1, deadline=deadline.at):
             (outcome,) = await model.classify(uploads, checked.views, deadline=deadline.at)
-            record(request, service, model, [outcome], min_confidence)
+            record(request, service, model, [outcome], min_confidence, uploads)
             if isinstance(outcome, ImageError):
                 raise outcome
             index = outcome.prediction.top_k(1)[0].index if chosen is None else chosen
@@ -82,17 +82,6 @@ async def explain(request: Request) -> Response:
         views=drawn,
     )
     return Response(explanation.model_dump_json(), media_type="application/json")
-
-
-def _index(label: str, labels: list[str]) -> int:
-    """The number of the class with this name, in upper or lower case unless two classes differ in that only."""
-    if label in labels:
-        return labels.index(label)
-    names = [name.casefold() for name in labels]
-    try:
-        return names.index(label.casefold())
-    except ValueError as error:
-        raise UnknownLabel(f"there is no class {label!r}: choose one of {', '.join(labels)}") from error
 
 
 async def _heat_map(

@@ -1,11 +1,13 @@
 """What the routes that take images share: checks, documentation, possible errors, metrics and timings."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 
+from app.feedback.store import Stored
 from app.http.auth import check_key
 from app.http.deadline import Deadline
 from app.http.parameters import PredictParams, documentation, query_of, timeout_of
@@ -17,6 +19,7 @@ from app.http.problems import (
     InvalidTopK,
     TooManyFiles,
     Unauthorized,
+    UnknownLabel,
     UnsupportedBody,
     UploadTooSlow,
     slug_of,
@@ -25,7 +28,7 @@ from app.http.schemas import ModelName
 from app.http.upload import FIELD
 from app.serving.batching import Batched
 from app.serving.errors import NotAlive, NotReady, QueueFull, TooManyUploads, UnknownModel
-from app.serving.images import ClassifiedImage
+from app.serving.images import ClassifiedImage, Upload
 from app.serving.models import LoadedModel
 from app.serving.service import Service
 from model import ImageError, ImageTooLarge, ModelCard, UnreadableImage, UnsupportedImage
@@ -125,14 +128,32 @@ def name_of(card: ModelCard) -> ModelName:
     return ModelName(name=card.name, version=card.version)
 
 
+def index_of(label: str, labels: list[str]) -> int:
+    """The number of the class with this name, in upper or lower case unless two classes differ in that only.
+
+    Raises:
+        UnknownLabel: there is no class with this name.
+    """
+    if label in labels:
+        return labels.index(label)
+    names = [name.casefold() for name in labels]
+    try:
+        return names.index(label.casefold())
+    except ValueError as error:
+        raise UnknownLabel(f"there is no class {label!r}: choose one of {', '.join(labels)}") from error
+
+
 def record(
     request: Request,
     service: Service,
     model: LoadedModel,
     outcomes: Sequence[ClassifiedImage | Batched | ImageError],
     min_confidence: float,
+    uploads: Sequence[Upload] = (),
 ) -> None:
-    """Count every image in the metrics, and note the longest time of each stage for Server-Timing.
+    """Count every image in the metrics and the model's window, store it for feedback, and note the stages' times.
+
+    The times are those of Server-Timing, the longest of each stage.
 
     Args:
         request: with the timings.
@@ -140,14 +161,30 @@ def record(
         model: that classified the images.
         outcomes: of the images. A `Batched` was not decoded.
         min_confidence: lowest probability of an accepted result.
+        uploads: the files of the images, if they are files.
     """
     telemetry = service.telemetry
     timings = dict.fromkeys(("decode", "queue", "inference"), 0.0)
-    for outcome in outcomes:
+    for index, outcome in enumerate(outcomes):
         if isinstance(outcome, ImageError):
             telemetry.image_rejected(model.name, slug_of(outcome))
             continue
         (first,) = outcome.prediction.top_k(1)
+        if model.window:
+            model.window.add(outcome.prediction)
+        if service.feedback:
+            service.feedback.record(
+                Stored(
+                    request.state.request_id,
+                    index,
+                    time.time(),
+                    model.name,
+                    model.card.version,
+                    first.label,
+                    first.probability,
+                    image=uploads[index].data if uploads and service.settings.feedback_images else None,
+                )
+            )
         stages = {"queue": outcome.queued, "inference": outcome.inference}
         if isinstance(outcome, ClassifiedImage):
             stages = {"decode": outcome.decode, **stages}

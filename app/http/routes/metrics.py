@@ -20,4 +20,4 @@ router = APIRouter(tags=["metrics"])
 )
 def metrics(service: Annotated[Service, Depends(service_of)]) -> Response:
     """Counters, gauges and histograms in Prometheus's text format, over all processes."""
-    return Response(service.telemetry.exposition(), media_type=MEDIA_TYPE)
+    return Response(service.exposition(), media_type=MEDIA_TYPE)

@@ -35,7 +35,7 @@ async def predict(request: Request) -> Response:
         with model.admission.images(len(uploads), deadline=deadline.at):
             outcomes = await model.classify(uploads, checked.views, deadline=deadline.at)
 
-    record(request, service, model, outcomes, min_confidence)
+    record(request, service, model, outcomes, min_confidence, uploads)
     if len(outcomes) == 1 and isinstance(outcomes[0], ImageError):
         raise outcomes[0]
     predictions = Predictions(

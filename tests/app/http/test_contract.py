@@ -80,5 +80,5 @@ def test_every_response_conforms_to_the_schema(
 
 
 def test_every_operation_is_called() -> None:
-    paths = {*PATHS, *V2, "/livez", "/readyz", "/healthz", "/models", "/models/{name}", "/model", "/metrics"}
+    paths = {*PATHS, *V2, "/livez", "/readyz", "/healthz", "/models", "/models/{name}", "/model", "/metrics", "/drift"}
     assert {operation.path for operation in OPERATIONS} == paths

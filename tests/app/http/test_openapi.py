@@ -95,6 +95,7 @@ def test_the_served_paths_are_the_documented_ones(schema: dict[str, Any]) -> Non
         "/models/{name}": {"200", "401", "404", "422", "503"},
         "/model": {"200", "401", "422", "503"},
         "/metrics": {"200", "401"},
+        "/drift": {"200", "401"},
         **{path: statuses for path, (method, statuses) in V2.items() if method == "get"},
     }
 

@@ -13,7 +13,15 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from app.http.problems import TABLE, Errors, InvalidInference, problem_of, problem_response
+from app.http.problems import (
+    TABLE,
+    Errors,
+    InvalidInference,
+    NotStored,
+    UnknownPrediction,
+    problem_of,
+    problem_response,
+)
 from app.serving.errors import NotAlive, NotReady, QueueFull, SwapConflict, SwapInterrupted, SwapRefused
 from model import MAX_VIEWS, Classifier, ImageError, UnreadableImage
 from tests.app.fakes import FakeEngine, fake_classifier, image_file, photo
@@ -430,8 +438,8 @@ def test_a_derived_error_is_reported_as_its_base_class() -> None:
 
 
 def test_every_error_of_the_table_is_provoked_by_a_case() -> None:
-    # In tests/app/http/routes: test_v2.py and test_admin.py.
-    elsewhere = (InvalidInference, SwapRefused, SwapConflict, SwapInterrupted)
+    # In tests/app/http/routes: test_v2.py, test_admin.py and test_feedback.py.
+    elsewhere = (InvalidInference, SwapRefused, SwapConflict, SwapInterrupted, UnknownPrediction, NotStored)
     slugs = {kind.slug for cls, kind in TABLE.items() if cls not in elsewhere}
     assert slugs == {case.kind for case in CASES}
 

@@ -1,5 +1,6 @@
 """TENFOLD_WORKERS: several processes on one socket, with a real bundle."""
 
+import contextlib
 import os
 import re
 import signal
@@ -131,3 +132,22 @@ def test_the_statistics_of_the_open_inference_protocol_are_of_all_of_them(int8_b
             assert found["inference_count"] == found["inference_stats"]["success"]["count"] == 20
             assert found["inference_stats"]["success"]["ns"] > 0
             assert found["last_inference"] > 0
+
+
+def test_the_drift_is_that_of_the_images_of_all_of_them(int8_bundle: Path, log: Path) -> None:
+    with process(two_workers(int8_bundle), log) as running:
+        running.wait_logged("serving tiny", 2)
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(running.client()) for _ in range(8)]  # a connection stays with its worker
+            for client in clients * 4:
+                assert client.post("/predict", content=image_file()).status_code == 200
+
+            def complete() -> bool:
+                reports = [client.get("/drift").json() for client in clients]
+                return all((found["workers"], found["models"][0]["images"]) == (2, 32) for found in reports)
+
+            eventually(complete, "each worker reports the images of both")
+            os.kill(children(running)[0], signal.SIGKILL)
+            running.wait_logged("serving tiny", 3)
+        with running.client() as client:
+            assert client.get("/drift").json()["models"][0]["images"] < 33

@@ -106,12 +106,17 @@ def test_the_card_agrees_with_the_weights(exported: Exported) -> None:
     engine = TorchEngine(net, card.input, device="cpu", precision="float32")
 
     spec = card.out_of_distribution
-    calibration, expected = fit(engine, card.input, data, outliers=False)
+    calibration, expected, reference = fit(engine, card.input, data, outliers=False)
     assert card.calibration.temperature == pytest.approx(calibration.temperature, abs=1e-3)
     assert card.calibration.pictures == 50
     assert spec.score.method == expected.score.method == "mixture"
     assert spec.quantiles == pytest.approx(expected.quantiles, rel=1e-3)
     assert (spec.thresholds, spec.pictures) == (Thresholds(accepted=0.05, uncertain=0.02), 50)
+    assert card.reference is not None
+    assert reference is not None
+    assert card.reference.classes == pytest.approx(reference.classes, abs=2)
+    assert card.reference.confidence.edges == pytest.approx(reference.confidence.edges, abs=1e-2)
+    assert card.reference.pictures == 50
 
     assessment = assess(engine, card.input, card.calibration, spec, data.test)
     metrics = card.metrics

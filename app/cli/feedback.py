@@ -1,0 +1,59 @@
+"""The commands of `tenfold feedback`."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+StorePath = Annotated[Path, typer.Argument(help="File of TENFOLD_FEEDBACK.", show_default=False)]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """A store that cannot be used is reported in a sentence, with exit code 1."""
+    from app.feedback.store import StoreError
+
+    try:
+        yield
+    except StoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def export(
+    store: StorePath,
+    folder: Annotated[Path, typer.Argument(help="New folder for the images.", show_default=False)],
+) -> None:
+    """Write the labelled images as FOLDER/CLASS/*, for tenfold train --data folder:FOLDER, and FOLDER/labels.csv."""
+    from app.feedback.export import CSV_FILE
+    from app.feedback.export import export as write
+    from app.feedback.store import Store
+
+    with _errors(), Store(store, create=False) as opened:
+        done = write(opened, folder)
+    print(f"{folder} has the images of {done.images:,} of {done.rows:,} labelled predictions, and {CSV_FILE} of all")
+    if done.images < done.rows:
+        print("the service stores images with TENFOLD_FEEDBACK_IMAGES=1")
+
+
+@app.command()
+def delete(
+    store: StorePath,
+    request_ids: Annotated[list[str] | None, typer.Argument(help="IDs of requests.", show_default=False)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Delete all predictions.")] = False,
+) -> None:
+    """Delete the predictions and images of some requests, or all. The service may run meanwhile."""
+    from app.feedback.store import Store
+
+    if everything == bool(request_ids):
+        print("error: name request IDs, or give --all", file=sys.stderr)
+        raise typer.Exit(2)
+    with _errors(), Store(store, create=False) as opened:
+        removed = opened.remove(None if everything else request_ids)
+    print(f"deleted predictions: {removed:,}")

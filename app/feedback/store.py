@@ -1,0 +1,318 @@
+"""The file of predictions and their right labels: SQLite, bounded by rows, bytes and age.
+
+Several processes may have the same file open. A store belongs to one thread.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Self
+
+# "Tenf" in ASCII, so that no other program's database is written to.
+_APPLICATION_ID = 0x54656E66
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE predictions (
+    number INTEGER PRIMARY KEY,
+    request_id TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    time REAL NOT NULL,
+    model TEXT NOT NULL,
+    version TEXT NOT NULL,
+    predicted TEXT NOT NULL,
+    confidence REAL NOT NULL,
+    label TEXT,
+    image BLOB,
+    UNIQUE (request_id, position)
+);
+CREATE INDEX predictions_by_time ON predictions (time);
+"""
+_COLUMNS = "request_id, position, time, model, version, predicted, confidence, label, image"
+# Milliseconds to wait for another process that writes.
+_BUSY_TIMEOUT = 5_000
+# Bytes of a row without its image, estimated.
+_ROW_BYTES = 300
+
+
+class StoreError(Exception):
+    """The store cannot be used. The message is a sentence for people."""
+
+
+class Stored(NamedTuple):
+    """A prediction in the store.
+
+    Attributes:
+        request_id: of the request.
+        position: index of the image in the request, from 0.
+        time: Unix time of the prediction.
+        model: name of the model.
+        version: of the model.
+        predicted: the most probable class.
+        confidence: its probability.
+        label: the right class; None if it is not known.
+        image: the uploaded file; None if it was not stored.
+    """
+
+    request_id: str
+    position: int
+    time: float
+    model: str
+    version: str
+    predicted: str
+    confidence: float
+    label: str | None = None
+    image: bytes | None = None
+
+
+class Limits(NamedTuple):
+    """How much is kept. The oldest predictions are removed first.
+
+    Attributes:
+        rows: number of predictions.
+        size: bytes.
+        seconds: age.
+    """
+
+    rows: int
+    size: int
+    seconds: float
+
+
+class Store:
+    """An open store.
+
+    Args:
+        path: of the file. The file is created if it does not exist, readable by its owner only.
+        create: whether it may be created.
+
+    Raises:
+        StoreError: the file cannot be opened or is no store.
+    """
+
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        self.path = path
+        try:
+            if create:
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            elif not path.is_file():
+                raise StoreError(f"there is no feedback store {path}: name the file in TENFOLD_FEEDBACK")
+            self._database = sqlite3.connect(path, timeout=_BUSY_TIMEOUT / 1000, isolation_level=None)
+        except OSError as error:
+            raise StoreError(f"the feedback store {path} cannot be opened ({error.strerror})") from error
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        self._inode = path.stat().st_ino
+        try:
+            self._prepare()
+        except BaseException:
+            self._database.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def exists(self) -> bool:
+        """Whether the path still is this file. A user may have removed or replaced it."""
+        try:
+            return self.path.stat().st_ino == self._inode
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def add(self, predictions: Iterable[Stored]) -> None:
+        """Add predictions. A later one replaces one of the same request and position.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        with self._writing() as database:
+            for row in predictions:
+                database.execute("DELETE FROM predictions WHERE (request_id, position) = (?, ?)", row[:2])
+                database.execute(f"INSERT INTO predictions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)  # noqa: S608
+
+    def find(self, request_id: str, position: int) -> Stored | None:
+        """The prediction for an image of a request, without the image.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        query = "SELECT request_id, position, time, model, version, predicted, confidence, label FROM predictions"
+        try:
+            found = self._database.execute(f"{query} WHERE (request_id, position) = (?, ?)", (request_id, position))
+            row = found.fetchone()
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        return Stored(*row) if row else None
+
+    def set_label(self, request_id: str, position: int, label: str) -> bool:
+        """Set the right label of an image.
+
+        Returns:
+            Whether the image had no label before.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        with self._writing() as database:
+            place = (request_id, position)
+            first = database.execute(
+                "UPDATE predictions SET label = ? WHERE (request_id, position) = (?, ?) AND label IS NULL",
+                (label, *place),
+            )
+            if first.rowcount:
+                return True
+            database.execute("UPDATE predictions SET label = ? WHERE (request_id, position) = (?, ?)", (label, *place))
+            return False
+
+    def labelled(self) -> Iterator[Stored]:
+        """The predictions with a label, the oldest first.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        try:
+            rows = self._database.execute(
+                f"SELECT {_COLUMNS} FROM predictions WHERE label IS NOT NULL ORDER BY number"  # noqa: S608
+            )
+            for row in rows:
+                yield Stored(*row)
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def remove(self, request_ids: Iterable[str] | None = None) -> int:
+        """Remove the predictions of some requests, or all, and return the disk space.
+
+        The removed content is overwritten.
+
+        Args:
+            request_ids: of the requests; all if not given.
+
+        Returns:
+            How many predictions were removed.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        with self._writing() as database:
+            if request_ids is None:
+                removed = database.execute("DELETE FROM predictions").rowcount
+            else:
+                delete = "DELETE FROM predictions WHERE request_id = ?"
+                removed = sum(database.execute(delete, (each,)).rowcount for each in request_ids)
+        try:
+            self._database.execute("VACUUM")
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        return removed
+
+    def prune(self, limits: Limits) -> None:
+        """Remove the oldest predictions until all limits hold.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        with self._writing() as database:
+            oldest = time.time() - limits.seconds
+            database.execute("DELETE FROM predictions WHERE time < ?", (oldest,))
+            (rows,) = database.execute("SELECT COUNT(*) FROM predictions").fetchone()
+            if rows > limits.rows:
+                database.execute(
+                    "DELETE FROM predictions WHERE number IN (SELECT number FROM predictions ORDER BY number LIMIT ?)",
+                    (rows - limits.rows,),
+                )
+            excess = self.size() - limits.size
+            last, freed = None, 0
+            if excess > 0:
+                for number, length in database.execute(
+                    "SELECT number, COALESCE(LENGTH(image), 0) FROM predictions ORDER BY number"
+                ):
+                    last, freed = number, freed + length + _ROW_BYTES
+                    if freed >= excess:
+                        break
+            if last is not None:
+                database.execute("DELETE FROM predictions WHERE number <= ?", (last,))
+
+    def size(self) -> int:
+        """Bytes of the file that are in use. The space of removed predictions is used again.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        try:
+            pages, free, size = (
+                self._database.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        used: int = (pages - free) * size
+        return used
+
+    def _prepare(self) -> None:
+        """Make an empty file a store.
+
+        Raises:
+            StoreError: the file is of another kind, which is not changed.
+        """
+        database = self._database
+        try:
+            is_new = self._is_new()
+            database.execute("PRAGMA journal_mode = WAL")  # readers and a writer do not wait for each other
+            database.execute("PRAGMA synchronous = NORMAL")
+            database.execute("PRAGMA secure_delete = ON")  # removed images are overwritten
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        if not is_new:
+            return
+        with self._writing():
+            if not self._is_new():  # another process was faster
+                return
+            for statement in _SCHEMA.split(";"):
+                database.execute(statement)
+            database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+    def _is_new(self) -> bool:
+        """Whether the file is empty.
+
+        Raises:
+            StoreError: it is of another kind.
+        """
+        found = [
+            self._database.execute(query).fetchone()[0]
+            for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT COUNT(*) FROM sqlite_master")
+        ]
+        if found[:2] == [_APPLICATION_ID, _SCHEMA_VERSION]:
+            return False
+        if found != [0, 0, 0]:
+            raise StoreError(f"{self.path} is not a feedback store of this version: name another file")
+        return True
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that is committed at the end, or rolled back after an error."""
+        database = self._database
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+                database.execute("COMMIT")
+            except BaseException:
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: sqlite3.Error) -> StoreError:
+        return StoreError(f"the feedback store {self.path} cannot be used ({error})")

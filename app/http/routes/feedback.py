@@ -1,0 +1,93 @@
+"""POST /feedback: the right class of an image that was classified."""
+
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+
+from app.feedback.recorder import Recorder
+from app.feedback.store import StoreError
+from app.http.deadline import Deadline
+from app.http.parameters import timeout_of
+from app.http.problems import (
+    BodyTooLarge,
+    DeadlinePassed,
+    InvalidParameter,
+    NotStored,
+    Unauthorized,
+    UnknownLabel,
+    UnknownPrediction,
+    UploadTooSlow,
+    documented,
+)
+from app.http.routes.images import index_of
+from app.http.schemas import Feedback, ModelName, StoredFeedback
+from app.http.upload import read_body
+from app.serving.errors import NotAlive, NotReady, TooManyUploads, UnknownModel
+from app.serving.service import Service
+
+router = APIRouter(tags=["feedback"])
+
+_MAX_BYTES = 10_000
+
+
+@router.post(
+    "/feedback",
+    responses=documented(
+        Unauthorized,
+        UnknownPrediction,
+        UnknownModel,
+        UploadTooSlow,
+        BodyTooLarge,
+        InvalidParameter,
+        UnknownLabel,
+        TooManyUploads,
+        NotReady,
+        NotAlive,
+        DeadlinePassed,
+        NotStored,
+    ),
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"application/json": {"schema": Feedback.model_json_schema()}}}
+    },
+)
+async def feedback(request: Request) -> StoredFeedback:
+    """Store the right class of an image. A later one for the same image replaces it."""
+    service: Service = request.app.state.service
+    recorder: Recorder = request.app.state.service.feedback
+    async with Deadline(request, service.settings.timeout, timeout_of(request)):
+        body = await read_body(request)
+        if len(body) > _MAX_BYTES:
+            raise BodyTooLarge(f"the body has more than {_MAX_BYTES:,} bytes: send one label")
+        try:
+            return await _store(service, recorder, _parse(body))
+        except StoreError as error:
+            raise NotStored(f"{error}: the log of the service has more") from error
+
+
+def _parse(body: bytes) -> Feedback:
+    try:
+        return Feedback.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InvalidParameter(f"{'.'.join(('body', *map(str, first['loc'])))}: {first['msg']}") from error
+
+
+async def _store(service: Service, recorder: Recorder, given: Feedback) -> StoredFeedback:
+    found = await recorder.find(given.request_id, given.index)
+    if found is None or given.model not in (None, found.model):
+        raise UnknownPrediction(
+            f"no prediction for image {given.index} of the request {given.request_id!r} is stored: "
+            "send the X-Request-ID of the response within the time that predictions are kept"
+        )
+    labels = service.models.get(found.model).card.labels
+    label = labels[index_of(given.label, labels)]
+    if await recorder.set_label(found.request_id, found.position, label):
+        service.telemetry.feedback(found.model, right=label == found.predicted)
+    return StoredFeedback(
+        request_id=found.request_id,
+        index=found.position,
+        model=ModelName(name=found.model, version=found.version),
+        predicted=found.predicted,
+        confidence=round(found.confidence, 6),
+        label=label,
+        right=label == found.predicted,
+    )

@@ -1,0 +1,1 @@
+"""How soon drift of the images is noticed."""
