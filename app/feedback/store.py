@@ -33,6 +33,8 @@ CREATE INDEX predictions_by_time ON predictions (time);
 _COLUMNS = "request_id, position, time, model, version, predicted, confidence, label, image"
 # Milliseconds to wait for another process that writes.
 _BUSY_TIMEOUT = 5_000
+# The write-ahead log is cut to this size after large transactions.
+_JOURNAL_BYTES = 8_000_000
 # Bytes of a row without its image, estimated.
 _ROW_BYTES = 300
 
@@ -270,6 +272,7 @@ class Store:
             database.execute("PRAGMA journal_mode = WAL")  # readers and a writer do not wait for each other
             database.execute("PRAGMA synchronous = NORMAL")
             database.execute("PRAGMA secure_delete = ON")  # removed images are overwritten
+            database.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
         except sqlite3.Error as error:
             raise self._failed(error) from error
         if not is_new:

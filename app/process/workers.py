@@ -103,6 +103,7 @@ class Supervisor:
         self._environment = {
             **os.environ,
             SHARED_FOLDER: folder,
+            "TENFOLD_WORKERS": str(workers),
             "TENFOLD_THREADS": str(settings.threads or share),
             "TENFOLD_DECODE_THREADS": str(settings.decode_threads or max(LEAST_DECODE_THREADS, share)),
         }

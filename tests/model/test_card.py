@@ -159,6 +159,19 @@ def test_a_card_is_the_same_after_reading_it(card: dict[str, Any], tmp_path: Pat
         ("out_of_distribution.score.class_directions", directions(10, 2, 3, 0.1), "mixture: .*does not have length 1"),
         ("out_of_distribution.score.class_directions", directions(10, size=63), "rows of class_directions are not as"),
         ("out_of_distribution.score.class_directions", directions(9), "directions does not have one row per label"),
+        ("reference.classes", [50], "reference.classes: "),
+        ("reference.classes", [10] * 5, "reference.classes does not have one row per label"),
+        ("reference.classes", [5] * 9 + [6], "a distribution do not add up to the number of pictures"),
+        ("reference.classes", [-1, 51], "reference.classes.0: "),
+        ("reference.confidence", {"edges": [0.5], "pictures": [50]}, "one bin more than edges"),
+        ("reference.confidence", {"edges": [0.5, 0.5], "pictures": [0, 0, 50]}, "edges are not ascending"),
+        (
+            "reference.in_distribution",
+            {"edges": [0.5], "pictures": [20, 20]},
+            "do not add up to the number of pictures",
+        ),
+        ("reference.views", 0, "reference.views: "),
+        ("reference.other", 1, "reference.other: Extra inputs"),
         ("out_of_distribution.least_contrast", DELETED, "out_of_distribution.least_contrast: Field required"),
         ("out_of_distribution.least_contrast", -1.0, "out_of_distribution.least_contrast: "),
         ("out_of_distribution.least_coarseness", 1.1, "out_of_distribution.least_coarseness: "),
@@ -279,7 +292,13 @@ def test_another_openvino_model_is_another_version(card: dict[str, Any], tmp_pat
 
 @pytest.mark.parametrize(
     ("where", "value"),
-    [("training.seconds", 9.0), ("training.recipe", {"name": "other"}), ("metrics.nll", 9.0), ("metrics.mistakes", [])],
+    [
+        ("training.seconds", 9.0),
+        ("training.recipe", {"name": "other"}),
+        ("metrics.nll", 9.0),
+        ("metrics.mistakes", []),
+        ("reference", None),
+    ],
 )
 def test_the_version_does_not_depend_on_training_history_and_metrics(
     card: dict[str, Any], where: str, value: object, tmp_path: Path

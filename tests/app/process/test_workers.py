@@ -5,11 +5,14 @@ import os
 import re
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
+from app.feedback.store import Store
+from model import read_card
 from tests.app.fakes import image_file
 from tests.app.http.routes.test_v2 import images
 from tests.app.process.test_main_process import environment
@@ -151,3 +154,32 @@ def test_the_drift_is_that_of_the_images_of_all_of_them(int8_bundle: Path, log: 
             running.wait_logged("serving tiny", 3)
         with running.client() as client:
             assert client.get("/drift").json()["models"][0]["images"] < 33
+
+
+def test_a_label_may_be_sent_to_another_worker_than_the_image(int8_bundle: Path, log: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with process(two_workers(int8_bundle, TENFOLD_FEEDBACK=str(store)), log) as running:
+        running.wait_logged("serving tiny", 2)
+        label = read_card(int8_bundle / "card.json").labels[0]
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(running.client()) for _ in range(8)]
+            ids = [client.post("/predict", content=image_file()).headers["X-Request-ID"] for client in clients]
+
+            def labelled(client: httpx.Client, request_id: str) -> bool:
+                body = {"request_id": request_id, "label": label}
+                return client.post("/feedback", json=body).status_code == 200
+
+            for client in clients:
+                for request_id in ids:
+                    eventually(partial(labelled, client, request_id), "the other worker has stored it")
+            assert (
+                sum(
+                    metric(running, f'tenfold_feedback_total{{model="tiny",outcome="{outcome}"}}')
+                    for outcome in ("right", "wrong")
+                )
+                == 8
+            )
+        running.popen.send_signal(signal.SIGTERM)
+        assert running.exit_code() == 0
+    with Store(store, create=False) as opened:
+        assert sorted(row.request_id for row in opened.labelled()) == sorted(ids)

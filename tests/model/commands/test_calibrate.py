@@ -53,3 +53,21 @@ def test_without_the_data_the_bundle_is_unchanged(bundle: Path, tmp_path: Path) 
     assert result.exit_code == 1
     assert "no CIFAR-10 in" in result.stderr
     assert (bundle / "card.json").read_bytes() == before
+
+
+def test_only_the_reference_is_measured_if_requested(int8_bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(int8_bundle, tmp_path / "tiny")
+    expected = read_card(folder / "card.json")
+    card = json.loads((folder / "card.json").read_text())
+    del card["reference"]
+    (folder / "card.json").write_text(json.dumps(card))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "card.json"}
+    result = invoke(main, folder, "--limit", "40", "--reference-only")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{folder} has version {expected.version}: distributions of 40 held-out images\n"
+    found = read_card(folder / "card.json")
+    assert found.model_copy(update={"reference": None}) == expected.model_copy(update={"reference": None})
+    assert found.reference is not None
+    assert expected.reference is not None
+    assert found.reference.classes == pytest.approx(expected.reference.classes, abs=2)
+    assert {path: path.read_bytes() for path in before} == before

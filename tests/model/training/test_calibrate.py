@@ -4,7 +4,14 @@ from numpy.typing import NDArray
 
 from model.calibration import OutOfDistributionScore, class_mean_cosine, energy, softmax
 from model.card import Mixture, OutOfDistribution
-from model.training.calibrate import THRESHOLDS, UNCALIBRATED, fit_out_of_distribution, fit_temperature
+from model.training.calibrate import (
+    THRESHOLDS,
+    UNCALIBRATED,
+    fit_out_of_distribution,
+    fit_temperature,
+    reference_of,
+)
+from model.training.evaluate import Observed
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +201,36 @@ def test_the_quantiles_are_those_of_the_mean_score_of_the_views() -> None:
     assert (spec.views, spec.pictures) == (2, 500)
     expected = np.quantile(by_view.reshape(500, 2).mean(axis=1), np.linspace(0, 1, 101))
     assert spec.quantiles == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_reference_counts_the_predictions(logits: NDArray[np.float32]) -> None:
+    count = len(logits)
+    features, statistics = np.zeros((count, 1), np.float32), np.full((count, 2), 1.0)
+    truth = logits.argmax(axis=1)
+    calibration = fit_temperature(logits[:, None], labels_of(logits, 1.5))
+    ood = fit_out_of_distribution(logits[:, None], features[:, None], statistics[:, None], truth, outliers=True)
+    found = reference_of(Observed(logits, features, statistics), calibration, ood)
+    assert (found.pictures, found.views) == (count, 1)
+    assert found.classes == np.bincount(truth, minlength=10).tolist()
+    confidence = softmax(logits, calibration.temperature).max(axis=1)
+    for histogram, values in (
+        (found.confidence, confidence),
+        (found.in_distribution, np.argsort(np.argsort(energy(logits))) / count),
+    ):
+        assert len(histogram.pictures) == 10
+        assert histogram.pictures == pytest.approx([count / 10] * 10, rel=0.01)
+        inside = np.searchsorted(histogram.edges, values, side="right")
+        assert histogram.pictures == pytest.approx(np.bincount(inside, minlength=10).tolist(), rel=0.02)
+
+
+def test_equal_values_are_in_one_bin() -> None:
+    """A network that is certain of everything has one bin of confidence."""
+    logits = np.eye(10, dtype=np.float32)[np.arange(50) % 10] * 1000
+    features, statistics = np.zeros((50, 1), np.float32), np.full((50, 2), 1.0)
+    ood = fit_out_of_distribution(
+        logits[:, None], features[:, None], statistics[:, None], np.arange(50) % 10, outliers=True
+    )
+    found = reference_of(Observed(logits, features, statistics), UNCALIBRATED, ood)
+    assert found.confidence.edges == []
+    assert found.confidence.pictures == [50]
+    assert found.classes == [5] * 10
