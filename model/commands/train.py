@@ -78,32 +78,36 @@ def main(
         from model.bundle import open_bundle
         from model.training.data import folder_of
         from model.training.overrides import changed
+        from model.training.ranks import joined_ranks
         from model.training.run import bundle_name, train_bundle
 
-        chosen = recipe_named(recipe)
-        if init and init.is_dir():
-            chosen = chosen.for_bundle(open_bundle(init).card)
-        chosen = chosen.with_network(network or chosen.network, **({"stem": stem} if stem else {}))
-        if epochs is not None:
-            chosen = chosen.lasting(epochs)
-        chosen = changed(chosen, settings or ())
-        images = folder_of(data)
-        folder = run or Path("runs") / recipe
-        train_bundle(
-            chosen,
-            data=data,
-            run=folder,
-            out=out or folder / bundle_name(chosen.network, chosen.data if images is None else images.resolve().name),
-            device=device,
-            seed=seed,
-            download=download,
-            init=init,
-            outliers=outliers,
-            outliers_without=[name for name in outliers_without.split(",") if name],
-            teacher=teacher,
-            average_with=average_with,
-            average_share=average_share,
-            limit=limit,
-            cache=cache,
-            resume=resume,
-        )
+        with joined_ranks(device) as ranks:
+            chosen = recipe_named(recipe)
+            if init and init.is_dir():
+                chosen = chosen.for_bundle(open_bundle(init).card)
+            chosen = chosen.with_network(network or chosen.network, **({"stem": stem} if stem else {}))
+            if epochs is not None:
+                chosen = chosen.lasting(epochs)
+            chosen = changed(chosen, settings or ())
+            images = folder_of(data)
+            folder = run or Path("runs") / recipe
+            train_bundle(
+                chosen,
+                data=data,
+                run=folder,
+                out=out
+                or folder / bundle_name(chosen.network, chosen.data if images is None else images.resolve().name),
+                device=device,
+                seed=seed,
+                download=download,
+                init=init,
+                outliers=outliers,
+                outliers_without=[name for name in outliers_without.split(",") if name],
+                teacher=teacher,
+                average_with=average_with,
+                average_share=average_share,
+                limit=limit,
+                cache=cache,
+                resume=resume,
+                ranks=ranks,
+            )

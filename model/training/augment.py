@@ -1,12 +1,34 @@
 """Augmentation of whole batches on the device: no Python code per image."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model.training.recipes import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class _Draws:
+    """Random numbers for a part of a batch, which are the same as in the whole batch."""
+
+    generator: torch.Generator
+    count: int
+    part: slice
+
+    def uniform(self, *shape: int) -> Tensor:
+        """float32[N, *shape] in 0..1, where N is the number of images of the part."""
+        return torch.rand(self.count, *shape, generator=self.generator)[self.part]
+
+    def integers(self, low: int, high: int) -> Tensor:
+        """Two from low..high-1 for each image, int64[2, N, 1]."""
+        return torch.randint(low, high, (2, self.count, 1), generator=self.generator)[:, self.part]
+
+    def factors(self, most: float, *shape: int) -> Tensor:
+        """float32[N, *shape] between 1/most and most, spread evenly in the logarithm."""
+        return torch.exp((2 * self.uniform(*shape) - 1) * math.log(most))
 
 
 def normalise(pixels: Tensor, recipe: Recipe) -> Tensor:
@@ -32,6 +54,7 @@ def training_batch(
     coin: Tensor,
     generator: torch.Generator,
     device: torch.device | None = None,
+    part: slice = slice(None),
 ) -> Tensor:
     """One augmented batch: resize, random crop from the reflected border, flip, normalise, cutout.
 
@@ -43,17 +66,20 @@ def training_batch(
         coin: one random bit for each image of the data set, bool[M], on the CPU; for alternating flips.
         generator: of all random numbers, on the CPU.
         device: of the batch; None for that of `pixels`.
+        part: of the batch that is returned. Its images are the same as in the whole batch.
 
     Returns:
         float32[N, 3, crop, crop], normalised, in channels-last memory.
     """
+    draws = _Draws(generator, len(index), part)
+    index = index[part]
     device, count = device or pixels.device, len(index)
     if recipe.flip == "none":
         flip = torch.zeros(count, dtype=torch.bool)
     elif recipe.flip == "alternating":
         flip = coin[index] ^ bool(epoch % 2)
     else:
-        flip = torch.rand(count, generator=generator) < 0.5
+        flip = draws.uniform() < 0.5
 
     if device != pixels.device:
         pixels, index = pixels[index].to(device), torch.arange(count)
@@ -61,7 +87,7 @@ def training_batch(
     if recipe.resize != pixels.shape[1]:
         source, number = _resized(pixels[index.to(device)], recipe.resize), torch.arange(count)
     side, crop, pad = source.shape[1], recipe.crop, recipe.pad
-    offset = torch.randint(-pad, side - crop + pad + 1, (2, count, 1), generator=generator)
+    offset = draws.integers(-pad, side - crop + pad + 1)
     rows, columns = _reflect(torch.arange(crop) + offset, side)
     columns = torch.where(flip[:, None], columns.flip(1), columns)
     # One gather selects, shifts and flips.
@@ -70,13 +96,13 @@ def training_batch(
 
     batch = normalise(cropped, recipe)
     if recipe.zoom > 1 or recipe.aspect > 1:
-        batch = _zoomed(batch, recipe.zoom, recipe.aspect, generator)
+        batch = _zoomed(batch, recipe.zoom, recipe.aspect, draws)
     if recipe.sharpness:
-        batch = _sharpened(batch, recipe.sharpness, generator)
+        batch = _sharpened(batch, recipe.sharpness, draws)
     if recipe.colour:
-        batch = _recoloured(batch, recipe.colour, generator)
+        batch = _recoloured(batch, recipe.colour, draws)
     if recipe.cutout:
-        batch = batch * ~_square(count, crop, recipe.cutout, generator).to(device)
+        batch = batch * ~_square(crop, recipe.cutout, draws).to(device)
     return batch.contiguous(memory_format=torch.channels_last)
 
 
@@ -94,14 +120,14 @@ def _resized(pixels: Tensor, side: int) -> Tensor:
     return larger.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def _zoomed(batch: Tensor, most: float, aspect: float, generator: torch.Generator) -> Tensor:
+def _zoomed(batch: Tensor, most: float, aspect: float, draws: _Draws) -> Tensor:
     """Each image enlarged about its centre by a factor between 1/most and most; mirrored at the border.
 
     Its width and height are then stretched against each other by a factor between 1/aspect and aspect.
     """
     count = len(batch)
-    factor = _factors(most, count, generator)
-    stretch = _factors(aspect, count, generator).sqrt() if aspect > 1 else torch.ones(count)
+    factor = draws.factors(most)
+    stretch = draws.factors(aspect).sqrt() if aspect > 1 else torch.ones(count)
     affine = torch.zeros(count, 2, 3)
     affine[:, 0, 0] = stretch / factor
     affine[:, 1, 1] = 1 / (stretch * factor)
@@ -109,30 +135,25 @@ def _zoomed(batch: Tensor, most: float, aspect: float, generator: torch.Generato
     return F.grid_sample(batch, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def _sharpened(batch: Tensor, most: float, generator: torch.Generator) -> Tensor:
+def _sharpened(batch: Tensor, most: float, draws: _Draws) -> Tensor:
     """Each image moved by between -most (blurred) and most (sharpened) of its difference from a 3 x 3 blur."""
     padded = F.pad(batch, (1, 1, 1, 1), mode="replicate")
     rows = (padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]) / 4
     blurred = (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 4
-    amount = (2 * torch.rand(len(batch), 1, 1, 1, generator=generator) - 1) * most
+    amount = (2 * draws.uniform(1, 1, 1) - 1) * most
     return batch + amount.to(batch.device) * (batch - blurred)
 
 
-def _recoloured(batch: Tensor, most: float, generator: torch.Generator) -> Tensor:
+def _recoloured(batch: Tensor, most: float, draws: _Draws) -> Tensor:
     """Saturation, contrast and colour balance of each image times a factor between 1/(1+most) and 1+most, then
     brightness moved by up to `most` standard deviations of the data set."""
-    count, device = len(batch), batch.device
-    saturation = _factors(1 + most, count, generator)[:, None, None, None].to(device)
-    gain = _factors(1 + most, 3 * count, generator).sqrt().view(count, 3, 1, 1)
-    gain = (gain * _factors(1 + most, count, generator)[:, None, None, None]).to(device)
-    shift = ((2 * torch.rand(count, 1, 1, 1, generator=generator) - 1) * most).to(device)
+    device = batch.device
+    saturation = draws.factors(1 + most, 1, 1, 1).to(device)
+    gain = draws.factors(1 + most, 3, 1, 1).sqrt()
+    gain = (gain * draws.factors(1 + most, 1, 1, 1)).to(device)
+    shift = ((2 * draws.uniform(1, 1, 1) - 1) * most).to(device)
     grey = batch.mean(dim=1, keepdim=True)
     return (grey + saturation * (batch - grey)) * gain + shift
-
-
-def _factors(most: float, count: int, generator: torch.Generator) -> Tensor:
-    """float32[count] between 1/most and most, spread evenly in the logarithm."""
-    return torch.exp((2 * torch.rand(count, generator=generator) - 1) * math.log(most))
 
 
 def _reflect(position: Tensor, side: int) -> Tensor:
@@ -141,9 +162,9 @@ def _reflect(position: Tensor, side: int) -> Tensor:
     return torch.where(position >= side, 2 * (side - 1) - position, position)
 
 
-def _square(count: int, side: int, hole: int, generator: torch.Generator) -> Tensor:
+def _square(side: int, hole: int, draws: _Draws) -> Tensor:
     """bool[N, 1, side, side], true inside a square whose centre is anywhere in the image."""
     axis = torch.arange(side)
-    start = torch.randint(0, side, (2, count, 1), generator=generator) - hole // 2
+    start = draws.integers(0, side) - hole // 2
     inside: Tensor = (axis >= start) & (axis < start + hole)
     return inside[0, :, None, :, None] & inside[1, :, None, None, :]

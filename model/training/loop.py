@@ -4,7 +4,7 @@ import math
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from model.nets.check import check_network
 from model.nets.zoo import build
 from model.training import checkpoint
 from model.training.augment import normalise, scaled, training_batch
+from model.training.batch_norm import synchronise_batch_norm
 from model.training.data import DataSet, LabeledImages
 from model.training.distill import Teacher, distillation_loss
 from model.training.history import write_history
@@ -31,6 +32,7 @@ from model.training.matmul_conv import use_matmul_convolutions
 from model.training.muon import Muon
 from model.training.outliers import Outliers, uniform_cross_entropy
 from model.training.pretrained import Init, start_from
+from model.training.ranks import Ranks
 from model.training.recipes import FIELD_DEFAULTS, Recipe
 
 _SAVE_EVERY = 600.0
@@ -39,6 +41,9 @@ _SAVE_EVERY = 600.0
 # Added to an epoch's seed for the numbers that the network draws, so that they differ from those of the augmentation.
 # PyTorch's generator on the CPU uses the lower 32 bits of a seed.
 _NETWORK_STREAM = 2**31
+
+# Added for each rank to the seed of the numbers that its network draws.
+_RANK_STREAM = 2**20
 
 
 class Observer(Protocol):
@@ -97,6 +102,7 @@ def train(
     init: Init | None = None,
     outliers: Outliers | None = None,
     teacher: Teacher | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008, immutable
     save_every: float = _SAVE_EVERY,
 ) -> Run:
     """Train the recipe's network, and save the run to folder/checkpoint.pt after every epoch and every ten minutes.
@@ -105,6 +111,10 @@ def train(
     result as an uninterrupted one. That includes the random numbers of the network itself, such as for dropout:
     PyTorch's global generators are seeded at the start of each epoch, and their states are saved with an unfinished
     epoch.
+
+    Every number of ranks has the same batches and augmentation, the same losses and the same BatchNorm statistics, up
+    to rounding. Only the random numbers of the network itself differ between ranks. A run can be resumed by another
+    number of ranks. Rank 0 writes the files.
 
     Args:
         recipe: to train.
@@ -117,17 +127,24 @@ def train(
         init: initial weights.
         outliers: images of none of the classes, for outlier exposure.
         teacher: of the distillation. It sees the augmented images of the classes, before progressive resizing.
+        ranks: the processes that train together. All call this function with equal arguments.
         save_every: seconds between two checkpoints of an unfinished epoch.
 
     Raises:
         SaveError: the folder contains a run already, or cannot be written.
-        RecipeError: the network breaks the contract of model/nets/base.py, `init` belongs to another network, or the
-            checkpoint belongs to another recipe, seed or selection of data.
+        RecipeError: the network breaks the contract of model/nets/base.py, `init` belongs to another network, the
+            checkpoint belongs to another recipe, seed or selection of data, or a batch has fewer images than there are
+            ranks.
         TrainingError: there is nothing to resume, or the loss is no longer finite.
     """
     saved = folder / "checkpoint.pt"
     if not resume and saved.exists():
         raise SaveError(f"{folder} contains a run already: continue with --resume, or choose another --run")
+    if recipe.batch_size < ranks.size:
+        raise RecipeError(
+            f"a batch of {recipe.batch_size} cannot be split between {ranks.size} ranks: lower --nproc-per-node or set "
+            "a larger batch_size"
+        )
 
     torch.manual_seed(seed)
     net = build(recipe.network, **recipe.network_arguments(len(data.labels)))
@@ -140,6 +157,8 @@ def train(
     ema = None
     if recipe.ema_decay:
         ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)  # type: ignore[no-untyped-call]
+    if ranks.joined:
+        synchronise_batch_norm(net, device)
     optimizers = optimizers_for(net, recipe)
     scores = torch.full((len(data.train),), math.inf, device=device)
     identity = {"recipe": asdict(recipe), "seed": seed, "pictures": len(data.train)}
@@ -148,7 +167,7 @@ def train(
     if teacher:
         identity["teacher"] = teacher.about.sha256
     trained = cast(Network, ema.module) if ema else net
-    run = Run(recipe, trained, about=describe(device, seed, init, outliers, teacher))
+    run = Run(recipe, trained, about=describe(device, seed, init, outliers, teacher, ranks))
     unfinished: dict[str, Any] | None = None
 
     if resume:
@@ -170,7 +189,8 @@ def train(
         run.history, run.seconds, run.about = state["history"], state["seconds"], state["about"]
         unfinished = state.get("unfinished")
 
-    model = torch.compile(net) if recipe.compile else net
+    replica = ranks.replicate(net, device)
+    model = torch.compile(replica) if recipe.compile else replica
     train_part = data.train.to(device)
     class_weights = weights_of_classes(train_part.labels, len(data.labels), recipe.balance)
     watched = data.holdout if recipe.watch == "holdout" else data.test
@@ -180,6 +200,8 @@ def train(
     outlier_coin = torch.rand(len(outliers or ()), generator=generator) < 0.5
 
     def save(unfinished: dict[str, Any] | None) -> None:
+        if not ranks.main:
+            return
         checkpoint.save(
             saved,
             {
@@ -201,10 +223,11 @@ def train(
     for epoch in range(len(run.history), recipe.epochs):
         began = saved_at = time.monotonic()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        torch.manual_seed(seed * 1_000_003 + epoch + _NETWORK_STREAM)
+        torch.manual_seed(seed * 1_000_003 + epoch + _NETWORK_STREAM + ranks.rank * _RANK_STREAM)
         if unfinished:
             order, weights, first = unfinished["order"], unfinished["weights"].to(device), unfinished["steps"]
-            restore_random_states(unfinished["random"], generator, device)
+            generator.set_state(unfinished["random"]["augmentation"])
+            restore_random_states([unfinished["random"], *unfinished.get("other_ranks", [])], ranks, device)
             began -= unfinished["seconds"]
             unfinished = None
         else:
@@ -220,43 +243,52 @@ def train(
         for step, index in enumerate(batches):
             if step < first:
                 continue
+            exposed_count = max(1, round(len(index) * recipe.outlier_ratio)) if outliers else 0
+            split = ranks.splitting(min(len(index), exposed_count) if outliers else len(index))
+            part = split.part(len(index))
             lr = learning_rate(recipe, epoch, (epoch + step / len(batches)) / recipe.epochs)
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group["scale"]
             batch = training_batch(
-                train_part.pixels, index, recipe, epoch=epoch, coin=coin, generator=generator, device=device
+                train_part.pixels, index, recipe, epoch=epoch, coin=coin, generator=generator, device=device, part=part
             )
             teacher_logits = teacher.logits(batch, recipe) if teacher else None
             if outlier_pixels is not None:
-                count = max(1, round(len(index) * recipe.outlier_ratio))
-                drawn = torch.randint(len(outlier_pixels), (count,), generator=generator)
+                drawn = torch.randint(len(outlier_pixels), (exposed_count,), generator=generator)
                 exposed = training_batch(
-                    outlier_pixels, drawn, recipe, epoch=epoch, coin=outlier_coin, generator=generator
+                    outlier_pixels,
+                    drawn,
+                    recipe,
+                    epoch=epoch,
+                    coin=outlier_coin,
+                    generator=generator,
+                    part=split.part(exposed_count),
                 )
                 batch = torch.cat([batch, exposed])
+            here = index[part].to(device)
             with autocast(recipe, device):
-                logits, outlier_logits = model(scaled(batch, side)).float().tensor_split([len(index)])
-            here = index.to(device)
+                logits, outlier_logits = model(scaled(batch, side)).float().tensor_split([len(here)])
             losses = F.cross_entropy(
                 logits, train_part.labels[here], label_smoothing=recipe.label_smoothing, reduction="none"
             )
             if teacher_logits is not None:
                 distilled = distillation_loss(logits, teacher_logits, recipe.teacher_temperature)
                 losses = torch.lerp(losses, distilled, recipe.teacher_weight)
-            loss = (losses * weights[here]).mean()
+            loss = split.mean(losses * weights[here], len(index))
             if outliers:
-                loss = loss + recipe.outlier_weight * uniform_cross_entropy(outlier_logits).mean()
+                loss = loss + recipe.outlier_weight * split.mean(uniform_cross_entropy(outlier_logits), exposed_count)
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             for optimizer in optimizers:
                 optimizer.step()
             if ema:
                 ema.update_parameters(net)
-            scores[here] = losses.detach()
+            losses = split.gather(losses.detach(), len(index))
+            scores[index.to(device)] = losses
             if device.type == "cpu" or step % 20 == 0:  # on a GPU, reading the loss waits for the step
-                recent = loss.item()
+                recent = ranks.average(loss)
             observer.step(
                 epoch=epoch + 1,
                 loss=recent,
@@ -264,32 +296,38 @@ def train(
                 images=len(index),
                 done=(epoch + (step + 1) / len(batches)) / recipe.epochs,
             )
-            if time.monotonic() - saved_at >= save_every and step + 1 < len(batches):
+            if step + 1 < len(batches) and ranks.agree(time.monotonic() - saved_at >= save_every):
                 check_finite(losses.mean().item(), epoch)
                 saved_at = time.monotonic()
+                random, *others = ranks.collect(random_states(device))
                 save(
                     {
                         "order": order,
                         "weights": weights,
                         "steps": step + 1,
-                        "random": random_states(generator, device),
+                        "random": random | {"augmentation": generator.get_state()},
+                        "other_ranks": others,
                         "seconds": saved_at - began,
                     }
                 )
 
+        ranks.follow(scores)  # all ranks compute a last batch of few images, with random numbers of their own
         trained = order.to(device)
         train_loss = (scores[trained] * weights[trained]).sum().item() / weights[trained].sum().item()
         check_finite(train_loss, epoch)
         record = {"epoch": epoch + 1, "side": side, "lr": lr, "train_loss": train_loss}
         if len(watched):
-            logits = evaluation_logits(run.net, watched, recipe, device)
+            split = ranks.splitting(len(watched))
+            mine = watched[split.part(len(watched))]
+            logits = split.gather(evaluation_logits(run.net, mine, recipe, device), len(watched))
             record["loss"] = F.cross_entropy(logits, watched.labels).item()
             record["accuracy"] = (logits.argmax(1) == watched.labels).float().mean().item()
         record["seconds"] = time.monotonic() - began
         run.history.append(record)
         run.seconds += record["seconds"]
         save(None)
-        write_history(folder, run.history)
+        if ranks.main:
+            write_history(folder, run.history)
         observer.epoch(record)
 
     run.net.eval()
@@ -386,18 +424,19 @@ def check_finite(loss: float, epoch: int) -> None:
         raise TrainingError(f"the loss is no longer finite in epoch {epoch + 1}: lower the recipe's rate")
 
 
-def random_states(generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
-    """States of the generator of the augmentation and of the global ones, which the network uses."""
-    states = {"augmentation": generator.get_state(), "cpu": torch.get_rng_state()}
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """States of PyTorch's global generators, which the network of this rank uses."""
+    states = {"cpu": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
-def restore_random_states(states: dict[str, Tensor], generator: torch.Generator, device: torch.device) -> None:
-    """Undo what has happened to the generators since `random_states`."""
-    generator.set_state(states["augmentation"])
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
+def restore_random_states(states: Sequence[dict[str, Tensor]], ranks: Ranks, device: torch.device) -> None:
+    """Restore what `random_states` of this rank has returned. A rank that the run did not have keeps its states."""
+    if ranks.rank < len(states):
+        own = states[ranks.rank]
+        torch.set_rng_state(own["cpu"])
+        if device.type == "cuda" and "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"], device)
 
 
 @contextmanager
@@ -428,12 +467,15 @@ def describe(
     init: Init | None = None,
     outliers: Outliers | None = None,
     teacher: Teacher | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008, immutable
 ) -> dict[str, Any]:
     """The seed, the code, the hardware and the inputs of a run."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{cpu_name()}, {torch.get_num_threads()} threads"
+    if ranks.size > 1:
+        name = f"{ranks.size} x {name}"
     return {
         "seed": seed,
         "commit": git_commit(),

@@ -12,6 +12,16 @@ from model.training.recipes import Recipe
 _SECONDS_BETWEEN_LINES = 30.0
 
 
+class NoProgress:
+    """Ignores every event."""
+
+    def begin(self, done: float) -> None: ...
+
+    def step(self, *, epoch: int, loss: float | None, lr: float, images: int, done: float) -> None: ...
+
+    def epoch(self, record: dict[str, float]) -> None: ...
+
+
 class LineProgress:
     """Prints plain lines: one every 30 seconds, and one after each epoch."""
 
@@ -78,9 +88,9 @@ def epoch_line(record: dict[str, float], recipe: Recipe) -> str:
 
 
 @contextmanager
-def image_bar() -> Iterator[Callable[[int, int], None]]:
+def image_bar(*, hidden: bool = False) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on stderr if that is a terminal. Yields a function that takes the images done and their total."""
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
+    with Progress(console=console, disable=hidden or not console.is_terminal) as bar:
         task = bar.add_task("images")
         yield lambda done, total: bar.update(task, completed=done, total=total)

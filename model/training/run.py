@@ -19,7 +19,8 @@ from model.training.export import export
 from model.training.loop import Observer, Run, train
 from model.training.outliers import Outliers, load_outliers
 from model.training.pretrained import Init, read_state_dict
-from model.training.progress import BarProgress, LineProgress, image_bar
+from model.training.progress import BarProgress, LineProgress, NoProgress, image_bar
+from model.training.ranks import Ranks
 from model.training.recipes import Recipe
 from model.training.report.plots import contact_sheet
 
@@ -42,6 +43,7 @@ def train_bundle(
     limit: int | None = None,
     cache: Path = datasets.CACHE,
     resume: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008, immutable
 ) -> None:
     """Train a recipe, test it once and write a bundle. Prints the progress to stdout.
 
@@ -62,6 +64,7 @@ def train_bundle(
         limit: use only the first so many images of each part.
         cache: where decoded images of a folder are kept.
         resume: continue the run in `run`.
+        ranks: the processes that train together. Rank 0 tests the network, writes and prints.
 
     Raises:
         SaveError: the bundle exists, has an unusable name or cannot be written, or `run` holds another run.
@@ -85,29 +88,35 @@ def train_bundle(
     other = None if average_with is None else read_state_dict(average_with, option="--average-with")
     if datasets.folder_of(data):
         recipe = replace(recipe, data="folder")
-    with image_bar() as progress:
-        dataset = datasets.load_for(recipe, data, limit=limit, download=download, cache=cache, progress=progress)
+    report = _print if ranks.main else _ignore
+    with ranks.main_first(), image_bar(hidden=not ranks.main) as progress:
+        dataset = datasets.load_for(
+            recipe, data, limit=limit, download=download, cache=cache, report=report, progress=progress
+        )
     others = None
     if outliers is not None:
         side = dataset.train.pixels.shape[1]
         others = load_outliers(outliers, side=side, without=outliers_without, generated_share=recipe.outlier_generated)
-        print(f"outliers: {len(others):,}, skipped files: {others.about.unreadable:,}", flush=True)
+        report(f"outliers: {len(others):,}, skipped files: {others.about.unreadable:,}")
     guide = None
     if teacher is not None:
         guide = Teacher.from_bundle(teacher, recipe=recipe, labels=dataset.labels, device=device)
-        print(f"teacher: {guide.about.name}, in {guide.about.precision} by {guide.about.engine}", flush=True)
-    kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+        report(f"teacher: {guide.about.name}, in {guide.about.precision} by {guide.about.engine}")
+    cuda = device != "cpu" and torch.cuda.is_available()
     result = _train(
         recipe,
         dataset,
-        torch.device(kind),
+        torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
         run,
         seed=seed,
         resume=resume,
         init=start,
         outliers=others,
         teacher=guide,
+        ranks=ranks,
     )
+    if not ranks.main:
+        return
 
     if other is not None:
         average(result.net, other, average_share)
@@ -130,6 +139,13 @@ def bundle_name(network: str, data: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", f"{short_name(network)}-{data}").strip("-")
 
 
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def _ignore(line: str) -> None: ...
+
+
 def _train(
     recipe: Recipe,
     dataset: datasets.DataSet,
@@ -141,6 +157,7 @@ def _train(
     init: Init | None,
     outliers: Outliers | None,
     teacher: Teacher | None,
+    ranks: Ranks,
 ) -> Run:
     def with_progress(observer: Observer) -> Run:
         return train(
@@ -154,8 +171,11 @@ def _train(
             init=init,
             outliers=outliers,
             teacher=teacher,
+            ranks=ranks,
         )
 
+    if not ranks.main:
+        return with_progress(NoProgress())
     console = Console()
     if not console.is_terminal:
         return with_progress(LineProgress(recipe))
