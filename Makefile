@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test test-all check soak bench install clients lock
+.PHONY: serve test test-all check soak bench install clients ray lock
 
 # Only the machine's engine is installed: PyTorch with 5 GB of CUDA libraries with an NVIDIA GPU, else OpenVINO.
 SERVE := $(if $(shell command -v nvidia-smi),serve-torch,serve)
@@ -55,6 +55,12 @@ clients: .venv/clients-installed  ## install clients of the Open Inference Proto
 	$(BIN)/uv pip install --quiet --target .venv/mlserver --python-version 3.12 --no-deps --require-hashes -r requirements/mlserver.txt
 	@touch $@
 
+ray: .venv/ray-installed  ## install Ray, for deploy/ray and its tests
+
+.venv/ray-installed: .venv/installed requirements/ray.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/ray.txt
+	@touch $@
+
 .venv/uv-installed: requirements/uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
@@ -72,6 +78,7 @@ lock: install  ## pin the requirements of pyproject.toml; LOCK_FLAGS=--upgrade t
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra openvino -c requirements/dev.txt -o requirements/serve.txt
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra torch -c requirements/dev.txt -o requirements/serve-torch.txt
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra bench -c requirements/dev.txt -o requirements/bench.txt
+	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra ray -c requirements/dev.txt -o requirements/ray.txt
 	echo kserve | $(LOCK) $(LOCK_FLAGS) - -o requirements/kserve.txt
 	echo mlserver | $(LOCK) $(LOCK_FLAGS) - --no-deps -o requirements/mlserver.txt
 	printf 'uv\nsetuptools\n' | $(LOCK) $(LOCK_FLAGS) - -c requirements/dev.txt -o requirements/uv.txt

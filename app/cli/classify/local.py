@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.cli.classify.paths import BadPath, FileSizeError, describe_read_error, read_file
+from app.cli.classify.paths import BadPath, FileContent, FileSizeError, check_size, describe_read_error, read_file
 from app.cli.classify.pipeline import ordered_map, prefetch
 from app.cli.classify.results import CommandError, Result
 from app.http.schemas import image_result
@@ -52,7 +52,7 @@ class LocalClassifier:
         self._top_k = top_k
         self._model = {"name": card.name, "version": card.version}
 
-    def classify(self, paths: Iterable[str | BadPath]) -> Iterator[list[Result]]:
+    def classify(self, paths: Iterable[str | BadPath | FileContent]) -> Iterator[list[Result]]:
         """The results in the order of the paths.
 
         Raises:
@@ -91,16 +91,21 @@ class LocalClassifier:
         return Result(path, result.model_dump(exclude={"filename"}), self._model)
 
 
-def _read(paths: Sequence[str | BadPath], spec: InputSpec, settings: Settings) -> list[Entry]:
+def _read(paths: Sequence[str | BadPath | FileContent], spec: InputSpec, settings: Settings) -> list[Entry]:
     """Read, decode and preprocess files."""
     entries: list[Entry] = []
     for path in paths:
         if isinstance(path, BadPath):
             entries.append((path.path, path.reason))
             continue
+        name = path.path if isinstance(path, FileContent) else path
         try:
-            data = read_file(path, settings.max_body_bytes)
-            entries.append((path, preprocess(data, spec, max_pixels=settings.max_pixels, views=settings.views)))
+            if isinstance(path, FileContent):
+                data = path.data
+                check_size(data, settings.max_body_bytes)
+            else:
+                data = read_file(path, settings.max_body_bytes)
+            entries.append((name, preprocess(data, spec, max_pixels=settings.max_pixels, views=settings.views)))
         except (OSError, ValueError, FileSizeError, ImageError) as error:
-            entries.append((path, str(error) if isinstance(error, ImageError) else describe_read_error(error)))
+            entries.append((name, str(error) if isinstance(error, ImageError) else describe_read_error(error)))
     return entries

@@ -54,6 +54,14 @@ class BadPath:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class FileContent:
+    """A file that has been read, and the path that it is reported under."""
+
+    path: str
+    data: bytes
+
+
 class Skipped:
     """Counts the files of folders that are skipped, by extension."""
 
@@ -266,11 +274,20 @@ def read_file(path: str, max_bytes: int) -> bytes:
             data = file.read(min(size, max_bytes) + 1)
             if len(data) > size:  # a pipe or a device, or the file has grown
                 data += file.read(max_bytes + 1 - len(data))
+    check_size(data, max_bytes)
+    return data
+
+
+def check_size(data: bytes, max_bytes: int) -> None:
+    """Check the content of a file.
+
+    Raises:
+        FileSizeError: it is empty, or larger than the limit.
+    """
     if not data:
         raise FileSizeError("it is empty")
     if len(data) > max_bytes:
         raise FileSizeError(f"it has more than {max_bytes:,} bytes")
-    return data
 
 
 def describe_read_error(error: Exception) -> str:
