@@ -20,6 +20,7 @@ import typer
 
 from deploy.ray import bulk
 from deploy.ray.parts import divide
+from model import read_card
 from tests.app.running import default_sigint
 from tests.model.training.data.images import write_image
 
@@ -110,7 +111,7 @@ def by_class(ranked: object) -> object:
 
 def classified(source: Path, bundle: Path, folder: Path, column: str | None = None) -> list[dict[str, object]]:
     """What an actor writes about all parts of the input."""
-    version = bulk.read_card(bundle / "card.json").version
+    version = read_card(bundle / "card.json").version
     folder.mkdir()
     actor = bulk.Classify(str(folder), {**bulk.OVERRIDES, "weights": bundle}, 10, version)
     parts, _ = divide(source, column, 100)
@@ -129,7 +130,7 @@ def test_the_results_are_those_of_tenfold_classify(images: Path, tiny_bundle: Pa
     for row, result in zip(rows, [result for group in groups for result in group], strict=True):
         assert row["path"] == result.path
         assert row["error"] == result.error
-        assert row["version"] == bulk.read_card(tiny_bundle / "card.json").version
+        assert row["version"] == read_card(tiny_bundle / "card.json").version
         if result.error is None:
             assert by_class(row["top_k"]) == like(result.prediction["top_k"])
             assert row["accepted"] == (row["verdict"] == "accepted")
@@ -193,7 +194,7 @@ def test_wrong_input_is_one_sentence(images: Path, tiny_bundle: Path, tmp_path: 
         ([images, "--column", "a"], "has no Parquet files: leave out --column"),
         ([images, "--top-k", "11"], "--top-k is 11: choose 1 to 10"),
     ):
-        source, *options = arguments
+        source, *options = map(str, arguments)
         result = invoke(source, tmp_path / "out", "--weights", tiny_bundle, *options)
         assert (result.exit_code, result.stdout) == (2, ""), result.stderr
         assert result.stderr.startswith("error: ")
