@@ -129,6 +129,9 @@ class Batcher:
         self._task.cancel()
         await asyncio.wait([self._task])
         self._engine_thread.shutdown(wait=False, cancel_futures=True)
+        # The error of the cancelled task refers to its frame, and that to this object. In this cycle, the network would
+        # stay in memory until the next garbage collection.
+        del self._classify
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

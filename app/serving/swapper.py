@@ -118,7 +118,11 @@ class Swapper:
             SwapConflict: another swap is in progress.
             SwapInterrupted: the service shuts down, or one of its processes ended.
         """
-        folder = None if weights is None else await asyncio.to_thread(bundle_below, self._root, weights)
+        try:
+            folder = None if weights is None else await asyncio.to_thread(bundle_below, self._root, weights)
+        except SwapRefused as error:
+            self._record(Status(id="", action="swap", model=name, state="refused", reason=str(error)))
+            raise
         return await self._submit("swap", name, folder, shadow)
 
     async def roll_back(self, name: str) -> Status:

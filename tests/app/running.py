@@ -208,6 +208,7 @@ class Process:
                 [sys.executable, *arguments],
                 cwd=ROOT,
                 env={**kept, "PYTHONWARNINGS": "error::ResourceWarning", **environment},
+                stdin=subprocess.DEVNULL,  # with a terminal, SIGHUP has another meaning
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )

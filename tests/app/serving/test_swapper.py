@@ -1,8 +1,10 @@
 """A process's part in swaps, with fake engines and a coordinator of its own."""
 
 import asyncio
+import gc
 import shutil
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,7 @@ def test_the_previous_model_is_released_when_the_swap_is_confirmed_and_its_last_
 ) -> None:
     async def test(service: Service, swapper: Swapper) -> None:
         held = [service.models.get()]
+        network = weakref.ref(held[0].classifier)
         before = engine_threads()
         await swapper.swap(CARD.name, "new")
         assert engine_threads() == before + 1
@@ -97,8 +100,13 @@ def test_the_previous_model_is_released_when_the_swap_is_confirmed_and_its_last_
         await asyncio.sleep(0.05)
         assert engine_threads() == before + 1, "a request holds it"
         await held[0].classify_pixels(PIXELS)
-        held.clear()
-        await until(lambda: engine_threads() == before)
+        gc.disable()
+        try:
+            held.clear()
+            await until(lambda: engine_threads() == before)
+            assert network() is None, "no garbage collection is needed"
+        finally:
+            gc.enable()
         await service.models.get().classify_pixels(PIXELS)
         with pytest.raises(SwapConflict, match="no previous version"):
             await swapper.roll_back(CARD.name)

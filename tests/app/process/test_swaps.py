@@ -1,0 +1,315 @@
+"""Swaps of weights in real processes, under load and with processes that are killed."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import model
+from benchmarks.soak.tally import equivalent, percentile, predictions_of
+from benchmarks.soak.wire import NoResponse, Pool
+from tests.app.fakes import image_file
+from tests.app.process.test_main_process import environment
+from tests.app.process.test_memory import memory
+from tests.app.process.test_workers import children, metric
+from tests.app.running import ROOT, Process, eventually, process
+
+CONNECTIONS = 32
+IMAGES = [image_file(seed) for seed in range(16)]
+KEY = {"X-API-Key": "admin"}
+
+
+@pytest.fixture(scope="module")
+def bundles(int8_bundle: Path, float16_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two bundles of one name, a corrupt one, and one with other labels. Tests must not change them."""
+    root = tmp_path_factory.mktemp("weights")
+    for name, bundle in (("a", int8_bundle), ("b", float16_bundle), ("corrupt", float16_bundle)):
+        shutil.copytree(bundle, root / name)
+    (root / "corrupt" / "openvino.bin").write_bytes(b"0")
+    shutil.copytree(float16_bundle, root / "labels")
+    card = json.loads((root / "labels" / "card.json").read_text(encoding="utf-8"))
+    card["labels"][:2] = card["labels"][1::-1]
+    (root / "labels" / "card.json").write_text(json.dumps(card), encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+def settings(weights: Path, workers: int = 1, **more: str) -> dict[str, str]:
+    return environment(
+        weights,
+        TENFOLD_ADMIN_KEYS="admin",
+        TENFOLD_WORKERS=str(workers),
+        TENFOLD_TIMEOUT="60",
+        TENFOLD_QUEUE_SIZE="1000",
+        **more,
+    )
+
+
+def version_of(bundle: Path) -> str:
+    return model.read_card(bundle / model.CARD_FILE).version
+
+
+def change(service: Process, path: str = "", name: str = "tiny", **body: Any) -> httpx.Response:
+    """Send an order on a connection of its own."""
+    with service.client() as client:
+        return client.post(f"/models/{name}{path}", json=body, headers=KEY, timeout=120)
+
+
+def versions(service: Process, requests: int = 20) -> set[str]:
+    """The versions that answer, on connections of their own."""
+    found = set()
+    for _ in range(requests):
+        with service.client() as client:
+            response = client.post("/predict", content=IMAGES[0])
+            assert response.status_code == 200
+            found.add(response.json()["model"]["version"])
+    return found
+
+
+def request_for(image: bytes) -> bytes:
+    head = f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: {len(image)}\r\n\r\n"
+    return head.encode() + image
+
+
+@dataclass
+class Load:
+    """Requests on 32 connections, from a thread of its own.
+
+    Attributes:
+        references: version -> predictions for each image by this version without load.
+        latencies: when each response came (time.monotonic), and the seconds that it took.
+        versions: number of responses of each version.
+        problems: number of lost, refused and wrong ones.
+    """
+
+    port: int
+    references: dict[str, list[Any]]
+    latencies: list[tuple[float, float]] = field(default_factory=list)
+    versions: Counter[str] = field(default_factory=Counter)
+    problems: Counter[str] = field(default_factory=Counter)
+    stopped: bool = False
+
+    async def run(self) -> None:
+        pool = Pool(self.port, 120)
+        await asyncio.gather(*(self._visit(pool, number) for number in range(CONNECTIONS)))
+        pool.close()
+
+    async def _visit(self, pool: Pool, number: int) -> None:
+        while not self.stopped:
+            number = (number + 1) % len(IMAGES)
+            began = time.monotonic()
+            try:
+                response = await pool.send(request_for(IMAGES[number]))
+            except NoResponse as error:
+                self.problems[f"lost: {error}"] += 1
+                continue
+            if response.status != 200:
+                self.problems[f"status {response.status}"] += 1
+                continue
+            self.latencies.append((time.monotonic(), time.monotonic() - began))
+            version = json.loads(response.body)["model"]["version"]
+            self.versions[version] += 1
+            if not equivalent(self.references[version][number], predictions_of(response)):
+                self.problems["wrong"] += 1
+
+    def p99(self, since: float, until: float) -> float:
+        """Seconds of the 99th percentile of the responses in a period."""
+        return percentile([seconds for at, seconds in self.latencies if since <= at < until], 99)
+
+
+async def measure(port: int) -> list[Any]:
+    """The predictions for each image, one request after the other."""
+    pool = Pool(port, 120)
+    found = [predictions_of(await pool.send(request_for(image))) for image in IMAGES]
+    pool.close()
+    return found
+
+
+@contextmanager
+def load(service: Process, root: Path) -> Iterator[Load]:
+    """Load, with the references of the bundles a, which is served, and b."""
+    references = {}
+    for name in ("b", "a"):
+        assert change(service, weights=name).status_code == 200
+        references[version_of(root / name)] = asyncio.run(measure(service.port))
+    assert not equivalent(*references.values()), "the answers tell the versions apart"
+    running = Load(service.port, references)
+    thread = threading.Thread(target=lambda: asyncio.run(running.run()))
+    thread.start()
+    try:
+        eventually(lambda: len(running.latencies) > 2 * CONNECTIONS, "requests are answered", seconds=120)
+        yield running
+    finally:
+        running.stopped = True
+        thread.join(120)
+    assert not thread.is_alive()
+
+
+def swaps_under_load(root: Path, log: Path, *, workers: int, swaps: int, quiet: float) -> None:
+    with process(settings(root / "a", workers), log) as service:
+        service.wait_logged("serving tiny", workers)
+        with load(service, root) as running:
+            began = time.monotonic()
+            time.sleep(quiet)
+            swapping = time.monotonic()
+            for number in range(swaps):
+                report = change(service, weights="ba"[number % 2])
+                assert report.status_code == 200, report.text
+            ended = time.monotonic()
+        before, during = running.p99(began, swapping), running.p99(swapping, ended)
+        print(
+            f"{workers} processes, {swaps} swaps in {ended - swapping:.1f} s, {len(running.latencies)} requests, "
+            f"p99 {before * 1000:.0f} ms before and {during * 1000:.0f} ms during the swaps"
+        )
+        assert not running.problems
+        assert len(running.versions) == 2
+        service.popen.send_signal(signal.SIGTERM)
+        assert service.exit_code() == 0
+        assert "Traceback" not in service.log
+
+
+def test_swaps_under_load_lose_nothing_and_every_answer_is_that_of_its_version(bundles: Path, log: Path) -> None:
+    swaps_under_load(bundles, log, workers=1, swaps=3, quiet=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_fifty_swaps_under_load_lose_nothing_and_every_answer_is_that_of_its_version(
+    bundles: Path, log: Path, workers: int
+) -> None:
+    swaps_under_load(bundles, log, workers=workers, swaps=50, quiet=20)
+
+
+def test_sighup_loads_the_folder_again_and_a_bundle_that_is_corrupt_is_not_served(bundles: Path, log: Path) -> None:
+    folder = log.parent / "tiny"
+    shutil.copytree(bundles / "a", folder)
+    old, new = (version_of(bundles / name) for name in ("a", "b"))
+    with process(settings(folder), log) as service:
+        service.wait_ready()
+        shutil.copytree(bundles / "b", folder, dirs_exist_ok=True)  # overwritten in place
+        assert versions(service, 1) == {old}
+        service.popen.send_signal(signal.SIGHUP)
+        service.wait_logged(f"swapped, version {new}")
+        assert versions(service, 1) == {new}
+        (folder / "openvino.bin").write_bytes(b"0")
+        service.popen.send_signal(signal.SIGHUP)
+        service.wait_logged("the model tiny is not reloaded")
+        assert versions(service, 1) == {new}
+        assert change(service, "/rollback").json()["version"] == old
+        assert versions(service, 1) == {old}
+
+
+@pytest.mark.slow
+def test_all_workers_swap_and_a_worker_that_starts_later_has_the_new_weights(bundles: Path, log: Path) -> None:
+    old, new = (version_of(bundles / name) for name in ("a", "b"))
+    with process(settings(bundles / "a", 2), log) as service:
+        service.wait_logged("serving tiny", 2)
+        assert change(service, weights="b").json()["version"] == new
+        assert versions(service) == {new}
+        info = f'tenfold_model_info{{device="cpu",engine="openvino",model="tiny",precision="float16",version="{new}"}}'
+        with service.client() as client:
+            shown = re.findall(r'^tenfold_model_info.*version="(\w+)"', client.get("/metrics").text, re.MULTILINE)
+        assert shown == [new], info
+        os.kill(children(service)[0], signal.SIGKILL)
+        service.wait_logged("serving tiny", 5)
+        eventually(lambda: metric(service, "tenfold_ready") == 2, "it is ready")
+        assert versions(service) == {new}
+        assert change(service, "/rollback").json()["version"] == old, "one worker loads it again"
+        assert versions(service) == {old}
+        service.popen.send_signal(signal.SIGHUP)
+        service.wait_logged(f"swapped, version {old}")
+        for weights in ("corrupt", "labels", "none"):
+            assert change(service, weights=weights).status_code == 422
+        assert versions(service) == {old}
+        assert metric(service, 'tenfold_swaps_total{model="tiny",outcome="refused"}') == 3
+        service.popen.send_signal(signal.SIGTERM)
+        assert service.exit_code() == 0
+        assert "Traceback" not in service.log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", ["loading", "comparing"])
+def test_a_worker_that_is_killed_during_a_swap_leaves_the_old_weights(bundles: Path, log: Path, state: str) -> None:
+    old, new = (version_of(bundles / name) for name in ("a", "b"))
+    shadow: dict[str, Any] = {"shadow": 1, "images": 1000} if state == "comparing" else {}
+    with process(settings(bundles / "a", 2), log) as service:
+        service.wait_logged("serving tiny", 2)
+        eventually(lambda: metric(service, "tenfold_ready") == 2, "both are ready")
+        killed, _ = children(service)
+        if state == "loading":
+            os.kill(killed, signal.SIGSTOP)  # it loads nothing, and takes no request
+        responses: list[httpx.Response | httpx.HTTPError] = []
+
+        def order() -> None:
+            try:
+                responses.append(change(service, weights="b", **shadow))
+            except httpx.HTTPError as error:  # it came to the worker that is killed
+                responses.append(error)
+
+        thread = threading.Thread(target=order)
+        thread.start()
+
+        def status() -> str:
+            with service.client() as client:
+                found: str = client.get("/models/tiny/swap", headers=KEY).json()["state"]
+            return found
+
+        eventually(lambda: status() == state, f"the swap is {state}", seconds=120)
+        conflict = change(service, weights="b")
+        assert conflict.status_code == 409, "a second swap at once"
+        os.kill(killed, signal.SIGKILL)
+        thread.join(60)
+        (response,) = responses
+        if isinstance(response, httpx.Response):
+            assert response.status_code == 503
+            assert response.json()["type"] == "urn:tenfold:swap-interrupted"
+        eventually(lambda: status() == "interrupted", "the swap is interrupted")
+        assert versions(service) == {old}
+        service.wait_logged("serving tiny", 3)
+        eventually(lambda: metric(service, "tenfold_ready") == 2, "it was replaced")
+        assert versions(service) == {old}
+        assert change(service, weights="b").json()["version"] == new
+        assert versions(service) == {new}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_returns_after_ten_swaps(log: Path) -> None:
+    """With the shipped weights, and requests between the swaps."""
+    name = "resnet18-cifar10"
+    with process({**settings(ROOT / "weights" / name)}, log) as service:
+        service.wait_ready()
+
+        def swap() -> None:
+            assert change(service, name=name).status_code == 200
+            assert len(versions(service, 3)) == 1
+
+        before = memory(service, "RssAnon")
+        swap()
+        held = memory(service, "RssAnon")
+        for _ in range(9):
+            swap()
+        assert change(service, "/confirm", name=name).status_code == 200
+        limit = 1.1 * before
+        found = f"{before / 1e6:.0f} MB at first, {held / 1e6:.0f} MB after a swap that is not confirmed"
+        eventually(lambda: memory(service, "RssAnon") < limit, f"memory returns: {found}")
+        print(f"{found}, {memory(service, 'RssAnon') / 1e6:.0f} MB after ten swaps and a confirmation")
