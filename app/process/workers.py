@@ -104,6 +104,7 @@ class Supervisor:
             **os.environ,
             SHARED_FOLDER: folder,
             "TENFOLD_WORKERS": str(workers),
+            "TENFOLD_WEIGHTS_ROOT": str(settings.new_weights_root),  # the default depends on the first bundle
             "TENFOLD_THREADS": str(settings.threads or share),
             "TENFOLD_DECODE_THREADS": str(settings.decode_threads or max(LEAST_DECODE_THREADS, share)),
         }
@@ -232,6 +233,8 @@ class Supervisor:
         """Let the workers that are started from now on load another bundle."""
         self._bundles[model] = folder
         folders = ",".join(map(str, self._bundles.values()))
+        for name in ("TENFOLD_WEIGHTS", "TENFOLD_MODELS"):
+            self._environment.pop(name, None)
         self._environment["TENFOLD_WEIGHTS" if len(self._bundles) == 1 else "TENFOLD_MODELS"] = folders
 
     def _workers(self) -> list[_Worker]:

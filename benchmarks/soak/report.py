@@ -26,6 +26,7 @@ class Outcome:
         probe_latencies: seconds of each probe.
         probes_failed: probes without status 200.
         memory: resident memory of the service in MiB before and after the load, and its peak; None without /proc.
+        swaps: swaps of weights under load by the status of their response; None if there were to be none.
         recovery: seconds until the capacity was reached again; None if it was not.
         exit_code: after SIGTERM; None if it did not exit.
     """
@@ -38,6 +39,7 @@ class Outcome:
     probe_latencies: list[float]
     probes_failed: Mapping[str, int]
     memory: tuple[float, float, float] | None
+    swaps: Mapping[str, int] | None
     recovery: float | None
     exit_code: int | None
 
@@ -52,6 +54,7 @@ class Outcome:
             "every 503 has Retry-After": not any(each.without_retry_after for each in tallies),
             "every probe has status 200": not self.probes_failed,
             "p99 of probes is below 100 ms": percentile(self.probe_latencies, 99) < PROBE_LIMIT,
+            "every swap succeeds": self.swaps is None or set(self.swaps) == {"200"},
             "the service recovers": self.recovery is not None,
             "the service exits with 0": self.exit_code == 0,
         }
@@ -81,6 +84,7 @@ class Outcome:
             "memory_before": _rounded(before),
             "memory_after": _rounded(after),
             "memory_peak": _rounded(peak),
+            "swaps": None if self.swaps is None else dict(self.swaps),
             "recovery": _rounded(self.recovery),
             "exit_code": self.exit_code,
             "violations": self.violations(),
@@ -120,6 +124,8 @@ def table(outcome: Outcome, model: str) -> Table:
     if outcome.memory:
         before, after, peak = outcome.memory
         out.add_row("memory", f"{after:.0f} MiB", f"before {before:.0f} MiB, peak {peak:.0f} MiB")
+    if outcome.swaps is not None:
+        out.add_row("swaps of weights", f"{sum(outcome.swaps.values())}", "all must have status 200")
     recovery = "never" if outcome.recovery is None else f"{outcome.recovery:.1f} s"
     out.add_row("recovered after", recovery, "to 90 % of the capacity for a second")
     out.add_row("exit code", str(outcome.exit_code), "must be 0")

@@ -277,6 +277,7 @@ def good_outcome() -> Outcome:
         probe_latencies=[0.01] * 100,
         probes_failed={},
         memory=None,
+        swaps=None,
         recovery=0.0,
         exit_code=0,
     )
@@ -300,6 +301,9 @@ def tally_with(**counts: Any) -> Tally:
         ({"probes_failed": {"/livez: 503": 1}}, ["every probe has status 200"]),
         ({"probe_latencies": [0.01] * 98 + [0.2] * 2}, ["p99 of probes is below 100 ms"]),
         ({"probe_latencies": []}, ["p99 of probes is below 100 ms"]),
+        ({"swaps": {"200": 3}}, []),
+        ({"swaps": {"200": 3, "422": 1}}, ["every swap succeeds"]),
+        ({"swaps": {}}, ["every swap succeeds"]),
         ({"recovery": None}, ["the service recovers"]),
         ({"exit_code": -9}, ["the service exits with 0"]),
         ({"exit_code": None}, ["the service exits with 0"]),

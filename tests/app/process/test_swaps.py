@@ -17,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 import model
 from benchmarks.soak.tally import equivalent, percentile, predictions_of
 from benchmarks.soak.wire import NoResponse, Pool
+from model.bundle import update_bundle
+from model.calibration import softmax
+from model.card import ModelCard, read_card
 from tests.app.fakes import image_file
 from tests.app.process.test_main_process import environment
 from tests.app.process.test_memory import memory
@@ -31,20 +35,32 @@ from tests.app.running import ROOT, Process, eventually, process
 CONNECTIONS = 32
 IMAGES = [image_file(seed) for seed in range(16)]
 KEY = {"X-API-Key": "admin"}
+NAME = "resnet18-cifar10"
 
 
 @pytest.fixture(scope="module")
-def bundles(int8_bundle: Path, float16_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two bundles of one name, a corrupt one, and one with other labels. Tests must not change them."""
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped bundle, with another temperature, corrupt, and with other labels. Tests must not change them."""
     root = tmp_path_factory.mktemp("weights")
-    for name, bundle in (("a", int8_bundle), ("b", float16_bundle), ("corrupt", float16_bundle)):
-        shutil.copytree(bundle, root / name)
+    for name in ("a", "b", "corrupt", "labels"):
+        shutil.copytree(ROOT / "weights" / NAME, root / name)
+    update_bundle(root / "b", {}, with_temperature(read_card(root / "b" / model.CARD_FILE), 4.0))
     (root / "corrupt" / "openvino.bin").write_bytes(b"0")
-    shutil.copytree(float16_bundle, root / "labels")
     card = json.loads((root / "labels" / "card.json").read_text(encoding="utf-8"))
     card["labels"][:2] = card["labels"][1::-1]
     (root / "labels" / "card.json").write_text(json.dumps(card), encoding="utf-8")
     return root
+
+
+def with_temperature(card: ModelCard, temperature: float) -> ModelCard:
+    """The card of the same weights with another temperature, and with self-tests that agree."""
+    content = card.model_dump()
+    content["calibration"]["temperature"] = temperature
+    for part in (content, content["openvino"], content["onnx"]):
+        if part:
+            test = part["self_test"]
+            test["probabilities"] = softmax(np.array(test["logits"], np.float32), temperature).tolist()
+    return ModelCard.model_validate(content)
 
 
 @pytest.fixture
@@ -67,10 +83,10 @@ def version_of(bundle: Path) -> str:
     return model.read_card(bundle / model.CARD_FILE).version
 
 
-def change(service: Process, path: str = "", name: str = "tiny", **body: Any) -> httpx.Response:
+def change(service: Process, path: str = "", **body: Any) -> httpx.Response:
     """Send an order on a connection of its own."""
     with service.client() as client:
-        return client.post(f"/models/{name}{path}", json=body, headers=KEY, timeout=120)
+        return client.post(f"/models/{NAME}{path}", json=body, headers=KEY, timeout=120)
 
 
 def versions(service: Process, requests: int = 20) -> set[str]:
@@ -165,7 +181,7 @@ def load(service: Process, root: Path) -> Iterator[Load]:
 
 def swaps_under_load(root: Path, log: Path, *, workers: int, swaps: int, quiet: float) -> None:
     with process(settings(root / "a", workers), log) as service:
-        service.wait_logged("serving tiny", workers)
+        service.wait_logged(f"serving {NAME}", workers)
         with load(service, root) as running:
             began = time.monotonic()
             time.sleep(quiet)
@@ -200,7 +216,7 @@ def test_fifty_swaps_under_load_lose_nothing_and_every_answer_is_that_of_its_ver
 
 
 def test_sighup_loads_the_folder_again_and_a_bundle_that_is_corrupt_is_not_served(bundles: Path, log: Path) -> None:
-    folder = log.parent / "tiny"
+    folder = log.parent / "served"
     shutil.copytree(bundles / "a", folder)
     old, new = (version_of(bundles / name) for name in ("a", "b"))
     with process(settings(folder), log) as service:
@@ -212,7 +228,7 @@ def test_sighup_loads_the_folder_again_and_a_bundle_that_is_corrupt_is_not_serve
         assert versions(service, 1) == {new}
         (folder / "openvino.bin").write_bytes(b"0")
         service.popen.send_signal(signal.SIGHUP)
-        service.wait_logged("the model tiny is not reloaded")
+        service.wait_logged(f"the model {NAME} is not reloaded")
         assert versions(service, 1) == {new}
         assert change(service, "/rollback").json()["version"] == old
         assert versions(service, 1) == {old}
@@ -221,16 +237,17 @@ def test_sighup_loads_the_folder_again_and_a_bundle_that_is_corrupt_is_not_serve
 @pytest.mark.slow
 def test_all_workers_swap_and_a_worker_that_starts_later_has_the_new_weights(bundles: Path, log: Path) -> None:
     old, new = (version_of(bundles / name) for name in ("a", "b"))
-    with process(settings(bundles / "a", 2), log) as service:
-        service.wait_logged("serving tiny", 2)
+    chosen = settings(bundles / "a", 2)
+    chosen["TENFOLD_MODELS"] = chosen.pop("TENFOLD_WEIGHTS")
+    with process(chosen, log) as service:
+        service.wait_logged(f"serving {NAME}", 2)
         assert change(service, weights="b").json()["version"] == new
         assert versions(service) == {new}
-        info = f'tenfold_model_info{{device="cpu",engine="openvino",model="tiny",precision="float16",version="{new}"}}'
         with service.client() as client:
             shown = re.findall(r'^tenfold_model_info.*version="(\w+)"', client.get("/metrics").text, re.MULTILINE)
-        assert shown == [new], info
+        assert shown == [new]
         os.kill(children(service)[0], signal.SIGKILL)
-        service.wait_logged("serving tiny", 5)
+        service.wait_logged(f"serving {NAME}", 5)
         eventually(lambda: metric(service, "tenfold_ready") == 2, "it is ready")
         assert versions(service) == {new}
         assert change(service, "/rollback").json()["version"] == old, "one worker loads it again"
@@ -240,7 +257,7 @@ def test_all_workers_swap_and_a_worker_that_starts_later_has_the_new_weights(bun
         for weights in ("corrupt", "labels", "none"):
             assert change(service, weights=weights).status_code == 422
         assert versions(service) == {old}
-        assert metric(service, 'tenfold_swaps_total{model="tiny",outcome="refused"}') == 3
+        assert metric(service, f'tenfold_swaps_total{{model="{NAME}",outcome="refused"}}') == 3
         service.popen.send_signal(signal.SIGTERM)
         assert service.exit_code() == 0
         assert "Traceback" not in service.log
@@ -252,7 +269,7 @@ def test_a_worker_that_is_killed_during_a_swap_leaves_the_old_weights(bundles: P
     old, new = (version_of(bundles / name) for name in ("a", "b"))
     shadow: dict[str, Any] = {"shadow": 1, "images": 1000} if state == "comparing" else {}
     with process(settings(bundles / "a", 2), log) as service:
-        service.wait_logged("serving tiny", 2)
+        service.wait_logged(f"serving {NAME}", 2)
         eventually(lambda: metric(service, "tenfold_ready") == 2, "both are ready")
         killed, _ = children(service)
         if state == "loading":
@@ -270,7 +287,7 @@ def test_a_worker_that_is_killed_during_a_swap_leaves_the_old_weights(bundles: P
 
         def status() -> str:
             with service.client() as client:
-                found: str = client.get("/models/tiny/swap", headers=KEY).json()["state"]
+                found: str = client.get(f"/models/{NAME}/swap", headers=KEY).json()["state"]
             return found
 
         eventually(lambda: status() == state, f"the swap is {state}", seconds=120)
@@ -284,7 +301,7 @@ def test_a_worker_that_is_killed_during_a_swap_leaves_the_old_weights(bundles: P
             assert response.json()["type"] == "urn:tenfold:swap-interrupted"
         eventually(lambda: status() == "interrupted", "the swap is interrupted")
         assert versions(service) == {old}
-        service.wait_logged("serving tiny", 3)
+        service.wait_logged(f"serving {NAME}", 3)
         eventually(lambda: metric(service, "tenfold_ready") == 2, "it was replaced")
         assert versions(service) == {old}
         assert change(service, weights="b").json()["version"] == new
@@ -295,12 +312,11 @@ def test_a_worker_that_is_killed_during_a_swap_leaves_the_old_weights(bundles: P
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_returns_after_ten_swaps(log: Path) -> None:
     """With the shipped weights, and requests between the swaps."""
-    name = "resnet18-cifar10"
-    with process({**settings(ROOT / "weights" / name)}, log) as service:
+    with process(settings(ROOT / "weights" / NAME), log) as service:
         service.wait_ready()
 
         def swap() -> None:
-            assert change(service, name=name).status_code == 200
+            assert change(service).status_code == 200
             assert len(versions(service, 3)) == 1
 
         before = memory(service, "RssAnon")
@@ -308,7 +324,7 @@ def test_memory_returns_after_ten_swaps(log: Path) -> None:
         held = memory(service, "RssAnon")
         for _ in range(9):
             swap()
-        assert change(service, "/confirm", name=name).status_code == 200
+        assert change(service, "/confirm").status_code == 200
         limit = 1.1 * before
         found = f"{before / 1e6:.0f} MB at first, {held / 1e6:.0f} MB after a swap that is not confirmed"
         eventually(lambda: memory(service, "RssAnon") < limit, f"memory returns: {found}")
