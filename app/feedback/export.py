@@ -43,6 +43,7 @@ def export(store: Store, folder: Path) -> Exported:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StoreError(f"{folder} exists and is not an empty folder: name another one")
+    folder = folder.absolute()  # "." has no name
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)

@@ -154,11 +154,13 @@ class Service:
 
     def exposition(self) -> bytes:
         """The metrics of all processes in Prometheus's text format. It may be called in any thread."""
-        for model, drift in self.drift().items():
+        found = self.drift()
+        for model in self.models:
+            comparisons = found[model.name].comparisons if model.name in found else {}
             for name in DISTRIBUTIONS:
-                compared = drift.comparisons.get(name)
+                compared = comparisons.get(name)
                 values = {"psi": compared.psi, "limit": compared.limit} if compared else {}
-                self.telemetry.drift(model, name, **values)
+                self.telemetry.drift(model.name, name, **values)
         return self.telemetry.exposition()
 
     async def load_model(self, name: str, load: Load) -> LoadedModel:

@@ -224,14 +224,14 @@ class Telemetry:
         )
         self._drift_psi = Gauge(
             "tenfold_drift_psi",
-            "Population stability index of a distribution against held-out images; NaN with too few images.",
+            "Population stability index of a distribution against held-out images; NaN if nothing is compared.",
             ("distribution", "model"),
             registry=self.registry,
             multiprocess_mode="livemostrecent",
         )
         self._drift_limit = Gauge(
             "tenfold_drift_limit",
-            "The index above which a distribution has drifted; NaN with too few images.",
+            "The index above which a distribution has drifted; NaN if nothing is compared.",
             ("distribution", "model"),
             registry=self.registry,
             multiprocess_mode="livemostrecent",
@@ -294,7 +294,7 @@ class Telemetry:
         return found
 
     def drift(self, model: str, distribution: str, *, psi: float = math.nan, limit: float = math.nan) -> None:
-        """Set the population stability index of a distribution over all processes, and its limit."""
+        """Set the population stability index of a distribution over all processes, and its limit; NaN without them."""
         self._drift_psi.labels(distribution, model).set(psi)
         self._drift_limit.labels(distribution, model).set(limit)
 

@@ -82,7 +82,8 @@ def test_a_folder_with_contents_is_not_touched(store: Store, tmp_path: Path) -> 
         with pytest.raises(StoreError, match="is not an empty folder"):
             export(store, tmp_path / "images")
         (tmp_path / "empty").mkdir()
-        assert export(store, tmp_path / "empty").images == 1
+        assert export(store, tmp_path / "empty" / ".").images == 1
+    assert (tmp_path / "empty" / "cat" / "a-0.png").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(store: Store, tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def test_it_can_be_turned_off() -> None:
         (found,) = service.client.get("/drift").json()["models"]
         assert (found["state"], found["images"]) == ("off", 0)
         assert found["summary"] == "Nothing is compared, because TENFOLD_DRIFT_WINDOW is 0."
-        assert gauges(service, "tenfold_drift_psi") == {}
+        assert all(map(math.isnan, gauges(service, "tenfold_drift_psi").values()))
+        assert gauges(service, "tenfold_drift_images") == {}
 
 
 def test_a_bundle_without_reference_is_served_without_it() -> None:
@@ -98,12 +99,14 @@ def test_it_needs_a_key_if_the_service_does() -> None:
 
 
 def test_a_new_model_has_a_window_of_its_own() -> None:
-    with serving() as service:
+    with serving(drift_min_images=1) as service:
         service.post(image_file())
         old = service.service.models.get()
         assert old.window is not None
         assert sum(old.window.counts["classes"]) == 1
         assert gauges(service, "tenfold_drift_images") == dict.fromkeys(DISTRIBUTIONS, 1)
+        assert all(value >= 0 for value in gauges(service, "tenfold_drift_psi").values())
         service.service.models.put(type(old)(old.classifier, old.batcher, old.admission, old.decoder, None))
         assert gauges(service, "tenfold_drift_images") == dict.fromkeys(DISTRIBUTIONS, 0)
+        assert all(map(math.isnan, gauges(service, "tenfold_drift_psi").values())), "not that of earlier weights"
         service.service.models.put(old)
