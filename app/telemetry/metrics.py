@@ -406,6 +406,13 @@ class Telemetry:
             metric.labels(model)
         for verdict in get_args(Verdict):
             self._verdicts.labels(verdict, model)
+        for outcome in ("swapped", "refused"):
+            self._swaps.labels(outcome, model)
+        for outcome in ("agreed", "disagreed"):
+            self._shadow_images.labels(outcome, model)
+        for weights in ("serving", "candidate"):
+            self._shadow_confidence.labels(weights, model)
+            self._shadow_accepted.labels(weights, model)
 
     def model_gone(self, *, model: str, version: str, engine: str, device: str, precision: str) -> None:
         """Report a model and its engine no more."""
