@@ -217,6 +217,26 @@ class Mistake(_Strict):
     probability: Share
 
 
+class PhotoMetrics(_Strict):
+    """Measured on photos from other sources than the training data.
+
+    Attributes:
+        images: number of photos of the classes.
+        top1: fraction of them whose most probable class is right, 0..1.
+        accepted: fraction of them with the verdict "accepted", 0..1.
+        others: number of photos of other things.
+        others_accepted: fraction of those with the verdict "accepted", 0..1.
+        views: number of views per image.
+    """
+
+    images: Annotated[int, Field(ge=1)]
+    top1: Share
+    accepted: Share
+    others: Annotated[int, Field(ge=1)]
+    others_accepted: Share
+    views: Annotated[int, Field(ge=1)]
+
+
 class Metrics(_Strict):
     """Measured on the test set, once, after the last epoch.
 
@@ -234,6 +254,7 @@ class Metrics(_Strict):
         other: the same with the verdict "other"; empty if it was not measured.
         pictures: number of test images.
         measured: conditions of the measurement, for people.
+        photos: on photos from other sources; None if it was not measured.
     """
 
     top1: Share
@@ -248,6 +269,7 @@ class Metrics(_Strict):
     other: dict[str, Share]
     pictures: Annotated[int, Field(ge=1)]
     measured: str
+    photos: PhotoMetrics | None = None
 
     @model_validator(mode="after")
     def _well_formed(self) -> Self:

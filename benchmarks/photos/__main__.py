@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Final, get_args
 
 import numpy as np
 import typer
@@ -14,10 +14,15 @@ from rich.table import Table
 
 from benchmarks.photos.collection import Photo, collect
 from model import MAX_VIEWS, Classifier, ModelError, Prediction, Verdict, load, preprocess
+from model.bundle import update_bundle
+from model.card import PhotoMetrics
 from model.engines.base import DeviceName, EngineName
 from model.training.evaluate import auroc, score
+from model.training.report.readme import README_FILE, readme_of
 
 _MAX_PIXELS = 200_000_000
+DEFAULT_VIEWS: Final = 2
+"""As in the settings of the service."""
 
 
 def main(
@@ -25,6 +30,7 @@ def main(
     cache: Annotated[Path, typer.Option(help="Folder for the downloaded photos.")] = Path("data/photos"),
     engine: Annotated[EngineName, typer.Option(help="Runtime.")] = "auto",
     device: Annotated[DeviceName, typer.Option(help="auto uses CUDA if it is available.")] = "auto",
+    write: Annotated[bool, typer.Option(help="Write the accuracy in two views to card.json and README.md.")] = False,
 ) -> None:
     """Evaluate bundles on real photographs by number of views. Print a table and a line of JSON for each.
 
@@ -44,9 +50,33 @@ def main(
         console.print(table(rows, classifier))
         summary = {"model": classifier.card.name, "version": classifier.card.version, "views": rows}
         typer.echo(json.dumps(summary))
+        if write:
+            write_metrics(folder, classifier, rows)
 
 
 Row = dict[str, float | int | str]
+
+
+def write_metrics(folder: Path, classifier: Classifier, rows: Sequence[Row]) -> None:
+    """Write the metrics of all photos in the default number of views to the card and the README.md of a bundle.
+
+    Args:
+        folder: of the bundle.
+        classifier: loaded from it.
+        rows: from `evaluate`.
+    """
+    row = next(row for row in rows if (row["views"], row["half"]) == (DEFAULT_VIEWS, "all"))
+    photos = PhotoMetrics.model_validate(
+        {
+            "images": row["photos"],
+            "others": row["others"],
+            "views": row["views"],
+            **{name: round(float(row[name]), 4) for name in ("top1", "accepted", "others_accepted")},
+        }
+    )
+    metrics = classifier.card.metrics.model_copy(update={"photos": photos})
+    card = classifier.card.model_copy(update={"metrics": metrics})
+    update_bundle(folder, {README_FILE: readme_of(folder, card)}, card)
 
 
 def evaluate(classifier: Classifier, photos: list[Photo]) -> list[Row]:

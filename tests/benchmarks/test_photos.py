@@ -1,14 +1,18 @@
 """The metrics of the photo benchmark."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.photos.__main__ import measure
+import model
+from app.settings import Settings
+from benchmarks.photos.__main__ import DEFAULT_VIEWS, measure, write_metrics
 from benchmarks.photos.collection import Photo
-from model import Prediction
-from model.card import Thresholds
+from model import Prediction, read_card
+from model.card import PhotoMetrics, Thresholds
+from tests.shipped import for_each_bundle
 
 LIMITS = Thresholds(accepted=0.05, uncertain=0.02)
 
@@ -18,16 +22,19 @@ def prediction(probabilities: tuple[float, float], in_distribution: float) -> Pr
     return Prediction(("cat", "dog"), values, 10 * in_distribution, in_distribution, LIMITS, np.log(values)[None], None)
 
 
+PREDICTIONS = [
+    prediction((0.9, 0.1), 0.5),  # a cat, right
+    prediction((0.8, 0.2), 0.04),  # a dog, wrong
+    prediction((0.3, 0.7), 0.9),  # a cat, wrong
+    prediction((0.4, 0.6), 0.01),  # a cat, wrong
+    prediction((0.9, 0.1), 0.6),  # others
+    prediction((0.9, 0.1), 0.0),
+]
+TRUTH = np.array([0, 1, 0, 0, -1, -1])
+
+
 def test_known_values_of_the_metrics() -> None:
-    predictions = [
-        prediction((0.9, 0.1), 0.5),  # a cat, right
-        prediction((0.8, 0.2), 0.04),  # a dog, wrong
-        prediction((0.3, 0.7), 0.9),  # a cat, wrong
-        prediction((0.4, 0.6), 0.01),  # a cat, wrong
-        prediction((0.9, 0.1), 0.6),  # others
-        prediction((0.9, 0.1), 0.0),
-    ]
-    found = measure(predictions, np.array([0, 1, 0, 0, -1, -1]))
+    found = measure(PREDICTIONS, TRUTH)
     assert found == {
         "photos": 4,
         "others": 2,
@@ -48,3 +55,24 @@ def test_known_values_of_the_metrics() -> None:
 @pytest.mark.parametrize(("digit", "half"), [("0", "A"), ("1", "B"), ("a", "A"), ("f", "B")])
 def test_the_half_of_a_photo_is_that_of_its_hash(digit: str, half: str) -> None:
     assert Photo(Path(f"photos/{digit}{63 * '0'}.jpg"), None, "food", "pypi:zoo==1").half == half
+
+
+@for_each_bundle
+def test_the_metrics_are_written_to_the_card_and_its_page(shipped: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(shipped, tmp_path / "bundle")
+    classifier = model.load(folder)
+    rows = [
+        {"views": views, "half": "all", **measure(PREDICTIONS[views - 2 :], TRUTH[views - 2 :])} for views in (3, 2)
+    ]
+    write_metrics(folder, classifier, rows)
+    card = read_card(folder / "card.json")
+    assert card.version == classifier.card.version
+    assert card.metrics.photos == PhotoMetrics(
+        images=4, top1=0.25, accepted=0.5, others=2, others_accepted=0.5, views=2
+    )
+    assert "**25.0%** of 4;" in (folder / "README.md").read_text()
+    model.load(folder)
+
+
+def test_the_default_number_of_views_is_that_of_the_service() -> None:
+    assert Settings.model_fields["views"].default == DEFAULT_VIEWS

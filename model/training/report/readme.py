@@ -46,7 +46,7 @@ model-index:
 
 | | |
 |---|---|
-| test accuracy | **{metrics.top1:.2%}** of {metrics.pictures:,} images |
+| test accuracy | **{metrics.top1:.2%}** of {metrics.pictures:,} images |{_photos(card)}
 | negative log-likelihood | {metrics.nll:.4f} nats |
 | expected calibration error, 15 bins | {metrics.ece:.2%}, before calibration {metrics.ece_uncalibrated:.2%} |
 | measured | {metrics.measured} |
@@ -127,6 +127,17 @@ def _changes(recipe: dict[str, Any]) -> str:
     """The fields of the recipe that --set changed, or nothing."""
     values = ", ".join(f"`{name}={json.dumps(recipe[name])}`" for name in recipe.get("changed", ()))
     return f" with {values}" if values else ""
+
+
+def _photos(card: ModelCard) -> str:
+    """The row of the table about photos, if they were measured."""
+    photos = card.metrics.photos
+    if photos is None:
+        return ""
+    return (
+        f"\n| photos from other sources, {photos.views} views | **{photos.top1:.1%}** of {photos.images:,}; "
+        f"{photos.accepted:.0%} accepted, and {photos.others_accepted:.0%} of {photos.others:,} of other things |"
+    )
 
 
 def _teacher(card: ModelCard) -> str:
