@@ -32,9 +32,10 @@ def take(browser: Browser, url: str, name: str, *, width: int, height: int, them
         expect(page.locator("#model")).to_be_visible()
         files = [FilePayload(name=file, mimeType="image/jpeg", buffer=_jpeg(file)) for file in PHOTOS]
         page.set_input_files("#files", files)
-        for example in ("drawn ship", "coloured tiles"):
+        examples = ("drawn ship", "coloured tiles") if width > 760 else ()  # phones show them on the empty page only
+        for example in examples:
             page.get_by_role("button", name=example, exact=True).click()
-        expect(page.locator("#count")).to_have_text(f"{len(PHOTOS) + 2} images")
+        expect(page.locator("#count")).to_have_text(f"{len(PHOTOS) + len(examples)} images")
         page.get_by_role("button", name="cat.jpg").click()
         page.evaluate("scrollTo(0, 0)")
         page.mouse.move(0, 0)
@@ -55,8 +56,8 @@ def main() -> None:
         service.wait_ready()
         url = f"http://127.0.0.1:{service.port}/"
         with browsing() as browser:
-            take(browser, url, "page-light.png", width=1280, height=1240, theme="light")
-            take(browser, url, "page-dark.png", width=1280, height=1240, theme="dark")
+            take(browser, url, "page-light.png", width=1280, height=1300, theme="light")
+            take(browser, url, "page-dark.png", width=1280, height=1300, theme="dark")
             take(browser, url, "page-phone.png", width=390, height=844, theme="light")
     sys.stdout.write("".join(f"{path.name}: {path.stat().st_size:,} bytes\n" for path in FOLDER.glob("page-*.png")))
 

@@ -1,9 +1,9 @@
-/** The panel of one image: ranked classes, heat map, network input, timing. */
+/** The panel of one image: verdict, ranked classes, timing, code. The heat map is in evidence.js. */
 
 import { announce, find, h } from "./dom.js";
-import { curlOf } from "./exports.js";
-import { drawHeat, heatOf, placeOf } from "./heat.js";
-import { capital, count, milliseconds, percent, sentence, summarize } from "./words.js";
+import { Evidence } from "./evidence.js";
+import { annotated, codeOf, save } from "./exports.js";
+import { count, milliseconds, percent, percentInWords, capital, problemText, summarize, warningText } from "./words.js";
 
 const RANKED = 10; // classes that are shown, at most
 const SLOW = 4000; // milliseconds until the elapsed time is shown
@@ -12,21 +12,18 @@ export class Detail {
 	job = null;
 	#actions;
 	#service;
+	#evidence;
 	#url = "";
-	#heatShown = true;
-	#label = ""; // the explained class
-	#view = -1; // the selected view, or -1 for all
+	#language = "JSON";
+	#codeOpen = false;
 
-	/** actions: {remove, retry, shrink, cancel, explain}, functions of a job. */
+	/** actions: {remove, retry, copy, cancel, explain}, functions of a job. */
 	constructor(service, actions) {
 		this.#service = service;
 		this.#actions = actions;
+		this.#evidence = new Evidence(actions.explain);
 		find("remove").onclick = () => actions.remove(this.job);
-		find("heat").onclick = () => {
-			this.#heatShown = !this.#heatShown;
-			find("heat").setAttribute("aria-pressed", this.#heatShown);
-			find("stage").querySelector("canvas").hidden = !this.#heatShown;
-		};
+		find("save").onclick = () => this.#save();
 		setInterval(() => this.#showElapsed(), 500);
 	}
 
@@ -38,7 +35,7 @@ export class Detail {
 		find("detail").hidden = !job;
 		if (!job) return;
 		this.#url = URL.createObjectURL(job.file);
-		this.#view = -1;
+		this.#evidence.reset(job);
 		find("name").textContent = job.name;
 		const image = h("img", { src: this.#url, alt: `The image ${job.name}` });
 		image.onload = () => job.answer || this.#shape(image.naturalWidth, image.naturalHeight);
@@ -51,18 +48,20 @@ export class Detail {
 	/** Show the job's state. */
 	update() {
 		const { answer, state } = this.job;
-		const result = find("result");
-		const focused = result.contains(document.activeElement);
+		const [verdict, result] = [find("verdict"), find("result")];
+		const focused = verdict.contains(document.activeElement) || result.contains(document.activeElement);
 		find("size").textContent = "";
-		find("views").hidden = find("heat-bar").hidden = true;
+		find("save").hidden = state !== "done";
+		this.#evidence.hide();
 		const parts = state === "done" ? this.#answer() : state === "failed" || state === "cancelled" ? this.#failure() : this.#pending();
-		result.replaceChildren(...parts.filter(Boolean));
+		verdict.replaceChildren(...parts.verdict);
+		result.replaceChildren(...parts.result.filter(Boolean));
 		if (focused) find("headline").focus();
 		if (state !== "done") return;
 		const { width, height } = answer.result;
 		this.#shape(width, height);
 		find("size").textContent = `${width} × ${height}`;
-		if (answer.views) this.#explain(answer.label);
+		if (answer.views) this.#evidence.show(answer.label);
 	}
 
 	#shape(width, height) {
@@ -76,33 +75,47 @@ export class Detail {
 
 	#pending() {
 		const title = { queued: "Queued", waiting: "Waiting for the service", sending: "Classifying …" }[this.job.state];
-		return [...this.#heading("pending", title, ""), h("div.progress", {}), h("button", { onclick: this.#actions.cancel }, "Cancel")];
+		const cancel = h("button", { onclick: this.#actions.cancel }, "Cancel");
+		return { verdict: [...this.#heading("pending", title, ""), h("div.progress", {})], result: [cancel] };
 	}
 
 	#failure() {
 		const { job } = this;
-		const { title, detail, status, kind } = job.problem ?? { title: "Cancelled", detail: "it was not classified" };
-		const shrinkable = (status === 413 || kind === "not-sent") && !job.shrunk;
-		const shrink = shrinkable && h("button.primary", { onclick: () => this.#actions.shrink(job) }, "Send a smaller copy");
-		return [
-			...this.#heading("failed", title, sentence(detail)),
-			h("p.buttons", shrink, h("button", { onclick: () => this.#actions.retry(job) }, "Try again")),
-		];
+		const problem = job.problem ?? { title: "Cancelled", detail: "it was not classified", status: 0 };
+		const { status, kind } = problem;
+		const readable = status === 415 && job.thumb; // by the browser
+		const copy = (title) => h("button.primary", { onclick: () => this.#actions.copy(job) }, title);
+		// A file that is refused for what it is will be refused again.
+		const temporary = (status < 400 || status === 408 || status >= 500) && kind !== "unreadable-here";
+		return {
+			verdict: this.#heading("failed", problem.title, problemText(problem)),
+			result: [
+				readable && h("p.note", "This browser can read the file, and can send a JPEG copy of it."),
+				h(
+					"p.buttons",
+					!job.copied && readable && copy("Send a JPEG copy"),
+					!job.copied && (status === 413 || kind === "not-sent") && copy("Send a smaller copy"),
+					temporary && h("button", { onclick: () => this.#actions.retry(job) }, "Try again"),
+				),
+			],
+		};
 	}
 
 	#answer() {
-		const { answer, shrunk, note } = this.job;
+		const { answer, copied, note } = this.job;
 		const { kind, title, text } = summarize(answer.result, this.#service.card);
-		const warnings = [...answer.result.warnings, ...(shrunk ? ["this is the result of a smaller copy"] : [])];
-		return [
-			...this.#heading(kind, title, text),
-			note && h("p.note", note),
-			warnings.length && h("ul.warnings", { "aria-label": "Warnings" }, warnings.map((each) => h("li", sentence(each)))),
-			this.#ranking(answer),
-			this.#inDistribution(answer.result.in_distribution),
-			this.#timing(answer),
-			this.#curl(answer),
-		];
+		const warnings = [...answer.result.warnings, ...(copied ? ["this is the result of a JPEG copy"] : [])];
+		return {
+			verdict: this.#heading(kind, title, text),
+			result: [
+				note && h("p.note", note),
+				warnings.length && h("ul.warnings", { "aria-label": "Warnings" }, warnings.map((each) => h("li", warningText(each)))),
+				this.#ranking(answer),
+				this.#typical(answer.result.in_distribution),
+				this.#timing(answer),
+				this.#code(answer),
+			],
+		};
 	}
 
 	#ranking({ result, views }) {
@@ -110,20 +123,22 @@ export class Detail {
 			const cells = [h("span", label), h("span.track", h("i", { "--share": probability })), h("span.share", percent(probability))];
 			if (!views) return h("li.row", cells);
 			const name = `${label}, ${percent(probability)}: show where the evidence is`;
-			return h("li", h("button.row", { "aria-label": name, "data-label": label, onclick: () => this.#explain(label) }, cells));
+			const onclick = () => this.#evidence.show(label);
+			return h("li", h("button.row", { "aria-label": name, "data-label": label, onclick }, cells));
 		});
 		const hint = views && h("p.note", "Choose a class to see its heat map.");
 		const more = result.top_k.length > RANKED && h("p.note", `The ${count(RANKED)} most probable of ${result.top_k.length} classes.`);
 		return h("div", h("ol.ranking", { "aria-label": "Classes by probability" }, rows), more, hint);
 	}
 
-	#inDistribution(share) {
-		const { accepted, uncertain } = this.#service.card.out_of_distribution.thresholds;
+	#typical(share) {
+		const { labels, out_of_distribution } = this.#service.card;
+		const { accepted, uncertain } = out_of_distribution.thresholds;
 		return h(
 			"div.part",
-			h("p", "Familiarity ", h("b", percent(share))),
+			h("p", h("b", capital(percentInWords(share))), " of known images are no more typical of their class than this one."),
 			h("div", { class: "track marked", "--threshold": accepted }, h("i", { "--share": share })),
-			h("p.note", `The share of held-out images with a lower score. Below ${percent(accepted)} it is uncertain whether the image shows a class, below ${percent(uncertain)} it counts as none.`),
+			h("p.note", `Below ${percent(accepted)}, at the mark, the image is not a typical one. Below ${percent(uncertain)} it is probably none of the ${count(labels.length)}.`),
 		);
 	}
 
@@ -138,74 +153,49 @@ export class Detail {
 		);
 	}
 
-	#curl({ views }) {
-		const { card, model } = this.#service;
+	#code({ views }) {
+		const { card, model, hasKey } = this.#service;
 		const path = `${views ? "explain" : "predict"}?top_k=${card.labels.length}${model && `&model=${model}`}`;
-		const command = curlOf(this.job.name, path, this.#service.hasKey);
-		const code = h("pre", { id: "command", hidden: true }, command);
+		const texts = codeOf(this.job, path, hasKey);
+		const code = h("pre", { id: "command", tabindex: 0, "aria-label": "Code" });
+		const buttons = texts.map(([name, text]) => {
+			const onclick = () => {
+				this.#language = name;
+				code.textContent = text;
+				for (const each of buttons) each.setAttribute("aria-pressed", each === button);
+			};
+			const button = h("button", { onclick }, name);
+			return button;
+		});
+		buttons[texts.findIndex(([name]) => name === this.#language)].onclick();
 		const copy = async ({ target }) => {
-			code.hidden = false;
 			try {
-				await navigator.clipboard.writeText(command);
+				await navigator.clipboard.writeText(code.textContent);
 				target.textContent = "Copied";
-				announce("Copied. Run it in the folder of the image.");
+				announce(this.#language === "JSON" ? "Copied." : `Copied the ${this.#language} code. Run it in the folder of the image.`);
 			} catch {
 				getSelection().selectAllChildren(code); // the clipboard requires HTTPS
 				announce("Selected. Copy it with the keyboard.");
 			}
 		};
-		return h("div.curl", h("button", { id: "copy", onclick: copy }, "Copy as curl"), code);
+		const ontoggle = ({ target }) => (this.#codeOpen = target.open);
+		const row = h("div.buttons", buttons, h("button", { id: "copy", onclick: copy }, "Copy"));
+		return h("details.part", { ontoggle, open: this.#codeOpen }, h("summary", "As JSON, or as code"), row, code);
 	}
 
-	async #explain(label) {
-		const { job } = this;
-		this.#label = label;
-		const rows = [...find("result").querySelectorAll("[data-label]")];
-		for (const row of rows) row.setAttribute("aria-pressed", row.dataset.label === label);
-		const current = () => job === this.job && label === this.#label;
-		try {
-			const explained = await this.#actions.explain(job, label);
-			if (current()) this.#draw(explained);
-		} catch (error) {
-			if (current()) find("where").textContent = sentence(`there is no map for ${label}: ${error.message}`);
-		}
-	}
-
-	/** Draw the map over the image, and the views below it. */
-	#draw(explained) {
-		const { views, label, method } = explained;
-		const { width, height } = this.job.answer.result;
-		const one = views[this.#view];
-		const heat = heatOf(one ? [one] : views, width, height);
-		const [, canvas, box] = find("stage").children;
-		drawHeat(canvas, heat);
-		const where = heat.peak ? `the strongest evidence for ${label} is ${placeOf(heat.peak)}` : `there is no evidence for ${label}`;
-		canvas.setAttribute("aria-label", `Heat map: ${where}`);
-		canvas.hidden = !this.#heatShown;
-		find("where").textContent = sentence(where);
-		find("where").title = method;
-		find("heat-bar").hidden = find("views").hidden = false;
-		box.hidden = !one;
-		const [left, top, right, bottom] = one?.box ?? [];
-		const edges = { "--x": left / width, "--y": top / height, "--w": (right - left) / width, "--h": (bottom - top) / height };
-		for (const [name, value] of Object.entries(edges)) box.style.setProperty(name, value);
-		const buttons = views.map(({ input }, i) => {
-			const onclick = () => {
-				this.#view = one === views[i] ? -1 : i;
-				this.#draw(explained);
-				find("view-list").querySelectorAll("button")[i].focus();
-			};
-			const name = `View ${i + 1} of ${views.length}: show its part of the image`;
-			return h("li", h("button", { "aria-label": name, "aria-pressed": `${one === views[i]}`, onclick }, h("img", { src: input, alt: "" })));
-		});
-		find("view-list").replaceChildren(...buttons);
+	async #save() {
+		const { answer, name } = this.job;
+		const [image, canvas] = find("stage").children;
+		if (!image.naturalWidth) return announce("This browser cannot read the image.");
+		const { title } = summarize(answer.result, this.#service.card);
+		save(await annotated(image, canvas, this.#evidence.opacity, title, answer), `${name.replace(/\.\w+$/, "")}-tenfold.png`);
 	}
 
 	#showElapsed() {
 		const { state, sentAt } = this.job ?? {};
 		const since = Date.now() - sentAt;
 		if (state === "sending" && since > SLOW) {
-			find("result").querySelector(".lead").textContent = `No response after ${Math.round(since / 1000)} s.`;
+			find("verdict").querySelector(".lead").textContent = `No response after ${Math.round(since / 1000)} s.`;
 		}
 	}
 }

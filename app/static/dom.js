@@ -20,3 +20,15 @@ export const find = (id) => document.getElementById(id);
 
 /** Announce to screen readers. */
 export const announce = (text) => (find("live").textContent = text);
+
+/** Show a message, with a button "Undo" if there is something to undo, and announce it. Without text, remove it. */
+export function notify(text = "", undo = null) {
+	find("notice").hidden = !text;
+	find("notice-text").textContent = text;
+	find("undo").hidden = !undo;
+	find("undo").onclick = () => {
+		undo();
+		notify();
+	};
+	if (text) announce(text);
+}

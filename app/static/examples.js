@@ -1,4 +1,4 @@
-/** Example images, drawn here: one of a class, and one of none. */
+/** Example images: photos in the public domain, and drawings made here. */
 
 export const SIDE = 256;
 
@@ -28,4 +28,13 @@ function tiles(c) {
 	}
 }
 
-export const EXAMPLES = { "drawn ship": ship, "coloured tiles": tiles };
+const credit = (photographer) => `Photo by ${photographer}, in the public domain (CC0).`;
+const DRAWING = "Drawn by this page.";
+
+/** Name to {photo: URL, or draw: function of a canvas context, note}. */
+export const EXAMPLES = {
+	cat: { photo: "static/cat.jpg", note: credit("Stefan van der Walt") },
+	coffee: { photo: "static/coffee.jpg", note: credit("Rachel Michetti") },
+	"drawn ship": { draw: ship, note: DRAWING },
+	"coloured tiles": { draw: tiles, note: DRAWING },
+};

@@ -1,4 +1,6 @@
-/** Exports: results as CSV, a request as a curl command. */
+/** Exports: results as CSV, a request as code, an image with its heat map. */
+
+import { percent } from "./words.js";
 
 /** A field of RFC 4180. An apostrophe is put before text that a spreadsheet would run as a formula. */
 function field(value) {
@@ -26,13 +28,74 @@ export function csvOf(jobs, card) {
 	return lines.map((line) => `${line.map(field).join(",")}\r\n`).join("");
 }
 
+/** Let the browser save a file. */
+export function save(blob, name) {
+	const link = document.createElement("a");
+	link.href = URL.createObjectURL(blob);
+	link.download = name;
+	link.click();
+	setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
 /** Quoted for a POSIX shell. */
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** The command that sends a file of the current folder to the same URL. */
-export function curlOf(name, path, hasKey) {
+/** The result as JSON, and programs that send a file of the current folder to the same URL: [[title, text], ...]. */
+export function codeOf({ name, answer }, path, hasKey) {
 	const url = new URL(path, document.baseURI).href;
 	const file = `"./${name.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`; // quoted for curl, which splits at ; and ,
-	const key = hasKey ? ' -H "X-API-Key: $TENFOLD_API_KEY"' : "";
-	return `curl -F ${quoted(`file=@${file}`)}${key} ${quoted(url)}`;
+	const key = (value) => (hasKey ? value : "");
+	const [nameText, urlText, type] = [name, url, "application/octet-stream"].map((text) => JSON.stringify(text));
+	return Object.entries({
+		JSON: JSON.stringify({ model: answer.model, results: [answer.result] }, null, 2),
+		curl: `curl -F ${quoted(`file=@${file}`)}${key(' -H "X-API-Key: $TENFOLD_API_KEY"')} ${quoted(url)}`,
+		Python: `import json
+${key("import os\n")}import urllib.request
+
+with open(${nameText}, "rb") as file:
+    image = file.read()
+headers = {"Content-Type": ${type}${key(', "X-API-Key": os.environ["TENFOLD_API_KEY"]')}}
+request = urllib.request.Request(${urlText}, image, headers)
+with urllib.request.urlopen(request) as response:
+    print(json.dumps(json.load(response), indent=2))`,
+		JavaScript: `// Node.js 18 or newer; save it as classify.mjs
+import { readFile } from "node:fs/promises";
+
+const body = await readFile(${nameText});
+const headers = { "Content-Type": ${type}${key(', "X-API-Key": process.env.TENFOLD_API_KEY')} };
+const response = await fetch(${urlText}, { method: "POST", headers, body });
+console.log(JSON.stringify(await response.json(), null, 2));`,
+	});
+}
+
+const LONGEST = 1600; // longer side of the saved image, pixels
+
+/** The image in grey under its heat map, and the result below it, as a PNG. */
+export async function annotated(image, canvas, opacity, title, { result, model }) {
+	const scale = Math.min(1, LONGEST / Math.max(image.naturalWidth, image.naturalHeight));
+	const [width, height] = [image.naturalWidth, image.naturalHeight].map((side) => Math.max(1, Math.round(side * scale)));
+	const side = Math.max(width, 320);
+	const line = Math.max(18, side / 28);
+	const target = new OffscreenCanvas(side, height + Math.round(3.4 * line));
+	const context = target.getContext("2d");
+	const fill = (style, mode, ...area) => {
+		Object.assign(context, { fillStyle: style, globalCompositeOperation: mode });
+		context.fillRect(...area);
+	};
+	fill("white", "source-over", 0, 0, target.width, target.height);
+	context.drawImage(image, 0, 0, width, height);
+	if (opacity) {
+		fill("gray", "saturation", 0, 0, width, height);
+		fill("#0008", "source-over", 0, 0, width, height);
+		context.globalAlpha = opacity;
+		context.drawImage(canvas, 0, 0, width, height);
+		context.globalAlpha = 1;
+	}
+	const classes = result.top_k.slice(0, 3).map(({ label, probability }) => `${label} ${percent(probability)}`).join(", ");
+	for (const [i, text] of [title, `${classes} (${model.name} ${model.version})`].entries()) {
+		context.fillStyle = "black";
+		context.font = `${i ? "" : "bold "}${line * (i ? 0.7 : 1)}px sans-serif`;
+		context.fillText(text, line / 2, height + line * (1.4 + 1.3 * i), side - line);
+	}
+	return target.convertToBlob({ type: "image/png" });
 }

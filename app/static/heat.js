@@ -1,14 +1,16 @@
 /** Heat maps: what each cell of a view adds to a class's logit, drawn over the image. */
 
 const SIDE = 256; // longer side of the drawing, pixels; the browser scales it smoothly
-// From zero to the maximum, as red, green, blue, opacity (after matplotlib's inferno).
+const HATCH = 10; // distance of the lines where there is no view, pixels
+// matplotlib's viridis from 0.4 to 1: perceptually uniform, and safe for people who are colour-blind.
 const COLOURS = [
-	[13, 8, 60, 0.66],
-	[66, 10, 104, 0.6],
-	[147, 38, 103, 0.5],
-	[221, 81, 58, 0.42],
-	[252, 165, 10, 0.36],
-	[252, 255, 164, 0.36],
+	[42, 120, 142],
+	[34, 139, 141],
+	[37, 161, 134],
+	[70, 184, 117],
+	[120, 206, 88],
+	[184, 222, 41],
+	[253, 231, 37],
 ];
 
 /** Cubic B-spline at a position of 0..1 along `cells` cells: four pairs [cell, weight]. */
@@ -31,10 +33,11 @@ function inside(from, to, size, cells) {
 }
 
 /**
- * The positive part of the views' maps, smoothed and divided by its maximum. Overlapping views are averaged; the weight
- * of a view falls towards its edges, which hides the seams.
+ * The positive part of the views' maps, smoothed. Overlapping views are averaged; the weight of a view falls towards
+ * its edges, which hides the seams.
  *
- * Returns {width, height, values: Float32Array, peak: [x, y] of 0..1, or null if nothing is positive}.
+ * Returns {width, height, values: Float32Array, NaN where there is no view, maximum, peak: [x, y] of 0..1, or null if
+ * nothing is positive, covered: whether the views cover the image}.
  */
 export function heatOf(views, imageWidth, imageHeight) {
 	const scale = SIDE / Math.max(imageWidth, imageHeight);
@@ -53,34 +56,50 @@ export function heatOf(views, imageWidth, imageHeight) {
 			}
 		}
 	}
-	let best = 0;
+	let maximum = 0;
+	let peak = null;
 	for (let i = 0; i < values.length; i++) {
-		values[i] /= weights[i] || 1;
-		if (values[i] > values[best]) best = i;
+		values[i] /= weights[i]; // NaN without a view
+		if (values[i] > maximum) {
+			maximum = values[i];
+			peak = [((i % width) + 0.5) / width, (Math.floor(i / width) + 0.5) / height];
+		}
 	}
-	const maximum = values[best];
-	const peak = maximum > 0 ? [((best % width) + 0.5) / width, (Math.floor(best / width) + 0.5) / height] : null;
-	return { width, height, values: values.map((value) => value / (maximum || 1)), peak };
+	return { width, height, values, maximum, peak, covered: !weights.includes(0) };
 }
 
-/** Draw it on the canvas over the image. */
-export function drawHeat(canvas, heat) {
-	canvas.width = heat.width;
-	canvas.height = heat.height;
-	const image = new ImageData(heat.width, heat.height);
-	heat.values.forEach((value, i) => {
-		const place = value * (COLOURS.length - 1);
-		const low = Math.min(Math.floor(place), COLOURS.length - 2);
-		COLOURS[low].forEach((from, channel) => {
-			const mixed = from + (COLOURS[low + 1][channel] - from) * (place - low);
-			image.data[i * 4 + channel] = channel === 3 ? mixed * 255 : mixed;
-		});
-	});
+/** Red, green, blue of 0..255 and opacity of 0..1 for a value of 0..1. The opacity grows with the value. */
+export function colourOf(value) {
+	const place = value * (COLOURS.length - 1);
+	const low = Math.min(Math.floor(place), COLOURS.length - 2);
+	return [...COLOURS[low].map((from, channel) => from + (COLOURS[low + 1][channel] - from) * (place - low)), value ** 1.5];
+}
+
+const LEVELS = 255;
+const TABLE = Array.from({ length: LEVELS + 1 }, (_, level) => colourOf(level / LEVELS));
+const [LINE, GAP] = [[255, 255, 255, 0.75], [0, 0, 0, 0]];
+
+/** Draw it on the canvas over the image. `full` is the value that gets the last colour. */
+export function drawHeat(canvas, { width, height, values }, full) {
+	Object.assign(canvas, { width, height });
+	const image = new ImageData(width, height);
+	const { data } = image;
+	for (let i = 0; i < values.length; i++) {
+		const hatch = ((i % width) + Math.floor(i / width)) % HATCH < 2 ? LINE : GAP;
+		const [red, green, blue, alpha] = TABLE[Math.round(LEVELS * Math.min(1, values[i] / (full || 1)))] ?? hatch; // NaN: hatch
+		data[i * 4] = red;
+		data[i * 4 + 1] = green;
+		data[i * 4 + 2] = blue;
+		data[i * 4 + 3] = alpha * 255;
+	}
 	canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-/** The position of the peak as text. */
+/** A position of 0..1 as text: "on the left". */
 export function placeOf([x, y]) {
 	const third = (value, ...names) => names[Math.min(2, Math.floor(value * 3))];
-	return `in the ${`${third(y, "upper", "", "lower")} ${third(x, "left", "middle", "right")}`.trim()}`;
+	const [row, column] = [third(y, "upper", "", "lower"), third(x, "left", "", "right")];
+	if (row && column) return `in the ${row} ${column}`;
+	if (column) return `on the ${column}`;
+	return row ? `at the ${row === "upper" ? "top" : "bottom"}` : "in the middle";
 }

@@ -1,24 +1,27 @@
-/** The page: takes images in and shows their results. */
+/** The page: connects its parts. */
 
 import { showCard } from "./card.js";
 import { Detail } from "./detail.js";
-import { announce, find, h } from "./dom.js";
-import { EXAMPLES, SIDE } from "./examples.js";
-import { csvOf } from "./exports.js";
+import { announce, find, h, notify } from "./dom.js";
+import { csvOf, save } from "./exports.js";
 import { Gallery } from "./gallery.js";
+import { takeImages } from "./intake.js";
 import { Queue } from "./queue.js";
 import { Service } from "./service.js";
-import { sentence, summarize } from "./words.js";
+import { plural, problemText, sentence, summarize } from "./words.js";
 
 const service = new Service();
 const queue = new Queue(service);
-const gallery = new Gallery(queue, service, select);
+const gallery = new Gallery(queue, service, { open, select, remove, leave: () => find("headline").focus() });
 const detail = new Detail(service, {
 	cancel: () => queue.cancel(),
+	copy: (job) => queue.copy(job),
 	explain: (job, label) => queue.explain(job, label),
-	remove,
+	remove(job) {
+		remove(job);
+		find(detail.job ? "remove" : "choose").focus();
+	},
 	retry: (job) => queue.retry(job),
-	shrink: (job) => queue.shrink(job),
 });
 const loadCard = () => service.loadCard().then(() => service.card && showCard(service.card));
 loadCard();
@@ -33,85 +36,104 @@ find("models").onchange = ({ target }) => {
 	queue.restart();
 };
 
-function select(job) {
+takeImages((files, note) => {
+	if (!files.length) return;
+	notify();
+	show(queue.add(files, note)[0]);
+	gallery.arrange();
+	reveal();
+});
+
+// Choosing an image.
+
+function show(job) {
 	detail.show(job);
 	gallery.mark(job);
-	const { top, bottom } = find("detail").getBoundingClientRect();
-	if (job && (bottom < 200 || top > innerHeight - 200)) find("detail").scrollIntoView();
 }
 
-function remove(job) {
-	const { shown } = gallery;
-	const at = shown.indexOf(job);
-	const next = shown[at + 1] ?? shown[at - 1] ?? queue.all.find((each) => each !== job) ?? null;
-	queue.remove([job]);
-	select(next);
-	announce(`Removed ${job.name}.`);
-	find(next ? "remove" : "choose").focus();
+/** Show an image, and announce its result. */
+function select(job) {
+	show(job);
+	announce(`${job.name}, ${find("position").textContent}: ${resultText(job)}`);
 }
 
-find("clear").onclick = () => {
-	queue.remove(queue.all);
-	select(null);
-	announce("Cleared.");
-	find("choose").focus();
-};
-
-find("csv").onclick = () => {
-	const href = URL.createObjectURL(new Blob([csvOf(gallery.shown, service.card)], { type: "text/csv" }));
-	h("a", { href, download: "tenfold.csv" }).click();
-	setTimeout(() => URL.revokeObjectURL(href), 10_000);
-};
-
-// Input: file dialogue, camera, drag and drop, clipboard, examples.
-
-function add(files, note) {
-	if (files.length) select(queue.add([...files], note)[0]);
+/** Show an image, and move to its verdict if that is out of sight. */
+function open(job) {
+	select(job);
+	if (reveal()) find("headline").focus({ preventScroll: true });
 }
 
-for (const [button, input] of [["choose", "files"], ["photograph", "camera"]]) {
-	find(button).onclick = () => find(input).click();
-	find(input).onchange = ({ target }) => {
-		add(target.files);
-		target.value = ""; // allows choosing the same file again
-	};
+/** Scroll to the verdict if it is out of sight. */
+function reveal() {
+	const { top, bottom } = find("verdict").getBoundingClientRect();
+	const hidden = top < 0 || bottom > innerHeight;
+	if (hidden) find("detail").scrollIntoView();
+	return hidden;
 }
 
-let depth = 0; // nested elements below the pointer that have received dragenter
-for (const [type, change] of Object.entries({ dragenter: 1, dragleave: -1, dragover: 0, drop: -Infinity })) {
-	addEventListener(type, (event) => {
-		if (!event.dataTransfer?.types.includes("Files")) return;
-		event.preventDefault();
-		depth = Math.max(0, depth + change);
-		document.body.classList.toggle("dragging", depth > 0);
-		if (type === "drop") add(event.dataTransfer.files);
+function resultText(job) {
+	if (job.answer) {
+		const { title, text } = summarize(job.answer.result, service.card);
+		return `${title}. ${text}`;
+	}
+	return job.problem ? `${job.problem.title}. ${problemText(job.problem)}` : sentence(job.state);
+}
+
+for (const [id, step] of [["previous", -1], ["next", 1]]) find(id).onclick = () => select(gallery.neighbour(step));
+
+addEventListener("keydown", (event) => {
+	const { key, target } = event;
+	if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || !detail.job) return;
+	if (key === "Escape" && find("detail").contains(target)) return gallery.focus();
+	const step = { ArrowLeft: -1, ArrowRight: 1 }[key];
+	if (!step || target.closest("input, select, pre, dialog, .scroll, #tiles")) return;
+	const job = gallery.neighbour(step);
+	if (job) select(job);
+});
+
+// Removing, with undo.
+
+function removeAll(jobs, text, next) {
+	const undo = queue.remove(jobs);
+	show(next);
+	notify(text, () => {
+		undo();
+		select(jobs[0]);
+		find("headline").focus();
 	});
 }
 
-addEventListener("paste", (event) => add(event.clipboardData?.files ?? []));
-
-for (const [name, draw] of Object.entries(EXAMPLES)) {
-	const canvas = h("canvas", { width: SIDE, height: SIDE, "aria-hidden": "true" });
-	draw(canvas.getContext("2d"));
-	const file = (blob) => new File([blob], `${name.replace(" ", "-")}.png`, { type: "image/png" });
-	const onclick = () => canvas.toBlob((blob) => add([file(blob)], "Drawn by this page."));
-	find("examples").append(h("li", h("button", { onclick, "aria-label": name }, canvas, h("span", name))));
+function remove(job) {
+	const next = gallery.neighbour(1) ?? gallery.neighbour(-1) ?? queue.all.find((each) => each !== job) ?? null;
+	removeAll([job], `Removed ${job.name}.`, next);
 }
+
+find("clear").onclick = () => {
+	removeAll(queue.all, `Removed ${plural(queue.all.length, "image")}.`, null);
+	find("undo").focus();
+};
+
+addEventListener("beforeunload", (event) => queue.all.some((job) => job.answer) && event.preventDefault());
+
+find("csv").onclick = () => {
+	const { shown } = gallery;
+	const part = gallery.filtered ? `-${shown.length}-of-${queue.all.length}` : "";
+	save(new Blob([csvOf(shown, service.card)], { type: "text/csv" }), `tenfold${part}.csv`);
+};
 
 // Results.
 
 let announcedAt = 0;
+queue.addEventListener("thumb", ({ detail: job }) => job === detail.job && job.state === "failed" && detail.update());
 queue.addEventListener("changed", ({ detail: job }) => {
 	if (job === detail.job) detail.update();
 	if (!job.settled) return;
 	const { all } = queue;
 	const left = all.filter((each) => !each.settled).length;
-	if (all.length === 1) {
-		const { title, text } = job.answer ? summarize(job.answer.result, service.card) : {};
-		announce(`${job.name}: ${title ? `${title}. ${text}` : sentence(job.problem?.message ?? "cancelled")}`);
-	} else if (!left || Date.now() - announcedAt > 5000) {
+	if (all.length === 1) announce(`${job.name}: ${resultText(job)}`);
+	else if (!left || Date.now() - announcedAt > 5000) {
 		announcedAt = Date.now();
-		announce(left ? `${left} images left.` : `All ${all.length} images are done.`);
+		announce(left ? `${plural(left, "image")} left.` : `All ${all.length} images are done.`);
 	}
 });
 
@@ -123,15 +145,18 @@ const TITLES = {
 	unreachable: "The service cannot be reached.",
 	broken: "The model card cannot be loaded.",
 };
-let kind = "";
+let announced = "";
 
 function showWait() {
 	const { wait } = service;
 	const title = TITLES[wait?.kind];
+	const needsKey = wait?.kind === "key";
 	find("plain").hidden = service.explains;
-	find("key-form").hidden = wait?.kind !== "key";
+	find("key-form").hidden = !needsKey;
 	find("banner").hidden = !title;
-	find("key-text").textContent = service.hasKey ? "This key is not accepted. Enter another one." : "This service requires an API key.";
+	const trying = needsKey && wait.until !== Infinity;
+	const keyText = service.hasKey ? "This key is not accepted. Enter another one." : "This service requires an API key.";
+	find("key-text").textContent = trying ? "Checking the key …" : keyText;
 	if (title) {
 		const left = Math.ceil((wait.until - Date.now()) / 1000);
 		find("banner-title").textContent = title;
@@ -139,10 +164,11 @@ function showWait() {
 		find("countdown").textContent = left === Infinity ? "" : left > 0 ? `Retrying in ${left} s.` : "Retrying …";
 		find("stop").hidden = queue.all.every((job) => job.settled);
 	}
-	if (kind === (wait?.kind ?? "")) return;
-	kind = wait?.kind ?? "";
-	announce(title ?? (kind ? find("key-text").textContent : "The service is available."));
-	if (kind === "key") find("key").focus();
+	const text = title ?? (needsKey ? find("key-text").textContent : "");
+	if (announced === text) return;
+	announced = text;
+	announce(text || "The service is available.");
+	if (needsKey && !trying) find("key").focus();
 }
 service.addEventListener("change", showWait);
 setInterval(() => service.wait && showWait(), 250);

@@ -4,7 +4,7 @@ import { Problem } from "./service.js";
 
 const CONCURRENT = 4;
 const THUMB = 176; // pixels
-const SHRUNK = 1600; // longer side of a reduced copy, pixels
+const COPY = 1600; // longer side of a copy, pixels
 
 /**
  * One image and the state of its request.
@@ -12,6 +12,7 @@ const SHRUNK = 1600; // longer side of a reduced copy, pixels
  * state: "queued", "sending", "waiting" (for the service), "done", "failed" or "cancelled"
  * answer: explains the top class; explained: label -> answer, for each class requested
  * thumb: the URL of a thumbnail; "" if the browser cannot decode the image
+ * copied: whether `file` is a JPEG copy
  */
 class Job {
 	state = "queued";
@@ -19,7 +20,7 @@ class Job {
 	problem = null;
 	thumb = null;
 	sentAt = 0;
-	shrunk = false;
+	copied = false;
 	explained = new Map();
 	abort = new AbortController();
 
@@ -40,6 +41,7 @@ export class Queue extends EventTarget {
 	#service;
 	#thumbs = Promise.resolve();
 	#running = 0;
+	#removed = []; // by the last call of remove()
 
 	constructor(service) {
 		super();
@@ -51,19 +53,33 @@ export class Queue extends EventTarget {
 		this.all.push(...added);
 		for (const job of added) {
 			this.#emit("changed", job);
-			this.#thumbs = this.#thumbs.then(() => this.#makeThumb(job)); // one at a time, to limit memory
+			this.#queueThumb(job);
 		}
 		this.#startNext();
 		return added;
 	}
 
+	/** Remove jobs. Returns a function that puts them back; the next removal ends its effect. */
 	remove(removed) {
+		const before = this.all;
 		this.all = this.all.filter((job) => !removed.includes(job));
-		for (const job of removed) {
-			job.abort.abort();
-			URL.revokeObjectURL(job.thumb);
-		}
+		for (const job of removed) job.abort.abort();
+		for (const job of this.#removed) if (!this.all.includes(job)) URL.revokeObjectURL(job.thumb);
+		this.#removed = removed;
 		this.#emit("removed", removed);
+		return () => {
+			if (this.#removed !== removed) return;
+			this.#removed = [];
+			const added = this.all.filter((job) => !before.includes(job));
+			this.all = [...before.filter((job) => removed.includes(job) || this.all.includes(job)), ...added];
+			for (const job of removed) {
+				if (job.settled) {
+					job.abort = new AbortController();
+					this.#emit("changed", job);
+				} else this.retry(job);
+				if (!job.thumb) this.#queueThumb(job);
+			}
+		};
 	}
 
 	/** Cancel all unfinished jobs. */
@@ -88,12 +104,12 @@ export class Queue extends EventTarget {
 		}
 	}
 
-	/** Replace the file by a smaller copy and send it again. */
-	async shrink(job) {
-		job.shrunk = true;
+	/** Replace the file by a JPEG copy of a limited size and send it again. */
+	async copy(job) {
+		job.copied = true;
 		try {
 			const bitmap = await createImageBitmap(job.file);
-			const scale = Math.min(1, SHRUNK / Math.max(bitmap.width, bitmap.height));
+			const scale = Math.min(1, COPY / Math.max(bitmap.width, bitmap.height));
 			const canvas = new OffscreenCanvas(Math.ceil(bitmap.width * scale), Math.ceil(bitmap.height * scale));
 			const context = canvas.getContext("2d");
 			context.imageSmoothingQuality = "high";
@@ -104,7 +120,7 @@ export class Queue extends EventTarget {
 			job.file = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 });
 			this.retry(job);
 		} catch {
-			job.problem = new Problem(0, "", "Not resized", "this browser cannot open the image");
+			job.problem = new Problem(0, "unreadable-here", "Not copied", "this browser cannot open the image");
 			this.#emit("changed", job);
 		}
 	}
@@ -148,6 +164,11 @@ export class Queue extends EventTarget {
 		}
 	}
 
+	/** One at a time, to limit memory. */
+	#queueThumb(job) {
+		this.#thumbs = this.#thumbs.then(() => this.#makeThumb(job));
+	}
+
 	async #makeThumb(job) {
 		if (!this.all.includes(job)) return;
 		try {
@@ -158,7 +179,6 @@ export class Queue extends EventTarget {
 			canvas.getContext("2d").drawImage(small, (THUMB - width) / 2, (THUMB - height) / 2, width, height);
 			small.close();
 			job.thumb = URL.createObjectURL(await canvas.convertToBlob({ type: "image/webp" }));
-			if (!this.all.includes(job)) URL.revokeObjectURL(job.thumb);
 		} catch {
 			job.thumb = "";
 		}

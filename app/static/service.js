@@ -3,7 +3,7 @@
 // The part of the model card that the page shows.
 const FIELDS = [
 	...["name", "version", "labels", "input.crop", "openvino.top1", "out_of_distribution.thresholds"],
-	...["top1", "ece", "accepted", "confusion", "reliability", "pictures"].map((name) => `metrics.${name}`),
+	...["top1", "ece", "accepted", "confusion", "reliability", "pictures", "photos"].map((name) => `metrics.${name}`),
 ].join();
 const BACKOFF = [1, 2, 4, 8, 10]; // seconds
 

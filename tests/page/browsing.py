@@ -28,6 +28,7 @@ from tests.app.fakes import CARD, LABELS, image_file
 EXPLAIN = "**/explain?*"
 # The browser logs this for failed requests and for responses with status 4xx or 5xx.
 _NETWORK_ERROR = "Failed to load resource"
+_FAKE_CAMERA = "--use-fake-device-for-media-stream"
 _RECORD_VIOLATIONS = """
 window.violations = [];
 addEventListener("securitypolicyviolation", (e) => violations.push(`${e.violatedDirective} ${e.blockedURI}`));
@@ -47,7 +48,7 @@ def browsing() -> Iterator[Browser]:
         pytest.skip("no Chromium: install it to test the page")
     expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", _FAKE_CAMERA])
         yield browser
         browser.close()
 
@@ -106,6 +107,12 @@ def add(page: Page, *files: tuple[str, bytes], kind: str = "image/png") -> None:
 def headline(page: Page) -> Locator:
     """The heading of the result."""
     return page.locator("#headline")
+
+
+def show_curl(page: Page) -> None:
+    """Open the code of a request, for curl."""
+    page.get_by_text("As JSON, or as code").click()
+    page.get_by_role("button", name="curl", exact=True).click()
 
 
 def explanation(

@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.app.fakes import LABELS, image_file
 from tests.app.running import Running
-from tests.page.browsing import add, explanation, fail, mock_explain, succeed, visiting
+from tests.page.browsing import add, explanation, fail, mock_explain, show_curl, succeed, visiting
 
 CONFUSION = [[90 if i == j else (i + j) % 3 for j in range(10)] for i in range(10)]
 RELIABILITY = [
@@ -17,12 +17,12 @@ RELIABILITY = [
 ]
 
 
-def with_figures(page: Page) -> None:
+def with_figures(page: Page, confusion: list[list[int]] = CONFUSION) -> None:
     """Reload with a card that has the figures."""
 
     def reply(route: Route) -> None:
         card = route.fetch().json()
-        route.fulfill(json={**card, "metrics": {**card["metrics"], "confusion": CONFUSION, "reliability": RELIABILITY}})
+        route.fulfill(json={**card, "metrics": {**card["metrics"], "confusion": confusion, "reliability": RELIABILITY}})
 
     page.route("**/model?*", reply)
     page.reload()
@@ -66,15 +66,16 @@ def test_axe_finds_no_violation_and_nothing_overflows(
         name = f"{'a-long-name' * 12}.png"
         add(page, (name, image_file(size=(400, 300))), ("b.txt", b"large"), ("c.png", b"other"))
         expect(page.locator("#count")).to_have_text("3 images, 1 failed")
-        page.get_by_role("button", name="Copy as curl").click()
-        page.locator("summary").click()
+        show_curl(page)
+        page.locator("#model summary").click()
         expect(page.locator("#view-list img")).to_have_count(2)
         check(page, width)  # a result, and the figures of the card
         add(page, ("d.png", b"late"))
         page.get_by_role("button", name="b.txt").click()
-        expect(page.get_by_role("button", name="Try again")).to_be_visible()
+        page.get_by_role("button", name="Show all").click()
+        expect(page.get_by_role("button", name="Send a smaller copy")).to_be_visible()
         expect(page.locator("#banner")).to_be_visible()
-        check(page, width)  # an error, and the banner
+        check(page, width)  # an error, the banner and all tiles
         page.route("**/model?*", lambda route: fail(route, 401, "unauthorized", "send a key"))
         page.reload()
         expect(page.locator("#key-form")).to_be_visible()
@@ -91,8 +92,6 @@ def test_the_themes_differ(own_page: Page) -> None:
 
 def test_a_phone_has_a_camera_button(browser: Browser, running: Running) -> None:
     address = f"{running.client.base_url}/"
-    with visiting(browser, address) as page:
-        expect(page.get_by_role("button", name="Take a photo")).to_be_hidden()
     with visiting(browser, address, is_mobile=True, has_touch=True, viewport={"width": 390, "height": 844}) as page:
         with page.expect_file_chooser() as chooser:
             page.get_by_role("button", name="Take a photo").tap()
@@ -118,9 +117,85 @@ def test_figures_of_the_card(page: Page) -> None:
     assert heights[0] / heights[1] == pytest.approx(0.4 / 0.98, abs=0.001)
     positions = bars.evaluate_all("all => all.map((e) => e.x.baseVal.value)")
     assert (positions[1] - positions[0]) / bars.first.evaluate("e => e.width.baseVal.value + 2") == pytest.approx(7)
+    expect(page.locator("figure svg text").filter(has_text="Confidence")).to_be_visible()
+    expect(page.locator("figure svg text").filter(has_text="Accuracy")).to_be_visible()
     page.get_by_text("As a table").click()
-    expect(page.locator("details tbody tr").first.locator("td")).to_have_text(["50.0 %", "40.0 %", "20"])
-    expect(page.locator("#facts")).to_contain_text("10.0 %")
+    expect(page.locator("details tbody tr").first.locator("td")).to_have_text(["50.0%", "40.0%", "20"])
+    expect(page.locator("#facts")).to_contain_text("10.0%")
+
+
+_CONTRASTS = """cells => {
+    const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+    const luminance = (colour) => {
+        context.fillStyle = colour;
+        context.fillRect(0, 0, 1, 1);
+        const linear = [...context.getImageData(0, 0, 1, 1).data].slice(0, 3).map((value) => {
+            const share = value / 255;
+            return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+        });
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+    };
+    return cells.map((cell) => {
+        const {color, backgroundColor} = getComputedStyle(cell);
+        const [dark, light] = [luminance(color), luminance(backgroundColor)].sort((a, b) => a - b);
+        return (light + 0.05) / (dark + 0.05);
+    });
+}"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_number_of_the_matrix_has_enough_contrast(own_page: Page, theme: Any) -> None:
+    # From no errors to only errors, so that all strengths occur.
+    rows = [[(i * 10 + j) % 100 if i != j else 10 * i for j in range(10)] for i in range(10)]
+    own_page.emulate_media(color_scheme=theme)
+    with_figures(own_page, rows)
+    contrasts = own_page.locator(".confusion td").evaluate_all(_CONTRASTS)
+    assert len(contrasts) == 100
+    assert min(contrasts) >= 4.5
+
+
+def test_bars_legends_and_matrix_remain_with_forced_colours(own_page: Page) -> None:
+    own_page.emulate_media(forced_colors="active")
+    with_figures(own_page)
+    mock_explain(own_page)
+    add(own_page, ("a.png", image_file(size=(400, 300))))
+    expect(own_page.locator("#heat-bar")).to_be_visible()
+    background = own_page.evaluate("getComputedStyle(document.body).backgroundColor")
+    for part in (".ranking .track i", ".stack i", ".timing dt", ".confusion .right"):
+        pseudo = "::before" if part.endswith("dt") else None
+        colour = own_page.locator(part).first.evaluate(
+            "(e, pseudo) => getComputedStyle(e, pseudo).backgroundColor", pseudo
+        )
+        assert colour not in {background, "rgba(0, 0, 0, 0)"}, part
+    assert "gradient" in own_page.locator(".legend span").first.evaluate("e => getComputedStyle(e).backgroundImage")
+    assert own_page.locator("rect").first.evaluate("e => getComputedStyle(e).fill") != background
+
+
+def test_focus_rings_are_not_clipped(page: Page) -> None:
+    mock_explain(page)
+    add(page, ("a.png", image_file()), ("b.png", image_file()))
+    expect(page.locator("#tiles li")).to_have_count(2)
+    page.locator("#clear").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    expect(page.locator(".tile").first).to_be_focused()
+    style = page.locator(".tile").first.evaluate(
+        "e => [e.matches(':focus-visible'), getComputedStyle(e).outlineOffset]"
+    )
+    assert style == [True, "-5px"]  # inside, because the list scrolls
+
+
+def test_a_phone_has_a_hint_to_scroll_the_matrix(page: Page) -> None:
+    with_figures(page)
+    hint = page.get_by_text("Scroll the table sideways to see all classes.")
+    expect(hint).to_be_hidden()
+    page.set_viewport_size({"width": 390, "height": 844})
+    try:
+        expect(hint).to_be_visible()
+        scrolls = page.locator(".scroll").evaluate("e => e.scrollWidth > e.clientWidth")
+        assert scrolls
+    finally:
+        page.set_viewport_size({"width": 1280, "height": 900})
 
 
 def test_it_works_behind_a_prefix(browser: Browser, running: Running) -> None:
@@ -139,5 +214,5 @@ def test_it_works_behind_a_prefix(browser: Browser, running: Running) -> None:
         mock_explain(page)
         add(page, ("a.png", image_file()))
         expect(page.locator("#headline")).to_have_text("Cat")
-        page.get_by_role("button", name="Copy as curl").click()
+        show_curl(page)
         expect(page.locator("#command")).to_contain_text("/tools/tenfold/explain?top_k=10")

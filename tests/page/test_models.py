@@ -7,7 +7,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.app.fakes import CARD, FakeEngine, fake_classifier, image_file
 from tests.app.running import Running, serving
-from tests.page.browsing import add, visiting
+from tests.page.browsing import add, show_curl, visiting
 from tests.page.test_layout import check
 
 OTHER = FakeEngine()
@@ -46,7 +46,7 @@ def test_another_model_classifies_all_images_again(chooser: Page, both: Running)
     expect(chooser.locator(".ranking")).to_be_visible()
     expect(chooser.locator("#view-list img")).to_have_count(1)
     assert (both.engine.views, OTHER.views) == (seen, other + 2)
-    chooser.get_by_role("button", name="Copy as curl").click()
+    show_curl(chooser)
     expect(chooser.locator("#command")).to_contain_text("/explain?top_k=10&model=b")
 
 

@@ -17,6 +17,7 @@ from tests.page.browsing import (
     headline,
     mock_explain,
     pause_clock,
+    show_curl,
     succeed,
     visiting,
     wait_until,
@@ -138,7 +139,6 @@ def test_it_waits_for_a_service_that_has_stopped(browser: Browser) -> None:
             expect(page.locator("#banner")).to_contain_text("The service cannot be reached.")
             expect(headline(page)).to_have_text("Waiting for the service")
             with serving(port=port):
-                page.get_by_role("button", name="Try now").click()
                 expect(page.locator(".ranking")).to_be_visible()
                 expect(page.locator("#banner")).to_be_hidden()
 
@@ -182,6 +182,8 @@ def test_an_api_key_is_requested_and_sent_and_not_stored(browser: Browser) -> No
         field.fill("wrong")
         page.keyboard.press("Enter")
         field = page.get_by_label("This key is not accepted. Enter another one.")
+        expect(page.locator("#live")).to_have_text("This key is not accepted. Enter another one.")
+        expect(field).to_be_focused()
         field.fill("open-sesame")
         with page.expect_request("**/predict?*") as posted:
             page.get_by_role("button", name="Use this key").click()
@@ -189,7 +191,7 @@ def test_an_api_key_is_requested_and_sent_and_not_stored(browser: Browser) -> No
         expect(page.locator(".ranking")).to_be_visible()
         expect(page.locator("#key-form")).to_be_hidden()
         assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
-        page.get_by_role("button", name="Copy as curl").click()
+        show_curl(page)
         expect(page.locator("#command")).to_contain_text('-H "X-API-Key: $TENFOLD_API_KEY"')
         assert "sesame" not in page.content()
 
@@ -204,18 +206,18 @@ def test_an_image_that_is_too_large_can_be_reduced(browser: Browser) -> None:
         without_explain(page)
         add(page, ("large.bmp", bitmap()), kind="image/bmp")
         expect(headline(page)).to_have_text("The request is too large")
-        expect(page.locator(".lead")).to_contain_text("more than 100,000 bytes")
+        expect(page.locator(".lead")).to_have_text("This file is over 100 kB.")
         assert service.engine.views == 0
         page.get_by_role("button", name="Send a smaller copy").click()
         expect(page.locator(".ranking")).to_be_visible()
-        expect(page.get_by_role("list", name="Warnings")).to_contain_text("This is the result of a smaller copy.")
+        expect(page.get_by_role("list", name="Warnings")).to_contain_text("This is the result of a JPEG copy.")
 
 
 def test_an_image_that_the_browser_cannot_reduce(page: Page) -> None:
     mock_explain(page, lambda route: fail(route, 413, "picture-too-large", "too many pixels"))
     add(page, ("a.heic", b"not an image"), kind="image/heic")
     page.get_by_role("button", name="Send a smaller copy").click()
-    expect(headline(page)).to_have_text("Not resized")
+    expect(headline(page)).to_have_text("Not copied")
 
 
 @pytest.mark.parametrize("data", [b"hello", image_file()[:60], b""], ids=["no image", "truncated", "empty"])
@@ -247,7 +249,7 @@ def test_the_result_stays_if_a_class_cannot_be_explained(page: Page) -> None:
 
     mock_explain(page, reply)
     add(page, ("a.png", image_file()))
-    page.get_by_role("button", name="dog, 6.0 %").click()
+    page.get_by_role("button", name="dog, 6.0%").click()
     expect(page.locator("#where")).to_have_text("There is no map for dog: no result within 10 s.")
     expect(headline(page)).to_have_text("Cat")
 
@@ -256,7 +258,7 @@ def test_without_explain_it_uses_predict(page: Page, running: Running) -> None:
     page.route(EXPLAIN, lambda route: route.fulfill(status=404))
     add(page, ("a.png", image_file()), ("b.png", image_file(1)))
     expect(page.locator("#count")).to_have_text("2 images")
-    expect(page.locator("#plain")).to_contain_text("no /explain")
+    expect(page.locator("#plain")).to_have_text("This model has no heat maps.")
     best = running.post(image_file(), params={"top_k": 1}).json()["results"][0]["top_k"][0]["label"]
     expect(page.locator(".ranking li").first).to_contain_text(best)
     expect(page.locator(".ranking button")).to_have_count(0)
@@ -292,7 +294,7 @@ def test_missing_figures_are_omitted(page: Page, missing: dict[str, Any]) -> Non
 
     page.route("**/model?*", reply)
     page.reload()
-    expect(page.locator("#facts")).to_contain_text("10.0 %")
+    expect(page.locator("#facts")).to_contain_text("10.0%")
     expect(page.locator("figure")).to_have_count(0)
 
 

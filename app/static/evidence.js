@@ -1,0 +1,105 @@
+/** The heat map over the image, and the input of the network. */
+
+import { find, h } from "./dom.js";
+import { drawHeat, heatOf, placeOf } from "./heat.js";
+import { sentence } from "./words.js";
+
+export class Evidence {
+	#explain;
+	#job = null;
+	#label = "";
+	#view = -1; // the selected view, or -1 for all
+	#shown = true;
+
+	/** explain: function of a job and a label, resolves to the answer of /explain. */
+	constructor(explain) {
+		this.#explain = explain;
+		find("heat").onclick = () => {
+			this.#shown = !this.#shown;
+			find("heat").setAttribute("aria-pressed", this.#shown);
+			this.#show();
+		};
+		find("opacity").oninput = () => this.#show();
+	}
+
+	/** Prepare for an image. */
+	reset(job) {
+		this.#job = job;
+		this.#label = "";
+		this.#view = -1;
+		this.hide();
+	}
+
+	hide() {
+		find("heat-bar").hidden = find("views").hidden = true;
+		find("stage").classList.remove("heated");
+	}
+
+	/** The share of the canvas in what is seen: the value of the slider, or 0 without a heat map. */
+	get opacity() {
+		return this.#shown && !find("heat-bar").hidden ? find("opacity").value / 100 : 0;
+	}
+
+	/** Draw what speaks for a class. */
+	async show(label) {
+		const job = this.#job;
+		this.#label = label;
+		for (const row of document.querySelectorAll("[data-label]")) row.setAttribute("aria-pressed", row.dataset.label === label);
+		const current = () => job === this.#job && label === this.#label;
+		try {
+			const explained = await this.#explain(job, label);
+			if (current()) this.#draw(explained);
+		} catch (error) {
+			if (current()) find("where").textContent = sentence(`there is no map for ${label}: ${error.message}`);
+		}
+	}
+
+	#show() {
+		const canvas = find("stage").querySelector("canvas");
+		canvas.hidden = !this.#shown;
+		canvas.style.opacity = find("opacity").value / 100;
+		find("stage").classList.toggle("heated", this.#shown);
+	}
+
+	/** Draw the map over the image, and the views below it. */
+	#draw(explained) {
+		const { views, label, method } = explained;
+		const { answer } = this.#job;
+		const { width, height } = answer.result;
+		const one = views[this.#view];
+		const heat = heatOf(one ? [one] : views, width, height);
+		// Class-activation maps add up to the logits, so one scale serves all classes. Those of Grad-CAM do not.
+		const first = method.startsWith("Grad-CAM") ? 0 : heatOf(answer.views, width, height).maximum;
+		const [, canvas, box] = find("stage").children;
+		drawHeat(canvas, heat, first || heat.maximum);
+		const where = heat.peak ? `the strongest evidence for ${label} is ${placeOf(heat.peak)}` : `there is no evidence for ${label}`;
+		canvas.setAttribute("aria-label", `Heat map: ${where}`);
+		find("where").textContent = sentence(where);
+		find("where").title = method;
+		find("scale").textContent = first ? "All classes of an image share one scale." : "The map is scaled to its own maximum.";
+		find("uncovered").hidden = heat.covered;
+		find("heat-bar").hidden = find("views").hidden = false;
+		this.#show();
+		box.hidden = !one;
+		const [left, top, right, bottom] = one?.box ?? [];
+		const edges = { "--x": left / width, "--y": top / height, "--w": (right - left) / width, "--h": (bottom - top) / height };
+		for (const [name, value] of Object.entries(edges)) box.style.setProperty(name, value);
+		find("view-list").replaceChildren(...views.map((view, i) => this.#viewItem(explained, view, i)));
+	}
+
+	#viewItem(explained, { box, input }, i) {
+		const { width, height } = this.#job.answer.result;
+		const [left, top, right, bottom] = box;
+		const pressed = this.#view === i;
+		const onclick = () => {
+			this.#view = pressed ? -1 : i;
+			this.#draw(explained);
+			find("view-list").querySelectorAll("button")[i].focus();
+		};
+		const whole = right - left > 0.99 * width && bottom - top > 0.99 * height;
+		const part = whole ? "the whole image" : `the part ${placeOf([(left + right) / 2 / width, (top + bottom) / 2 / height])}`;
+		const name = `View ${i + 1} of ${explained.views.length}: ${part}`;
+		const image = h("img", { src: input, alt: "" });
+		return h("li", h("button", { "aria-label": `${name}: show it in the image`, "aria-pressed": `${pressed}`, onclick }, image), h("p.note", name));
+	}
+}
