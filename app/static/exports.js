@@ -59,7 +59,7 @@ request = urllib.request.Request(${urlText}, image, headers)
 with urllib.request.urlopen(request) as response:
     print(json.dumps(json.load(response), indent=2))`,
 		JavaScript: `// Node.js 18 or newer; save it as classify.mjs
-import { readFile } from "node:fs/promises";
+const { readFile } = await import("node:fs/promises");
 
 const body = await readFile(${nameText});
 const headers = { "Content-Type": ${type}${key(', "X-API-Key": process.env.TENFOLD_API_KEY')} };

@@ -67,6 +67,7 @@ class Tab:
         self.page.on("pageerror", lambda error: self._errors.append(str(error)))
         self.page.on("console", lambda message: self._errors.extend([message.text] * (message.type == "error")))
         self.page.on("request", lambda request: self._requests.append(request.url))
+        self.page.on("dialog", lambda dialog: dialog.accept())  # the question before leaving with results
         self._errors: list[str] = []
         self._requests: list[str] = []
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, Route, expect
+from playwright.sync_api import Browser, Dialog, Locator, Page, Route, expect
 
 from tests.app.fakes import image_file
 from tests.app.running import Running
-from tests.page.browsing import add, explanation, fail, headline, mock_explain, succeed, visiting
+from tests.page.browsing import add, explanation, fail, headline, mock_explain, succeed, visiting, wait_until
 
 RESULTS: dict[bytes, dict[str, Any]] = {
     b"0": explanation([("truck", 0.7)]),
@@ -180,20 +180,23 @@ def test_images_in_progress_are_sent_again_after_undo(page: Page) -> None:
     expect(headline(page)).to_have_text("Truck")
 
 
-def test_a_question_before_leaving_with_results(own_page: Page) -> None:
+def test_a_question_before_leaving_with_results(browser: Browser, running: Running) -> None:
     questions: list[str] = []
 
-    def stay(dialog: Any) -> None:
+    def stay(dialog: Dialog) -> None:
         questions.append(dialog.type)
         dialog.dismiss()
 
-    own_page.on("dialog", stay)
-    add_six(own_page, [b"0"])
-    own_page.locator("h1").click()  # required by browsers
-    own_page.close(run_before_unload=True)
-    expect(headline(own_page)).to_have_text("Truck")
-    assert questions == ["beforeunload"]
-    own_page.remove_listener("dialog", stay)
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.on("dialog", stay)
+        page.goto(f"{running.client.base_url}/")
+        add_six(page, [b"0"])
+        page.locator("h1").click()  # required by browsers
+        page.close(run_before_unload=True)
+        expect(headline(page)).to_have_text("Truck")
+        wait_until(page, lambda: bool(questions), "the question")
+        assert questions == ["beforeunload"]
 
 
 def test_progress_of_many_images(page: Page) -> None:
