@@ -116,16 +116,22 @@ class Proxy:
         rows = csv.DictReader(io.StringIO(text.removeprefix("# ")))
         return {row["svname"]: row for row in rows if row["pxname"] == "replicas" and row["svname"] != "BACKEND"}
 
-    def wait_up(self, port: int) -> None:
-        """Wait until it sends requests to the replica on this port.
+    def wait_checked(self, up: Sequence[int], down: Sequence[int] = ()) -> None:
+        """Wait until it sends requests to the replicas on some ports and to none on others.
+
+        HAProxy takes a server that it has not checked yet for one that works.
 
         Raises:
             ServiceError: it does not.
         """
+        expected = {str(port): state for state, ports in (("UP", up), ("DOWN", down)) for port in ports}
         ends = time.monotonic() + _READY_TIMEOUT
-        while not self.statistics()[str(port)]["status"].startswith("UP"):
+        while True:
+            rows = self.statistics()
+            if all(rows[port]["status"] == state and rows[port]["check_status"] for port, state in expected.items()):
+                return
             if time.monotonic() > ends:
-                raise ServiceError(f"the proxy does not use the replica on port {port}")
+                raise ServiceError(f"the proxy does not use the replicas on the ports {', '.join(map(str, up))} only")
             time.sleep(0.1)
 
     def retries(self) -> int:
@@ -160,6 +166,11 @@ class Replicas:
         self._pinned = pinned
         self._started = 0
 
+    @property
+    def services(self) -> list[ServiceProcess]:
+        """Those that run."""
+        return list(self._running.values())
+
     @contextlib.contextmanager
     def started(self) -> Iterator[None]:
         """Start them, and kill at the end those that still run.
@@ -182,7 +193,7 @@ class Replicas:
         free = self.ports[-1]
         for port in self.ports[:-1]:
             self._start(free)
-            proxy.wait_up(free)
+            proxy.wait_checked([free])
             if self._running.pop(port).terminate() != 0:
                 raise ServiceError(f"the replica on port {port} does not exit with 0: see its log in {self._logs}")
             free = port
@@ -201,7 +212,7 @@ class Replicas:
                 time.sleep(0.05)
 
     def _kill(self) -> None:
-        for service in self._running.values():
+        for service in self.services:
             service.__exit__()
 
 
@@ -300,8 +311,7 @@ def main(
         for attempts in retries or [0, 3]:
             group = Replicas(replicas, weights, logs, drain_delay=drain_delay, threads=threads)
             with group.started(), Proxy(group.ports, retries=attempts) as proxy:
-                for port in group.ports[:-1]:
-                    proxy.wait_up(port)
+                proxy.wait_checked(group.ports[:-1], group.ports[-1:])
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                     before, during = runner.run(rehearse(group, proxy, connections=connections, seconds=seconds))
                 retried = proxy.retries()

@@ -40,7 +40,7 @@ def core(
     seconds: Annotated[float, typer.Option(min=0.1, help="Duration of each measurement.")] = 6.0,
     logs: Logs = _LOGS,
 ) -> None:
-    """Measure images per second of one core: the service, decoding alone, and the engine alone."""
+    """Measure images per second of CPU time: the service, decoding alone, and the engine alone."""
     try:
         measured = measure_core(weights, logs, seconds)
     except ServiceError as error:
@@ -59,6 +59,7 @@ def simulate_replicas(
     rate: Annotated[float, typer.Option(min=0.1, help="Requests per second between bursts.")] = 600.0,
     latency: Annotated[float, typer.Option(min=0.01, help="Milliseconds of a request that is alone.")] = 6.0,
     capacity: Annotated[float, typer.Option(min=0.1, help="Images per second of one replica.")] = 236.0,
+    refusal: Annotated[float, typer.Option(min=0, help="Milliseconds of a refused request.")] = 1.0,
     replicas: Annotated[int, typer.Option(min=1, help="Largest number of replicas.")] = 10,
     seconds: Annotated[float, typer.Option(min=1, help="Simulated duration.")] = 30.0,
     limit: Limit = 1.0,
@@ -66,7 +67,7 @@ def simulate_replicas(
     chart: Annotated[Path | None, typer.Option(help="File for a chart.")] = None,
 ) -> None:
     """Simulate 1 and more replicas under a load with bursts of three times its rate."""
-    cost = Cost.of(latency=latency / 1000, rate=capacity, images=CONNECTIONS)
+    cost = Cost.of(latency=latency / 1000, rate=capacity, images=CONNECTIONS, refusal=refusal / 1000)
     arrivals = Bursts(rate).arrivals(seconds, seed)
     outcomes = []
     typer.echo(_HEADER)
@@ -105,9 +106,10 @@ def check(
             summaries.append(
                 {
                     "replicas": count,
-                    "fixed_ms": cost.fixed * 1000,
-                    "per_image_ms": cost.per_image * 1000,
-                    "rate": len(arrivals) / seconds,
+                    "fixed_ms": round(cost.fixed * 1000, 2),
+                    "per_image_ms": round(cost.per_image * 1000, 2),
+                    "refusal_ms": round(cost.refusal * 1000, 2),
+                    "rate": round(len(arrivals) / seconds, 1),
                 }
             )
     except ServiceError as error:

@@ -25,7 +25,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
         left.set_ylabel("latency in milliseconds")
         left.legend(frameon=False)
         right.bar(counts, [100 * each.lost_share for each in outcomes], color="#d55e00")
-        right.set_ylabel("refused or late, in % of the requests")
+        right.set_ylabel("refused or late, % of requests")
         for axes in (left, right):
             axes.set_xlabel("replicas")
             axes.set_ylim(bottom=0)

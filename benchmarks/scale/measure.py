@@ -12,27 +12,33 @@ import numpy as np
 import uvloop
 
 import model
+from app.settings import Settings
 from benchmarks.scale.simulation import Cost, Outcome
 from benchmarks.serving.payloads import Payload, body_of, large_jpeg, small_pngs
+from benchmarks.soak.samples import get
+from benchmarks.soak.service import ServiceProcess
 from benchmarks.soak.wire import NoResponse, Pool
 from deploy.rehearse import Phase, Proxy, Replicas, load, on_cpu
 
 CONNECTIONS = 32
 _CONNECTIONS_WITH_LARGE = 8
 _BATCH = 32
+_VIEWS: int = Settings.model_fields["views"].default
 # Added to the deadline. A request without a response by then is late.
 _EXTRA_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """Speed of one core, by the kind of file.
+    """Speed of one core for a kind of file, in images per second of CPU time.
+
+    Wall time would include the time for which other programs use the core.
 
     Attributes:
         size: mean bytes of a file.
-        service: images per second of the service, each in a request of its own.
-        decode: images per second that are only decoded and preprocessed.
-        engine: images per second of the engine alone, in batches.
+        service: of the service, each image in a request of its own.
+        decode: that are only decoded and preprocessed.
+        engine: of the engine alone, in batches.
     """
 
     size: float
@@ -71,12 +77,14 @@ def measure_core(weights: Path, logs: Path, seconds: float) -> dict[str, Core]:
         engine = _BATCH * _calls_per_second(lambda: classifier.classify([pixels] * _BATCH), seconds)
     found = {}
     for payload, connections in ((small_pngs(), CONNECTIONS), (large_jpeg(), _CONNECTIONS_WITH_LARGE)):
-        file = payload.files[0]
         with on_cpu(0):
-            decode = _calls_per_second(partial(model.preprocess, file, spec, max_pixels=10**8), seconds)
+            decode = _calls_per_second(
+                partial(model.preprocess, payload.files[0], spec, max_pixels=10**8, views=_VIEWS), seconds
+            )
         replicas = Replicas(1, weights, logs, pinned=True)
         with replicas.started():
-            _, rate = asyncio.run(_closed_loop(replicas.ports[0], connections, requests_of(payload), seconds))
+            (service,) = replicas.services
+            rate = asyncio.run(_images_per_cpu_second(service, connections, requests_of(payload), seconds))
         found[payload.name] = Core(statistics.mean(map(len, payload.files)), rate, decode, engine)
     return found
 
@@ -108,14 +116,15 @@ def measure_replicas(
     """
     replicas = Replicas(count, weights, logs, pinned=True)
     with replicas.started(), Proxy(replicas.ports, retries=0) as proxy:
-        for port in replicas.ports[:-1]:
-            proxy.wait_up(port)
+        proxy.wait_checked(replicas.ports[:-1], replicas.ports[-1:])
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             requests = requests_of(small_pngs())
             runner.run(_closed_loop(proxy.port, CONNECTIONS, requests, 1.0))
             latency, _ = runner.run(_closed_loop(proxy.port, 1, requests, seconds))
             _, rate = runner.run(_closed_loop(proxy.port, CONNECTIONS * count, requests, seconds))
-            cost = Cost.of(latency=latency, rate=rate / count, images=CONNECTIONS)
+            # A request that takes no image costs about as much as one that is refused.
+            _, probes = runner.run(_closed_loop(proxy.port, CONNECTIONS * count, [get("/livez")], seconds))
+            cost = Cost.of(latency=latency, rate=rate / count, images=CONNECTIONS, refusal=count / probes)
             arrivals = arrivals_of(rate)
             outcome = runner.run(_open_loop(proxy.port, arrivals, requests_of(small_pngs(), limit), limit))
     return cost, arrivals, outcome
@@ -131,6 +140,18 @@ async def _closed_loop(port: int, connections: int, requests: Sequence[bytes], s
         latencies = list(phases[-1].latencies)
         elapsed = time.monotonic() - began
     return statistics.median(latencies), len(latencies) / elapsed
+
+
+async def _images_per_cpu_second(
+    service: ServiceProcess, connections: int, requests: Sequence[bytes], seconds: float
+) -> float:
+    """Responses with status 200 for each second of CPU time of the service, after a short warm-up."""
+    async with load(service.port, connections, requests) as phases:
+        await asyncio.sleep(seconds / 4)
+        phases.append(Phase())
+        began = service.cpu_seconds()
+        await asyncio.sleep(seconds)
+        return len(phases[-1].latencies) / (service.cpu_seconds() - began)
 
 
 async def _open_loop(port: int, arrivals: Sequence[float], requests: Sequence[bytes], limit: float) -> Outcome:
@@ -162,12 +183,11 @@ async def _open_loop(port: int, arrivals: Sequence[float], requests: Sequence[by
 
 
 def _calls_per_second(function: Callable[[], object], seconds: float) -> float:
-    """Calls of a function per second, after one that does not count."""
+    """Calls of a function for each second of CPU time, after one that does not count."""
     function()
-    times: list[float] = []
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends or len(times) < 3:
-        began = time.perf_counter()
+    calls = 0
+    began = time.process_time()
+    while calls < 3 or time.process_time() < began + seconds:
         function()
-        times.append(time.perf_counter() - began)
-    return 1 / statistics.median(times)
+        calls += 1
+    return calls / (time.process_time() - began)

@@ -22,23 +22,26 @@ Process = Generator[simpy.Event, Any, None]
 class Cost:
     """Seconds of a batch in one replica: `fixed + per_image * images`.
 
-    A replica decodes and runs batches on the same cores, so the work of all stages adds up.
+    A replica decodes and runs batches on the same cores, so the work of all stages adds up. A refused request takes
+    `refusal` seconds, which delay the next batch.
     """
 
     fixed: float
     per_image: float
+    refusal: float = 0.0
 
     @classmethod
-    def of(cls, *, latency: float, rate: float, images: int) -> "Cost":
+    def of(cls, *, latency: float, rate: float, images: int, refusal: float = 0.0) -> "Cost":
         """The cost that fits two measurements.
 
         Args:
             latency: seconds of a request that is alone.
             rate: images per second with as many requests in progress as `images`.
             images: more than 1.
+            refusal: seconds of a refused request.
         """
         per_image = max(images / rate - latency, 0.0) / (images - 1)
-        return cls(max(latency - per_image, 0.0), per_image)
+        return cls(max(latency - per_image, 0.0), per_image, refusal)
 
     def seconds(self, images: int) -> float:
         """Of a batch with so many images."""
@@ -126,6 +129,7 @@ class _Replica:
         self._admission = Admission(_MODEL, limits, clock=lambda: float(env.now))
         self._images = limits.images
         self._queue: deque[_Item] = deque()
+        self._refused = 0
         self._not_empty = env.event()
         env.process(self._run())
 
@@ -146,6 +150,7 @@ class _Replica:
                 yield item.done | self._env.timeout(limit)
         except QueueFull:
             outcome.refused += 1
+            self._refused += 1
             return
         if item.done.triggered:
             outcome.latencies.append(float(self._env.now) - began)
@@ -163,7 +168,8 @@ class _Replica:
             if not self._queue:
                 self._not_empty = self._env.event()
             if batch:
-                yield self._env.timeout(self._cost.seconds(len(batch)))
+                refusals, self._refused = self._refused, 0
+                yield self._env.timeout(self._cost.seconds(len(batch)) + self._cost.refusal * refusals)
                 for item in batch:
                     item.done.succeed()
                 self._admission.completed(len(batch), since=batch[0].admitted)

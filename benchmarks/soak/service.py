@@ -70,6 +70,19 @@ class ServiceProcess:
         found = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB$", status, re.MULTILINE))
         return (int(found["VmRSS"]) / 1024, int(found["VmHWM"]) / 1024) if len(found) == 2 else None
 
+    def cpu_seconds(self) -> float:
+        """CPU time that it has used so far, of all its threads.
+
+        Raises:
+            ServiceError: it has exited, or there is no /proc.
+        """
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        except OSError as error:
+            raise ServiceError(f"the CPU time of the service is not known: see {self.log}") from error
+        # utime and stime: see proc(5).
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def terminate(self) -> int | None:
         """Send SIGTERM. Returns the exit code, or None if it does not exit."""
         self._process.send_signal(signal.SIGTERM)

@@ -53,6 +53,13 @@ def test_an_overloaded_replica_runs_at_its_capacity_and_refuses_the_rest() -> No
     assert max(outcome.latencies) <= 1.0
 
 
+def test_refused_requests_cost_time() -> None:
+    arrivals = Bursts(400.0, factor=1.0).arrivals(20.0, seed=0)
+    cost = Cost(COST.fixed, COST.per_image, refusal=0.002)
+    with_cost, without = (simulate(arrivals, replicas=1, cost=each, limit=1.0) for each in (cost, COST))
+    assert with_cost.refused > 1.1 * without.refused
+
+
 def test_without_a_deadline_the_queue_is_the_limit() -> None:
     outcome = simulate([0.0] * 100, replicas=1, cost=COST, limit=FOREVER, queue_size=40)
     assert (len(outcome.latencies), outcome.refused) == (40, 60)

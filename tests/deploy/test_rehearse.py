@@ -56,7 +56,7 @@ def test_the_containers_of_the_replicas_are_those_of_the_backend() -> None:
 @needs_haproxy
 def test_the_proxy_serves_the_replica_but_not_its_metrics() -> None:
     with serving() as service, Proxy([service.port], retries=0) as proxy:
-        proxy.wait_up(service.port)
+        proxy.wait_checked([service.port])
         client = service.client
         assert client.get(f"http://127.0.0.1:{proxy.port}/readyz").status_code == 200
         assert client.get(f"http://127.0.0.1:{proxy.port}/metrics").status_code == 404
@@ -92,6 +92,6 @@ def test_a_rolling_update_loses_no_request_even_if_the_proxy_never_tries_again(
 @pytest.mark.slow
 def test_lost_requests_are_counted(int8_bundle: Path, tmp_path: Path) -> None:
     """Without a drain delay, the proxy sends requests to a replica that does not listen any more."""
-    code, output = rehearse(int8_bundle, tmp_path, "--retries", "0", "--drain-delay", "0")
+    code, output = rehearse(int8_bundle, tmp_path, "--replicas", "1", "--retries", "0", "--drain-delay", "0")
     assert code == 1, output
     assert "lost:" in output
