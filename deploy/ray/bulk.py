@@ -8,6 +8,7 @@ actor has died is done again as a whole, and a part that exists is not done agai
 import json
 import logging
 import os
+import socket
 import sys
 import time
 import uuid
@@ -159,14 +160,20 @@ def classify(
         raise CommandError(f"--top-k is {top_k}: choose 1 to {len(card.labels)}")
     parts, fingerprint = divide(source.resolve(), column, part_size)
     settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith("TENFOLD_")}
-    claim(
-        output,
-        {"input": fingerprint, "parts": len(parts), "version": card.version, "top_k": top_k, "settings": settings},
-    )
+    identity = {
+        "input": fingerprint,
+        "parts": len(parts),
+        "version": card.version,
+        "top_k": top_k,
+        "settings": settings,
+    }
+    check_output(output, identity)
     missing = [part for part in parts if not (output / part.name).exists()]
     print(f"{len(parts):,} parts, of which {len(parts) - len(missing):,} are complete", flush=True)
     if missing:
-        run(missing, output, {**OVERRIDES, "weights": folder}, top_k, card.version, address, actors)
+        connect(address, actors)
+        prepare(output, identity)
+        run(missing, output, {**OVERRIDES, "weights": folder}, top_k, card.version, actors)
     errors = count_errors(output / part.name for part in parts)
     print(f"{output} is complete, with {errors:,} images that could not be classified", flush=True)
     return errors
@@ -178,15 +185,13 @@ def run(
     overrides: Mapping[str, Any],
     top_k: int,
     version: str,
-    address: str | None,
     actors: int | None,
 ) -> None:
     """Classify parts on the cluster, and report each one that is done.
 
     Raises:
-        CommandError: there is no cluster, or an actor failed with an error.
+        CommandError: an actor failed with an error.
     """
-    connect(address, actors)
     rows = ray.data.from_items(
         [{"part": json.dumps(asdict(part))} for part in missing],  # ASCII, for paths that are not UTF-8
         override_num_blocks=len(missing),
@@ -218,27 +223,37 @@ def count_errors(files: Iterable[Path]) -> int:
     return errors
 
 
-def claim(output: Path, run: Mapping[str, Any]) -> None:
-    """Make the folder of the output, or check that it is of the same run, and remove partial files.
+def check_output(output: Path, identity: Mapping[str, Any]) -> None:
+    """Check that the folder of the output does not exist, or is of the same run.
 
     Raises:
-        CommandError: it belongs to another run or has other contents, or it cannot be written.
+        CommandError: it belongs to another run or has other contents.
     """
-    manifest = output / MANIFEST
+    if not output.exists():
+        return
     try:
-        if not output.exists():
-            output.mkdir(parents=True)
-            manifest.write_text(json.dumps(run, indent=2) + "\n")
-        elif not manifest.is_file():
-            raise CommandError(f"{output} exists and is not of a bulk classification: choose another OUTPUT")
-        elif json.loads(manifest.read_text()) != json.loads(json.dumps(run)):
-            raise CommandError(
-                f"{output} has results of other images, weights or options: choose another OUTPUT, or move it away"
-            )
+        found = json.loads((output / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{output} exists and is not of a bulk classification: choose another OUTPUT") from error
+    if found != identity:
+        raise CommandError(
+            f"{output} has results of other images, weights or options: choose another OUTPUT, or move it away"
+        )
+
+
+def prepare(output: Path, identity: Mapping[str, Any]) -> None:
+    """Make the folder of the output, and remove the partial files of an interrupted run.
+
+    Raises:
+        CommandError: it cannot be written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / MANIFEST).write_text(json.dumps(identity, indent=2) + "\n")
         for partial in output.glob(".*.partial"):
             partial.unlink()
-    except (OSError, ValueError) as error:
-        raise CommandError(f"{output} cannot be used ({error}): choose another OUTPUT") from error
+    except OSError as error:
+        raise CommandError(f"{output} cannot be written ({error.strerror}): choose another OUTPUT") from error
 
 
 def connect(address: str | None, actors: int | None) -> None:
@@ -251,6 +266,9 @@ def connect(address: str | None, actors: int | None) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         if address is not None:
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            if host:  # Ray itself tries for minutes
+                socket.create_connection((host, int(port)), timeout=5).close()
             ray.init(address, **quiet)
         else:
             ray.init("local", num_cpus=actors, include_dashboard=False, object_store_memory=_OBJECT_STORE, **quiet)

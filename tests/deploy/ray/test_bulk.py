@@ -81,6 +81,8 @@ def test_no_image_is_lost_or_repeated_if_an_actor_dies(images: Path, tiny_bundle
             killed = actors_of(process.pid)[:1]
             os.kill(killed[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
+    if "timed out during startup" in errors:
+        pytest.skip("Ray did not start within its fixed time limit: this machine is too busy")
     assert process.returncode == 1, errors
     assert killed
     rows = rows_of(output)
@@ -168,9 +170,10 @@ def test_a_part_that_fails_leaves_no_file(images: Path, tiny_bundle: Path, tmp_p
 
 
 def test_the_output_of_another_run_is_refused(images: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    bulk.claim(tmp_path / "out", {"version": "1"})
+    bulk.prepare(tmp_path / "out", {"version": "1"})
     (tmp_path / "out" / ".part-000001.parquet.1.partial").touch()
-    bulk.claim(tmp_path / "out", {"version": "1"})
+    bulk.check_output(tmp_path / "out", {"version": "1"})
+    bulk.prepare(tmp_path / "out", {"version": "1"})
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
     result = invoke(images, tmp_path / "out", "--weights", tiny_bundle)
     assert result.exit_code == 2
@@ -201,6 +204,13 @@ def test_wrong_input_is_one_sentence(images: Path, tiny_bundle: Path, tmp_path: 
         assert result.stderr.endswith(f"{message}\n")
         assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_cluster_nothing_is_written(images: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    result = invoke(images, tmp_path / "out", "--weights", tiny_bundle, "--address", "127.0.0.1:1")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: there is no Ray cluster at 127.0.0.1:1: start one with ray start --head")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_ray_the_command_says_how_to_install_it(tmp_path: Path) -> None:

@@ -85,9 +85,9 @@ def two(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
 @pytest.mark.parametrize("case", follower.RECIPES)
 def test_two_ranks_follow_the_loss_of_one_process(case: str, two: Results, tiny_bundle: Path, tmp_path: Path) -> None:
     alone = follower.trained(case, tiny_bundle, tmp_path, ONE)
-    assert len(alone["losses"]) >= 15
+    assert len(alone["losses"]) >= (20 if case == "SGD with a teacher" else 7)
     for rank in two.ranks:
-        assert rank[case]["losses"][:20] == pytest.approx(alone["losses"][:20], abs=1e-3)
+        assert rank[case]["losses"] == pytest.approx(alone["losses"], abs=1e-3)
         assert [record["loss"] for record in rank[case]["history"]] == pytest.approx(
             [record["loss"] for record in alone["history"]], rel=0.02
         )
@@ -177,7 +177,7 @@ def test_a_rank_that_dies_ends_the_run_which_is_then_resumed(tmp_path: Path) -> 
     code, out, errors = after_an_epoch(resumed, lambda: None)
     assert code == 0, errors
     assert "epoch 1/4" not in out
-    assert out.count("epoch 4/4") == out.count("wrote ") == 1
+    assert out.count("\nepoch 4/4") == out.count("\nwrote ") == 1
     assert (tmp_path / "run" / "resnet18-synthetic" / "card.json").exists()
 
 
