@@ -38,7 +38,8 @@ def test_no_request_is_lost_if_a_replica_dies_or_their_number_changes(
     if "timed out during startup" in ended.stderr:
         pytest.skip("Ray did not start within its fixed time limit: this machine is too busy")
     assert ended.returncode == 0, ended.stderr
-    result = json.loads(ended.stdout.splitlines()[-1])
+    (line,) = (line for line in ended.stdout.splitlines() if line.startswith('{"killed"'))
+    result = json.loads(line)
     assert result["killed"] == {"200": REQUESTS}
     assert result["scaled"] == {"200": REQUESTS}
     assert result["counts"][0] == 3
