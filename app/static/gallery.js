@@ -65,7 +65,13 @@ export class Gallery {
 		this.#button(this.#selected)?.removeAttribute("aria-current");
 		this.#selected = job;
 		this.#button(job)?.setAttribute("aria-current", "true");
-		this.#button(job)?.parentElement.scrollIntoView?.({ block: "nearest", inline: "nearest" });
+		const tile = this.#button(job)?.parentElement;
+		const list = find("tiles");
+		if (tile) {
+			// Scrolls the row only: scrollIntoView() would scroll the page too.
+			const left = tile.offsetLeft - list.offsetLeft;
+			list.scrollLeft = Math.min(left - 6, Math.max(list.scrollLeft, left + tile.offsetWidth + 6 - list.clientWidth));
+		}
 		this.#setStop();
 	}
 

@@ -79,16 +79,21 @@ function resultText(job) {
 	return job.problem ? `${job.problem.title}. ${problemText(job.problem)}` : sentence(job.state);
 }
 
-for (const [id, step] of [["previous", -1], ["next", 1]]) find(id).onclick = () => select(gallery.neighbour(step));
+function walk(step) {
+	const job = gallery.neighbour(step);
+	if (!job) return;
+	select(job);
+	reveal();
+}
+
+for (const [id, step] of [["previous", -1], ["next", 1]]) find(id).onclick = () => walk(step);
 
 addEventListener("keydown", (event) => {
 	const { key, target } = event;
 	if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || !detail.job) return;
 	if (key === "Escape" && find("detail").contains(target)) return gallery.focus();
 	const step = { ArrowLeft: -1, ArrowRight: 1 }[key];
-	if (!step || target.closest("input, select, pre, dialog, .scroll, #tiles")) return;
-	const job = gallery.neighbour(step);
-	if (job) select(job);
+	if (step && !target.closest("input, select, pre, dialog, .scroll, #tiles")) walk(step);
 });
 
 // Removing, with undo.

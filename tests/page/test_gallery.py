@@ -114,6 +114,10 @@ def test_a_chosen_tile_shows_and_focuses_a_verdict_that_was_out_of_sight(six: Pa
         expect(headline(six)).to_have_text("Looks most like a frog, but not a typical one")
         expect(headline(six)).to_be_focused()
         expect(headline(six)).to_be_in_viewport(ratio=1)
+        six.locator("#model").scroll_into_view_if_needed()
+        six.keyboard.press("ArrowRight")
+        expect(headline(six)).to_have_text("Probably none of the ten things it knows")
+        expect(headline(six)).to_be_in_viewport(ratio=1)
     finally:
         six.set_viewport_size({"width": 1280, "height": 900})
 
