@@ -1,14 +1,15 @@
 """tenfold reload: other weights for a running service."""
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
-import httpx
 import typer
 
 from app.cli.classify.results import CommandError
-from app.cli.classify.wire import describe_transport_error, problem_detail
+
+if TYPE_CHECKING:  # at run time, httpx is imported in the functions, because it would slow down --help
+    import httpx
 
 _DEFAULT_URL = "http://127.0.0.1:8000"
 _CONNECT_TIMEOUT = 5.0
@@ -77,7 +78,9 @@ def describe(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _client(url: str, admin_key: str) -> httpx.Client:
+def _client(url: str, admin_key: str) -> "httpx.Client":
+    import httpx
+
     try:
         return httpx.Client(
             base_url=httpx.URL(url),
@@ -91,13 +94,17 @@ def _client(url: str, admin_key: str) -> httpx.Client:
         raise CommandError("an admin key has ASCII characters only: give another --admin-key") from error
 
 
-def _send(client: httpx.Client, method: str, path: str, order: dict[str, Any] | None = None) -> Any:
+def _send(client: "httpx.Client", method: str, path: str, order: dict[str, Any] | None = None) -> Any:
     """The JSON of a response with status 200.
 
     Raises:
         CommandError: the service cannot be reached, has no such route, or does not accept the key.
         typer.Exit: it refuses the order, with the reason on standard error.
     """
+    import httpx
+
+    from app.cli.classify.wire import describe_transport_error, problem_detail
+
     try:
         response = client.request(method, path, json=order)
     except httpx.UnsupportedProtocol as error:

@@ -40,6 +40,11 @@ class _Item:
     deadline: float
 
 
+def _released(_: Sequence[NDArray[np.uint8]]) -> Sequence[Prediction]:
+    """Takes the place of the classifier of a batcher that was stopped."""
+    raise RuntimeError("the batcher was stopped")
+
+
 class Batcher:
     """Runs images of many requests through one classifier together.
 
@@ -131,7 +136,7 @@ class Batcher:
         self._engine_thread.shutdown(wait=False, cancel_futures=True)
         # The error of the cancelled task refers to its frame, and that to this object. In this cycle, the network would
         # stay in memory until the next garbage collection.
-        del self._classify
+        self._classify = _released
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

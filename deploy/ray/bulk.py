@@ -174,6 +174,7 @@ def classify(
         connect(address, actors)
         prepare(output, identity)
         run(missing, output, {**OVERRIDES, "weights": folder}, top_k, card.version, actors)
+        remove_partial(output)  # of an actor that was killed
     errors = count_errors(output / part.name for part in parts)
     print(f"{output} is complete, with {errors:,} images that could not be classified", flush=True)
     return errors
@@ -250,10 +251,15 @@ def prepare(output: Path, identity: Mapping[str, Any]) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / MANIFEST).write_text(json.dumps(identity, indent=2) + "\n")
-        for partial in output.glob(".*.partial"):
-            partial.unlink()
+        remove_partial(output)
     except OSError as error:
         raise CommandError(f"{output} cannot be written ({error.strerror}): choose another OUTPUT") from error
+
+
+def remove_partial(output: Path) -> None:
+    """Remove the files that interrupted actors have not completed."""
+    for partial in output.glob(".*.partial"):
+        partial.unlink()
 
 
 def connect(address: str | None, actors: int | None) -> None:

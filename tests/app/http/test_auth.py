@@ -14,6 +14,7 @@ GUARDED = [
     ("GET", f"/models/{CARD.name}"),
     ("GET", "/model"),
     ("GET", "/metrics"),
+    ("GET", "/drift"),
 ]
 
 

@@ -165,7 +165,7 @@ def test_a_bundle_that_fails_leaves_the_old_one_serving(
         assert status
         assert (status.state, status.reason) == ("refused", str(refusal.value))
         assert b'tenfold_swaps_total{model="fake-net",outcome="refused"} 1.0' in service.telemetry.exposition()
-        await until(lambda: engine_threads() == threads)
+        await until(lambda: engine_threads() <= threads)  # those of an earlier test may have ended meanwhile
 
     in_service(tmp_path, test, load)
 

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -7,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 import model
+from model.bundle import open_bundle
 from model.card import TeacherBundle, read_card
+from model.engines.torch import Precision, TorchEngine, load_network
 from model.errors import RecipeError
 from model.training.augment import normalise
 from model.training.data import CIFAR10_LABELS
@@ -53,7 +56,12 @@ def test_a_teacher_gives_the_logits_of_its_bundle_for_a_normalised_batch(
     recipe = replace(SMOKE, mean=(0.2, 0.5, 0.7), std=(0.1, 0.2, 0.3))
     teacher = Teacher.from_bundle(tiny_bundle, recipe=recipe, labels=CIFAR10_LABELS, device="cpu")
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    expected = tiny_classifier.engine.run(pixels).logits
+    # Each engine chooses its precision by a trial, so that another one may have chosen another.
+    precision = cast(Precision, teacher.about.precision)
+    engine = TorchEngine(
+        load_network(open_bundle(tiny_bundle)), tiny_classifier.card.input, device="cpu", precision=precision
+    )
+    expected = engine.run(pixels).logits
     found = teacher.logits(normalise(torch.from_numpy(pixels), recipe), recipe)
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)

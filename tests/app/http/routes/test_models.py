@@ -197,7 +197,7 @@ def test_a_card_with_another_name_than_the_model_is_an_error(caplog: pytest.LogC
     called = threading.Event()
     with serving(name="a", on_failure=called.set, wait_ready=False):
         assert called.wait(20), "on_failure is called"
-    assert f"the model a cannot be loaded: the name on the card is {CARD.name} now" in caplog.text
+    assert f"the model a cannot be loaded: the name on the card is {CARD.name}, not a" in caplog.text
 
 
 def test_a_dead_engine_fails_the_service_and_only_its_own_requests() -> None:
