@@ -82,7 +82,7 @@ def test_the_shipped_weights_reach_the_accuracy_on_their_card(shipped: Path, cif
     assessment = assessment_of(classifier, load_cifar10_test(cifar10_root))
     scores, metrics = assessment.scores, classifier.card.metrics
     assert scores.images == 10_000
-    assert scores.top1 == pytest.approx(metrics.top1, abs=0.001)
+    assert scores.top1 == pytest.approx(metrics.top1, abs=0.002), "the card has float32, and int8 serves on a CPU"
     assert scores.ece == pytest.approx(metrics.ece, abs=0.003)
     assert assessment.auroc == pytest.approx(metrics.auroc, abs=0.01)
     assert assessment.accepted == pytest.approx(metrics.accepted, abs=0.02)

@@ -102,5 +102,6 @@ def test_the_shipped_int8_model_has_the_accuracy_on_its_card(shipped: Path, cifa
     found = outputs(classifier.engine, card.input, test.pixels.numpy()).logits.argmax(1)
     top1 = float(np.mean(found == test.labels.numpy()))
     assert top1 == pytest.approx(about.top1, abs=0.001), "except for the rounding of another CPU"
-    assert about.top1 >= card.metrics.top1 - 0.001
+    # int8 was chosen by the held-out images, of which it may cost 0.1 points. On the test images chance adds to that.
+    assert about.top1 >= card.metrics.top1 - 0.002
     assert about.agreement > 0.99
