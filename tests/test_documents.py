@@ -326,7 +326,7 @@ def test_versions_in_examples_are_that_of_the_weights() -> None:
 def test_the_figures_of_the_readme_are_those_of_the_card() -> None:
     card = read_card(WEIGHTS / "card.json")
     assert card.openvino is not None
-    assert f"{card.metrics.top1:.1%} (float32), {card.openvino.top1:.1%} (int8)".replace("%", " %") in read("README.md")
+    assert f"{card.metrics.top1:.2%} (float32), {card.openvino.top1:.2%} (int8)".replace("%", " %") in read("README.md")
     rows = [row for table in tables(read("docs/training.md")) for row in table]
     assert ["float32", f"{card.metrics.top1:.2%}".replace("%", " %")] in rows
     assert ["int8, which serves on a CPU", f"{card.openvino.top1:.2%}".replace("%", " %")] in rows

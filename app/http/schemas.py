@@ -139,6 +139,7 @@ class Models(BaseModel):
 
     default: Annotated[str, Field(description="Name of the model for requests that name none.")]
     models: list[ModelStatus]
+    stores_images: Annotated[bool, Field(description="Whether uploaded images are stored for feedback.")]
 
 
 class ServedCard(ModelCard):

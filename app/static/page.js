@@ -26,9 +26,10 @@ const detail = new Detail(service, {
 const loadCard = () => service.loadCard().then(() => service.card && showCard(service.card));
 loadCard();
 
-service.names().then((names) => {
-	find("models").append(...names.map((name) => h("option", name)));
-	find("chooser").hidden = names.length < 2;
+service.models().then(({ models, stores_images: stores }) => {
+	find("models").append(...models.map(({ name }) => h("option", name)));
+	find("chooser").hidden = models.length < 2;
+	find("storage").textContent = stores ? "It stores them to improve the model." : "It does not store them.";
 });
 find("models").onchange = ({ target }) => {
 	service.use(target.value);

@@ -59,9 +59,9 @@ export class Service extends EventTarget {
 		this.#set(this.wait);
 	}
 
-	/** The names of all models, the default first. */
-	async names() {
-		return (await this.#get("models")).models.map(({ name }) => name);
+	/** The models, the default first, and whether the service stores images. */
+	models() {
+		return this.#get("models");
 	}
 
 	/** Load the part of the model card that is shown. */

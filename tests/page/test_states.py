@@ -1,6 +1,7 @@
 """What the page does without a result, or before it: it shows the state, waits, and retries on its own."""
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -308,3 +309,13 @@ def test_an_image_removed_in_progress_leaves_nothing(page: Page) -> None:
     mock_explain(page, lambda route: succeed(route, explanation([("frog", 0.9)])))
     add(page, ("b.png", image_file()))
     expect(headline(page)).to_have_text("Frog")
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_page_says_whether_images_are_stored(browser: Browser, tmp_path: Path, stored: bool) -> None:
+    with (
+        serving(feedback=tmp_path / "feedback.sqlite", feedback_images=stored) as running,
+        visiting(browser, f"{running.client.base_url}/") as page,
+    ):
+        sentence = "It stores them to improve the model." if stored else "It does not store them."
+        expect(page.locator("footer")).to_contain_text(sentence)

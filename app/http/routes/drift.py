@@ -54,7 +54,7 @@ def _reason(name: str, settings: Settings) -> str:
 
 def _sentence(drift: Drift, settings: Settings) -> str:
     if drift.state == "collecting":
-        return f"{drift.images:,} images have been classified, of {settings.drift_min_images:,} that are needed."
+        return f"{drift.images:,} of the {settings.drift_min_images:,} images that are needed have been classified."
     if drift.state == "stable":
         return f"The last {drift.images:,} images resemble the held-out images."
     changes = [found.change for found in drift.comparisons.values() if found.drifted]

@@ -29,7 +29,9 @@ async def models(service: Annotated[Service, Depends(service_of)]) -> Models:
     registry = service.models
     loaded = {model.name: model.card.version for model in registry}
     entries = [ModelStatus(name=name, version=loaded.get(name), state=registry.state(name)) for name in registry.names]
-    return Models(default=registry.names[0], models=entries)
+    settings = service.settings
+    stores_images = settings.feedback is not None and settings.feedback_images
+    return Models(default=registry.names[0], models=entries, stores_images=stores_images)
 
 
 @router.get(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from app import __version__
@@ -158,13 +159,13 @@ def _entry(service: Service, name: str, bundle: str) -> IndexEntry:
 
 
 async def live(request: Request) -> ServerLive:
-    """Whether the process and its engines work; where they do not, only a restart helps."""
+    """Whether the process and its engines work. If they do not, only a restart helps."""
     request.app.state.service.models.check_alive()
     return ServerLive(live=True)
 
 
 async def ready(request: Request) -> ServerReady:
-    """Whether all models are loaded and self-tested and the service is not going down."""
+    """Whether all models are loaded and the service is not shutting down."""
     request.app.state.service.check_ready()
     return ServerReady(ready=True)
 
@@ -272,3 +273,7 @@ for _path, _probe, _failures in (
         responses=documented(*_failures),
         openapi_extra={"parameters": _parameters(_path)},
     )
+
+for _route in (*inference.routes, *metadata.routes, *health.routes):
+    if isinstance(_route, APIRoute):  # FastAPI's default is the name of the route
+        _route.summary = _route.description.partition(".")[0]

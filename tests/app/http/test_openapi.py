@@ -175,6 +175,7 @@ def test_operations_have_unique_names_and_a_summary(schema: dict[str, Any]) -> N
     assert {"predict", "explain", "readyz", "healthz"} <= set(names)
     for key, entry in entries.items():
         assert entry["summary"], key
+        assert not entry["summary"].startswith("V2"), "a sentence, not the path"
         assert entry["description"], key
         assert entry["tags"], key
 

@@ -35,7 +35,7 @@ def test_the_same_image_again_and_again_is_a_drift() -> None:
                     "state": "collecting",
                     "images": 39,
                     "distributions": {},
-                    "summary": "39 images have been classified, of 40 that are needed.",
+                    "summary": "39 of the 40 images that are needed have been classified.",
                 }
                 assert all(map(math.isnan, gauges(service, "tenfold_drift_psi").values()))
         report = service.client.get("/drift").json()
