@@ -267,14 +267,16 @@ async def load(port: int, connections: int, requests: Sequence[bytes]) -> AsyncI
                 phases[-1].lost[f"status {response.status}, {reason}"] += 1
                 await asyncio.sleep(0.1)
 
-    async with asyncio.TaskGroup() as group:
-        for seed in range(connections):
-            group.create_task(run_client(seed))
+    # No TaskGroup, which would wrap an error that is raised at the yield.
+    clients = [asyncio.create_task(run_client(seed)) for seed in range(connections)]
+    try:
+        yield phases
+    finally:
+        stop.set()
         try:
-            yield phases
+            await asyncio.gather(*clients)
         finally:
-            stop.set()
-    pool.close()
+            pool.close()
 
 
 async def rehearse(replicas: Replicas, proxy: Proxy, *, connections: int, seconds: float) -> tuple[Phase, Phase]:

@@ -21,7 +21,7 @@ def average(net: Network, other: Init, share: float) -> None:
         RecipeError: the state dict belongs to another network.
     """
     given = copy.deepcopy(net)
-    start_from(given, other.state)
+    start_from(given, other.state, option="--average-with", other_classes=False)
     for own, value in zip(net.state_dict().values(), given.state_dict().values(), strict=True):
         if own.is_floating_point():
             own.lerp_(value, share)

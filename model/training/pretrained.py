@@ -51,11 +51,16 @@ def read_state_dict(path: Path, *, option: str = "--init") -> Init:
     return Init(state, sha256)
 
 
-def start_from(net: Network, state: dict[str, Tensor]) -> None:
+def start_from(net: Network, state: dict[str, Tensor], *, option: str = "--init", other_classes: bool = True) -> None:
     """Load a state dict into `net`.
 
-    The classifier keeps its random weights if the state dict has one of another size, or none. A name in front of all
-    keys, such as "module." of DistributedDataParallel, may differ.
+    A name in front of all keys, such as "module." of DistributedDataParallel, may differ.
+
+    Args:
+        net: the network.
+        state: the state dict.
+        option: that named it, for the error.
+        other_classes: whether the classifier keeps its weights if the state dict has one of another size, or none.
 
     Raises:
         RecipeError: the state dict belongs to another network.
@@ -63,7 +68,7 @@ def start_from(net: Network, state: dict[str, Tensor]) -> None:
     own = net.state_dict()
     renamed = {_prefix(own) + key.removeprefix(_prefix(state)): value for key, value in state.items()}
     state = max(state, renamed, key=lambda each: len(each.keys() & own.keys()))
-    head = net.classifier_keys()
+    head = net.classifier_keys() if other_classes else frozenset()
     if any(key in state and state[key].shape != own[key].shape for key in head):
         state = {key: value for key, value in state.items() if key not in head}
     wrong = sorted((own.keys() ^ state.keys()) - head)
@@ -72,7 +77,7 @@ def start_from(net: Network, state: dict[str, Tensor]) -> None:
     wrong = [key for key in wrong if not key.endswith("num_batches_tracked")]
     if wrong:
         raise RecipeError(
-            f"--init belongs to another network ({len(wrong)} tensors differ, such as {wrong[0]}): "
+            f"{option} belongs to another network ({len(wrong)} tensors differ, such as {wrong[0]}): "
             "choose its --network and --stem"
         )
     net.load_state_dict(state, strict=False)

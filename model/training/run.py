@@ -11,7 +11,7 @@ from rich.console import Console
 from model.card import NAME_PATTERN
 from model.engines.base import DeviceName
 from model.errors import RecipeError, SaveError, TrainingError
-from model.nets.zoo import short_name
+from model.nets.zoo import build, short_name
 from model.training import data as datasets
 from model.training.average import average
 from model.training.distill import Teacher
@@ -93,6 +93,8 @@ def train_bundle(
         dataset = datasets.load_for(
             recipe, data, limit=limit, download=download, cache=cache, report=report, progress=progress
         )
+    if other is not None:  # it must fit, which would otherwise be seen only after the training
+        average(build(recipe.network, **recipe.network_arguments(len(dataset.labels))), other, average_share)
     others = None
     if outliers is not None:
         side = dataset.train.pixels.shape[1]

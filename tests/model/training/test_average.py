@@ -22,3 +22,8 @@ def test_every_weight_and_statistic_is_the_weighted_mean() -> None:
 def test_weights_of_another_network_are_refused() -> None:
     with pytest.raises(RecipeError, match="belongs to another network"):
         average(build("resnet18", width=8), Init(build("resnet18", width=16).state_dict(), "0" * 64), 0.5)
+
+
+def test_a_classifier_of_other_classes_is_refused() -> None:
+    with pytest.raises(RecipeError, match="--average-with belongs to another network"):
+        average(build("resnet18", width=8), Init(build("resnet18", width=8, num_classes=3).state_dict(), "0" * 64), 0.5)
