@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
             logger.warning(warning)
         if worker_count(settings) > 1:
             return supervise(settings)
-        return serve(settings.model_copy(update={"threads": settings.threads or default_threads()}))
+        return serve(settings.model_copy(update={"workers": 1, "threads": settings.threads or default_threads()}))
 
 
 def run(arguments: list[str]) -> Never:

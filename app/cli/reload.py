@@ -81,17 +81,10 @@ def describe(report: dict[str, Any]) -> str:
 def _client(url: str, admin_key: str) -> "httpx.Client":
     import httpx
 
-    try:
-        return httpx.Client(
-            base_url=httpx.URL(url),
-            headers={"X-API-Key": admin_key} if admin_key else {},
-            # A comparison may take long, and the service limits it.
-            timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT),
-        )
-    except httpx.InvalidURL as error:
-        raise CommandError(f"{url!r} is not a valid URL ({error}): give --url as http://HOST:PORT") from error
-    except UnicodeEncodeError as error:
-        raise CommandError("an admin key has ASCII characters only: give another --admin-key") from error
+    from app.cli.classify.wire import open_client
+
+    # A comparison may take long, and the service limits it.
+    return open_client(url, admin_key, option="--admin-key", timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT))
 
 
 def _send(client: "httpx.Client", method: str, path: str, order: dict[str, Any] | None = None) -> Any:

@@ -3,6 +3,7 @@
 FastAPI's own handling of parameters takes longer than the decoding of a small image.
 """
 
+from collections.abc import Collection
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -106,7 +107,7 @@ def timeout_of(request: Request) -> float | None:
     try:
         return _parse_timeout(value)
     except ValidationError as error:
-        raise _invalid(error, "header", TIMEOUT_HEADER.lower()) from error
+        raise invalid(error, "header", TIMEOUT_HEADER.lower()) from error
 
 
 def documentation(model: type[PredictParams]) -> list[dict[str, Any]]:
@@ -126,13 +127,20 @@ def _query(query: bytes, model: type[PredictParams]) -> PredictParams:
     try:
         return model.model_validate(dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)))
     except ValidationError as error:
-        raise _invalid(error, "query") from error
+        raise invalid(error, "query", known=PARAMETER_NAMES) from error
 
 
-def _invalid(error: ValidationError, *where: str) -> InvalidParameter:
+def invalid(error: ValidationError, *where: str, known: Collection[str] = ()) -> InvalidParameter:
+    """What to raise for values that are not valid.
+
+    Args:
+        error: its first problem is described.
+        where: the values are, such as "query".
+        known: names that exist, to suggest one for a name that does not.
+    """
     first = error.errors(include_url=False)[0]
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][0])[:50]
-        near = get_close_matches(name, PARAMETER_NAMES, 1) or ["one of those in /docs"]
+        near = get_close_matches(name, known, 1) or ["one of those in /docs"]
         return InvalidParameter(f"{'.'.join((*where, name))}: there is no such parameter: use {near[0]}")
     return InvalidParameter(f"{'.'.join((*where, *map(str, first['loc'])))}: {first['msg']}")

@@ -1,17 +1,20 @@
 """Request body -> image files, within limits: multipart/form-data, JSON with base64, or one image as the raw body."""
 
 import base64
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from app.http.parameters import PARAMETER_NAMES
-from app.http.problems import BadUpload, InvalidParameter, TooManyFiles, UnsupportedBody
+from app.http.parameters import PARAMETER_NAMES, invalid
+from app.http.problems import BadUpload, BodyTooLarge, InvalidParameter, TooManyFiles, UnsupportedBody
 from app.serving.images import Upload
+
+M = TypeVar("M", bound=BaseModel)
 
 FIELD = "file"
 """Name of the multipart parts that hold images."""
@@ -19,6 +22,7 @@ FIELD = "file"
 _JSON_FORMS = '{"image": "<base64>"} or {"instances": [{"b64": "<base64>"}]}'
 _JSON_VALUES_PER_FILE = 10
 _MAX_FIELDS = 100
+_MAX_JSON_BYTES = 10_000
 _MAX_HEADER_BYTES = 8_192
 
 
@@ -71,6 +75,27 @@ async def read_body(request: Request) -> bytes:
     body = await _body(request.receive)
     request.state.body_read = True
     return body
+
+
+async def read_json(request: Request, model: type[M]) -> M:
+    """Read a small body of JSON. An empty body is an empty object.
+
+    Args:
+        request: its body.
+        model: the fields.
+
+    Raises:
+        BodyTooLarge: it has more than 10,000 bytes.
+        InvalidParameter: it is no such JSON.
+        ClientDisconnect: the client disconnected before the end.
+    """
+    body = await read_body(request)
+    if len(body) > _MAX_JSON_BYTES:
+        raise BodyTooLarge(f"the body has more than {_MAX_JSON_BYTES:,} bytes: send only the fields in /docs")
+    try:
+        return model.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        raise invalid(error, "body", known=model.model_fields) from error
 
 
 async def _body(receive: Receive) -> bytes:

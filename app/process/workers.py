@@ -232,10 +232,8 @@ class Supervisor:
     def _start_with(self, model: str, folder: Path) -> None:
         """Let the workers that are started from now on load another bundle."""
         self._bundles[model] = folder
-        folders = ",".join(map(str, self._bundles.values()))
-        for name in ("TENFOLD_WEIGHTS", "TENFOLD_MODELS"):
-            self._environment.pop(name, None)
-        self._environment["TENFOLD_WEIGHTS" if len(self._bundles) == 1 else "TENFOLD_MODELS"] = folders
+        self._environment.pop("TENFOLD_WEIGHTS", None)
+        self._environment["TENFOLD_MODELS"] = ",".join(map(str, self._bundles.values()))
 
     def _workers(self) -> list[_Worker]:
         return [slot.worker for slot in self._slots if slot.worker]

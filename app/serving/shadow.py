@@ -1,6 +1,7 @@
 """New weights see copies of live images, and their predictions are compared with those that were sent."""
 
 import asyncio
+import logging
 from collections import deque
 from functools import partial
 
@@ -11,6 +12,8 @@ from app.serving.models import LoadedModel
 from app.serving.swap import Comparison
 from app.telemetry.metrics import Telemetry
 from model import Prediction
+
+logger = logging.getLogger("tenfold")
 
 # Copies that wait for the new weights. A copy beyond them is dropped.
 _QUEUE = 32
@@ -52,6 +55,7 @@ class Shadow:
         """Copy no more images."""
         self._serving.batcher.observer = None
         self._task.cancel()
+        del self._task  # its error refers to the frame of _run, and that to this object
 
     def _offer(self, pixels: NDArray[np.uint8], prediction: Prediction) -> None:
         """Copy an image or not. Called after its result was set."""
@@ -61,7 +65,7 @@ class Shadow:
             self.comparison += Comparison(dropped=1)
             self._telemetry.shadow_image(self._serving.name, "dropped")
             return
-        self._queue.append((pixels, prediction))
+        self._queue.append((pixels.copy(), prediction))  # they are a part of the array of a whole request
         self._not_empty.set()
 
     async def _run(self) -> None:
@@ -74,6 +78,8 @@ class Shadow:
             try:
                 (found,) = await self._candidate.batcher.in_engine_thread(classify)
             except Exception:
+                if not self.comparison.failed:
+                    logger.exception("the new weights of %s cannot classify an image", self._serving.name)
                 self.comparison += Comparison(images=1, failed=1)
                 self._telemetry.shadow_image(self._serving.name, "failed")
             else:

@@ -351,6 +351,8 @@ class Coordinator:
             if not swap.waiting:
                 self._loaded(swap)
         elif isinstance(message, Compared) and swap.state == "comparing":
+            if message.comparison == swap.comparisons.get(member):
+                return  # each report is sent to all members, so there is none without news
             swap.comparisons[member] = message.comparison
             self._compared(swap, late=False)
         elif isinstance(message, Committed) and swap.state == "committing":

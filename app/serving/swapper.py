@@ -135,6 +135,7 @@ class Swapper:
 
     async def reload(self) -> None:
         """Load the folder of every model again, one after the other. Failures are logged."""
+        await self._service.wait_loaded()
         for name in self._service.models.names:
             try:
                 await self.swap(name, None)
@@ -274,6 +275,7 @@ class Swapper:
         self._candidate = None
         if self._preparing:
             self._preparing.cancel()
+            self._preparing = None  # its error refers to the weights
         self._end_shadow()
 
     def _end_shadow(self) -> None:
@@ -284,9 +286,8 @@ class Swapper:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_INTERVAL)
-            if self._shadow:
-                order, shadow = self._shadow
-                self._send(Compared(id=order, comparison=shadow.comparison))
+            if self._shadow:  # no variable, which would hold the weights after the comparison
+                self._send(Compared(id=self._shadow[0], comparison=self._shadow[1].comparison))
             if self._coordinator:
                 self._coordinator.tick()
 

@@ -1,6 +1,6 @@
 /** The panel of one image: verdict, ranked classes, timing, code. The heat map is in evidence.js. */
 
-import { announce, find, h } from "./dom.js";
+import { announce, find, h, notify } from "./dom.js";
 import { Evidence } from "./evidence.js";
 import { annotated, codeOf, save } from "./exports.js";
 import { count, milliseconds, percent, percentInWords, capital, problemText, summarize, warningText } from "./words.js";
@@ -38,7 +38,7 @@ export class Detail {
 		this.#evidence.reset(job);
 		find("name").textContent = job.name;
 		const image = h("img", { src: this.#url, alt: `The image ${job.name}` });
-		image.onload = () => job.answer || this.#shape(image.naturalWidth, image.naturalHeight);
+		image.onload = () => job !== this.job || job.answer || this.#shape(image.naturalWidth, image.naturalHeight);
 		image.onerror = () => image.replaceWith(h("p.note", "This browser cannot show the image."));
 		this.#shape(4, 3);
 		find("stage").replaceChildren(image, h("canvas", { role: "img", hidden: true }), h("div.box", { hidden: true }));
@@ -186,7 +186,7 @@ export class Detail {
 	async #save() {
 		const { answer, name } = this.job;
 		const [image, canvas] = find("stage").children;
-		if (!image.naturalWidth) return announce("This browser cannot read the image.");
+		if (!image.naturalWidth) return notify("This browser cannot show the image.");
 		const { title } = summarize(answer.result, this.#service.card);
 		save(await annotated(image, canvas, this.#evidence.opacity, title, answer), `${name.replace(/\.\w+$/, "")}-tenfold.png`);
 	}

@@ -219,7 +219,7 @@ export class Gallery {
 			(shown.length < all.length ? `; ${thousands(shown.length)} shown` : "");
 		Object.assign(find("progress"), { hidden: settled === all.length, max: all.length || 1, value: settled });
 		find("csv").textContent = this.filtered ? `Download CSV of ${thousands(shown.length)}` : "Download CSV";
-		find("csv").disabled = !shown.length;
+		find("csv").disabled = !shown.length || !this.#service.card;
 	}
 
 	#showPosition(shown) {

@@ -61,7 +61,9 @@ export function takeImages(add) {
 		const canvas = draw && h("canvas", { width: SIDE, height: SIDE, "aria-hidden": "true" });
 		draw?.(canvas.getContext("2d"));
 		const onclick = async () => {
-			const blob = draw ? await new Promise((resolve) => canvas.toBlob(resolve)) : await (await fetch(photo)).blob();
+			const response = draw ? null : await fetch(photo).catch(() => null);
+			if (!draw && !response?.ok) return notify("The example cannot be loaded. Try again later.");
+			const blob = draw ? await new Promise((resolve) => canvas.toBlob(resolve)) : await response.blob();
 			add([new File([blob], `${name.replace(" ", "-")}.${draw ? "png" : "jpg"}`, { type: blob.type })], note);
 		};
 		const preview = canvas ?? h("img", { src: photo, alt: "", loading: "lazy" });

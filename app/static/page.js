@@ -32,6 +32,7 @@ service.models().then(({ models, stores_images: stores }) => {
 	find("storage").textContent = stores ? "It stores them to improve the model." : "It does not store them.";
 });
 find("models").onchange = ({ target }) => {
+	notify(); // results of the other model cannot be put back
 	service.use(target.value);
 	loadCard();
 	queue.restart();
@@ -110,7 +111,8 @@ function removeAll(jobs, text, next) {
 }
 
 function remove(job) {
-	const next = gallery.neighbour(1) ?? gallery.neighbour(-1) ?? queue.all.find((each) => each !== job) ?? null;
+	const at = gallery.shown.indexOf(job);
+	const next = gallery.shown[at + 1] ?? gallery.shown[at - 1] ?? queue.all.find((each) => each !== job) ?? null;
 	removeAll([job], `Removed ${job.name}.`, next);
 }
 

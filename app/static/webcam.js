@@ -12,6 +12,10 @@ export async function photograph() {
 		notify(reasons[error.name] ?? "The camera cannot be used. Browsers allow it with HTTPS only.");
 		return null;
 	}
+	if (find("webcam").open) {
+		for (const track of stream.getTracks()) track.stop();
+		return null; // the button was pressed twice
+	}
 	const [dialogue, video] = [find("webcam"), find("webcam-video")];
 	video.srcObject = stream;
 	dialogue.returnValue = "";

@@ -210,6 +210,7 @@ def test_progress_of_many_images(page: Page) -> None:
     expect(page.locator("#count")).to_have_text("0 of 60 done")
     progress = page.get_by_role("progressbar", name="Images that are done")
     expect(progress).to_have_attribute("max", "60")
+    wait_until(page, lambda: len(held) == 4, "four requests")
     for route in held[:4]:
         succeed(route)
     expect(page.locator("#count")).to_have_text("4 of 60 done")

@@ -15,6 +15,7 @@ from app.cli.classify.wire import (
     File,
     describe_transport_error,
     encode_request,
+    open_client,
     parse_results,
     problem_detail,
     problem_slug,
@@ -82,17 +83,13 @@ class RemoteClassifier:
         self._notified = False
         self._given_up: str | None = None
         self._retry_lock = threading.Lock()
-        try:
-            self._client = httpx.Client(
-                base_url=httpx.URL(url),
-                params={name: value for name, value in {"model": model, **parameters}.items() if value is not None},
-                headers={"X-API-Key": api_key} if api_key else {},
-                timeout=httpx.Timeout(max(5.0, retry_timeout / 2), connect=5.0, pool=None),
-            )
-        except httpx.InvalidURL as error:
-            raise CommandError(f"{url!r} is not a valid URL ({error}): give --url as http://HOST:PORT") from error
-        except UnicodeEncodeError as error:
-            raise CommandError("an API key has ASCII characters only: give another --api-key") from error
+        self._client = open_client(
+            url,
+            api_key,
+            option="--api-key",
+            timeout=httpx.Timeout(max(5.0, retry_timeout / 2), connect=5.0, pool=None),
+            params={name: value for name, value in {"model": model, **parameters}.items() if value is not None},
+        )
         try:
             self._check("/model" if model is None else f"/models/{quote(model, safe='')}")
         except BaseException:

@@ -1,7 +1,7 @@
 """POST /predict as seen by a client: request bodies and responses."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -12,6 +12,36 @@ File = tuple[str, bytes]
 """Path and content of a file."""
 
 _FIELDS = ("width", "height", "top_k", "in_distribution", "verdict", "accepted", "views", "warnings")
+
+
+def open_client(
+    url: str,
+    key: str | None,
+    *,
+    option: str,
+    timeout: httpx.Timeout,
+    params: Mapping[str, str | int | float] | None = None,
+) -> httpx.Client:
+    """A client of a service.
+
+    Args:
+        url: root of the service.
+        key: sent with each request.
+        option: that names the key, for the error.
+        timeout: of each request.
+        params: query parameters of each request.
+
+    Raises:
+        CommandError: the URL or the key is not valid.
+    """
+    try:
+        return httpx.Client(
+            base_url=httpx.URL(url), params=params, headers={"X-API-Key": key} if key else {}, timeout=timeout
+        )
+    except httpx.InvalidURL as error:
+        raise CommandError(f"{url!r} is not a valid URL ({error}): give --url as http://HOST:PORT") from error
+    except UnicodeEncodeError as error:
+        raise CommandError(f"a key has ASCII characters only: give another {option}") from error
 
 
 def encode_request(files: Sequence[File]) -> tuple[bytes, str]:

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from app.http.auth import require_admin_key
 from app.http.deadline import Deadline
@@ -16,7 +16,7 @@ from app.http.problems import (
     documented,
 )
 from app.http.schemas import ShadowReport, SwapReport, WeightsReport
-from app.http.upload import read_body
+from app.http.upload import read_json
 from app.serving.errors import (
     NotAlive,
     NotReady,
@@ -29,8 +29,6 @@ from app.serving.errors import (
 from app.serving.service import Service
 from app.serving.swap import Comparison, ShadowPlan, Status
 from app.serving.swapper import Swapper
-
-_MAX_BYTES = 10_000
 
 router = APIRouter(tags=["admin"], dependencies=[Depends(require_admin_key)])
 
@@ -76,14 +74,7 @@ async def swap(request: Request) -> SwapReport:
     """
     service, swapper, name = _of(request)
     async with Deadline(request, service.settings.timeout):
-        body = await read_body(request)
-    if len(body) > _MAX_BYTES:
-        raise BodyTooLarge(f"the body has more than {_MAX_BYTES} bytes: send weights, shadow and their limits only")
-    try:
-        order = SwapRequest.model_validate_json(body or b"{}")
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise InvalidParameter(f"{'.'.join(('body', *map(str, first['loc'])))}: {first['msg']}") from error
+        order = await read_json(request, SwapRequest)
     return _report(await swapper.swap(name, order.weights, order.plan))
 
 

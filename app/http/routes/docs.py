@@ -23,7 +23,7 @@ _FILES: Final = {
 }
 
 
-async def docs(request: Request) -> Response:
+def docs(request: Request) -> Response:
     """The documentation's page, or one of its files."""
     folder, name = _FILES[request.scope["route"].path]
     response = folder.response(name, request)

@@ -21,7 +21,7 @@ def drift(service: Annotated[Service, Depends(service_of)]) -> DriftReport:
     found = service.drift()
     settings = service.settings
     return DriftReport(
-        workers=settings.workers or 1,  # the supervisor has replaced `auto`
+        workers=settings.workers,
         window=settings.drift_window,
         models=[_entry(model, found.get(model.name), settings) for model in service.models],
     )

@@ -1,7 +1,6 @@
 """POST /feedback: the right class of an image that was classified."""
 
 from fastapi import APIRouter, Request
-from pydantic import ValidationError
 
 from app.feedback.recorder import Recorder
 from app.feedback.store import StoreError
@@ -20,13 +19,11 @@ from app.http.problems import (
 )
 from app.http.routes.images import index_of
 from app.http.schemas import Feedback, ModelName, StoredFeedback
-from app.http.upload import read_body
+from app.http.upload import read_json
 from app.serving.errors import NotAlive, NotReady, TooManyUploads, UnknownModel
 from app.serving.service import Service
 
 router = APIRouter(tags=["feedback"])
-
-_MAX_BYTES = 10_000
 
 
 @router.post(
@@ -54,21 +51,11 @@ async def feedback(request: Request) -> StoredFeedback:
     service: Service = request.app.state.service
     recorder: Recorder = request.app.state.service.feedback
     async with Deadline(request, service.settings.timeout, timeout_of(request)):
-        body = await read_body(request)
-        if len(body) > _MAX_BYTES:
-            raise BodyTooLarge(f"the body has more than {_MAX_BYTES:,} bytes: send one label")
+        given = await read_json(request, Feedback)
         try:
-            return await _store(service, recorder, _parse(body))
+            return await _store(service, recorder, given)
         except StoreError as error:
-            raise NotStored(f"{error}: the log of the service has more") from error
-
-
-def _parse(body: bytes) -> Feedback:
-    try:
-        return Feedback.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise InvalidParameter(f"{'.'.join(('body', *map(str, first['loc'])))}: {first['msg']}") from error
+            raise NotStored("the label cannot be stored: the log of the service has the reason") from error
 
 
 async def _store(service: Service, recorder: Recorder, given: Feedback) -> StoredFeedback:

@@ -33,14 +33,15 @@ HEADERS: Final = {
 
 FOLDER: Final = Path(app.__file__).parent / "static"
 _files = Files(FOLDER)
+# The routes are plain functions, which FastAPI runs in threads, because the first request compresses a file.
 
 
-async def page(request: Request) -> Response:
+def page(request: Request) -> Response:
     """The page."""
     return _file("index.html", request)
 
 
-async def static(request: Request) -> Response:
+def static(request: Request) -> Response:
     """One of the page's files."""
     return _file(request.path_params["name"], request)
 

@@ -64,6 +64,9 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+PLAN = ShadowPlan(share=0.5, images=40, seconds=60, agreement=0.98)
+
+
 def engine_threads() -> int:
     return sum(thread.name.startswith("engine") for thread in threading.enumerate())
 
@@ -87,14 +90,15 @@ def test_a_request_keeps_the_model_that_it_began_with(tmp_path: Path) -> None:
     in_service(tmp_path, test)
 
 
+@pytest.mark.parametrize("plan", [None, PLAN], ids=["at once", "after a comparison"])
 def test_the_previous_model_is_released_when_the_swap_is_confirmed_and_its_last_request_has_ended(
-    tmp_path: Path,
+    plan: ShadowPlan | None, tmp_path: Path
 ) -> None:
     async def test(service: Service, swapper: Swapper) -> None:
         held = [service.models.get()]
         network = weakref.ref(held[0].classifier)
         before = engine_threads()
-        await swapper.swap(CARD.name, "new")
+        await (compare(service, swapper, plan) if plan else swapper.swap(CARD.name, "new"))
         assert engine_threads() == before + 1
         await swapper.confirm(CARD.name)
         await asyncio.sleep(0.05)
@@ -234,9 +238,6 @@ async def compare(
         between()
         await asyncio.sleep(0.005)
     return await swap
-
-
-PLAN = ShadowPlan(share=0.5, images=40, seconds=60, agreement=0.98)
 
 
 def test_weights_that_agree_on_live_images_are_served(tmp_path: Path) -> None:
