@@ -154,6 +154,14 @@ def test_the_filter_has_the_classes_with_counts_and_names_the_csv(six: Page) -> 
     assert download.value.suggested_filename == "tenfold-2-of-6.csv"
 
 
+def test_the_next_image_is_shown_if_another_than_the_chosen_one_is_removed(six: Page) -> None:
+    six.locator("#filter").select_option("class:bird")  # hides the chosen one, a truck
+    tile(six, "1").focus()
+    six.keyboard.press("Delete")
+    expect(six.locator("#tiles li")).to_have_count(1)
+    expect(six.locator("#name")).to_have_text("4.png")
+
+
 @pytest.mark.parametrize(
     ("remove", "text"),
     [
