@@ -17,7 +17,7 @@ from app.process.link import Link
 from app.process.protocol import http_protocol
 from app.process.sockets import has_pending_connections, ignore_new_connections
 from app.serving.service import Load, Service
-from app.serving.swap import Drain, Reload
+from app.serving.swap import Drain, Listen, Reload
 from app.serving.swapper import Swapper
 from app.settings import Settings
 from model import ModelError
@@ -41,7 +41,10 @@ class Server(uvicorn.Server):
 
     On SIGHUP it loads the bundle of each model again.
 
-    A worker obeys its supervisor through a link. `Drain` starts the drain without a limit in time. The end of the link
+    A worker accepts connections once its models are loaded, because its siblings serve meanwhile.
+
+    A worker obeys its supervisor through a link. `Listen` lets it accept connections at once, so that probes get
+    responses while it is alone. `Drain` starts the drain without a limit in time. The end of the link
     ends the drain; if no `Drain` came before, the supervisor has died, and the worker drains as on SIGTERM. All other
     messages are about new weights.
 
@@ -68,6 +71,7 @@ class Server(uvicorn.Server):
         self._drain_delay = drain_delay
         self._supervisor = supervisor
         self._owns_socket = supervisor is None
+        self._to_listen: list[socket.socket] = []
         self._signals: list[int] = []
         self._reload = False
         self._draining = False
@@ -92,9 +96,18 @@ class Server(uvicorn.Server):
         """Stop listening in so many seconds; of several calls the earliest end counts."""
         self._exit_at = min(self._exit_at, time.monotonic() + seconds)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application and listen, a worker not yet."""
+        if self._supervisor:
+            self._to_listen = sockets or []
+            sockets = []
+        await super().startup(sockets)
+
     async def on_tick(self, counter: int) -> bool:
         if self._supervisor:
-            self._obey(self._supervisor)
+            await self._obey(self._supervisor)
+        if self._service.state == "ready":
+            await self._listen()
         if self._reload:
             self._reload = False
             self._swapper.receive(Reload())
@@ -116,10 +129,24 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.01)
         await super().shutdown(sockets)
 
-    def _obey(self, supervisor: Link) -> None:
+    async def _listen(self) -> None:
+        """Accept connections from the sockets that wait for it."""
+
+        def protocol() -> asyncio.Protocol:
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        while self._to_listen:
+            waiting, backlog = self._to_listen.pop(), self.config.backlog
+            self.servers.append(await asyncio.get_running_loop().create_server(protocol, sock=waiting, backlog=backlog))
+
+    async def _obey(self, supervisor: Link) -> None:
         for message in supervisor.receive():
             if isinstance(message, Drain):
                 self._drain(math.inf)
+            elif isinstance(message, Listen):
+                await self._listen()
             else:
                 self._swapper.receive(message)
         if supervisor.ended:

@@ -19,7 +19,7 @@ from app.main import bundle_folders
 from app.process.link import Link
 from app.process.server import CANNOT_LISTEN, config_of, reloads_on_sighup
 from app.process.sockets import ignore_new_connections
-from app.serving.swap import Coordinator, Drain, Message, Reload
+from app.serving.swap import Coordinator, Drain, Listen, Message, Reload
 from app.settings import LEAST_DECODE_THREADS, Settings
 from app.telemetry.metrics import SHARED_FOLDER, mark_worker_dead
 from model import ModelError
@@ -47,7 +47,8 @@ class _Worker:
 
     Attributes:
         process: its standard input is the other end of `link`.
-        link: `Drain` means drain, the end means stop listening; other messages are about new weights.
+        link: `Listen` means accept connections, `Drain` means drain, the end means stop listening; other messages are
+            about new weights.
         started: time.monotonic.
     """
 
@@ -76,7 +77,8 @@ class Supervisor:
 
     It owns the listening socket, so it alone stops new connections. Each worker's standard input is a socket that is
     connected to the supervisor: see `_Worker`. If the supervisor dies, the kernel closes the sockets, so that no worker
-    outlives it. The supervisor coordinates the swaps of weights, because all workers must swap or none.
+    outlives it. A worker accepts connections once it has loaded the models, or at once if it is alone, so that probes
+    get responses. The supervisor coordinates the swaps of weights, because all workers must swap or none.
 
     Args:
         settings: of the service.
@@ -157,12 +159,20 @@ class Supervisor:
             if not self._stopping and time.monotonic() >= slot.start_at:
                 slot.worker = self._start()
                 self._coordinator.join(slot.worker.process.pid)
+                self._listen_if_alone()
             return
         for message in slot.worker.link.receive():
             self._coordinator.receive(slot.worker.process.pid, message)
         if (code := slot.worker.process.poll()) is not None:
             worker, slot.worker = slot.worker, None
             self._reap(slot, worker, code)
+            self._listen_if_alone()
+
+    def _listen_if_alone(self) -> None:
+        """Let the only worker accept connections, loaded or not."""
+        workers = self._workers()
+        if len(workers) == 1:
+            workers[0].link.send(Listen())
 
     def _start(self) -> _Worker:
         descriptor = self._listening.fileno()

@@ -222,6 +222,12 @@ class Reload(_Frozen):
     kind: Literal["reload"] = "reload"
 
 
+class Listen(_Frozen):
+    """To a member: accept connections, even before the models are loaded."""
+
+    kind: Literal["listen"] = "listen"
+
+
 class Drain(_Frozen):
     """To a member: report "not ready", and continue to answer requests."""
 
@@ -242,6 +248,7 @@ Message = (
     | Status
     | Rejected
     | Reload
+    | Listen
     | Drain
 )
 _message = TypeAdapter[Message](Annotated[Message, Field(discriminator="kind")])

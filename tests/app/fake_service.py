@@ -1,7 +1,7 @@
 """Services with a fake engine, as processes: python -m tests.app.fake_service MODE.
 
 MODE is one of
-    works: with TENFOLD_WORKERS several processes
+    works: with TENFOLD_WORKERS several processes; with LOAD_AFTER, the model is loaded once this file exists
     fails, hangs: the engine does so from the first image on; with TENFOLD_WORKERS several processes
     interrupted: it receives SIGTERM while it updates a metric
     crashes: a supervisor whose worker is killed at once
@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 from app.main import create_app
 from app.process.server import Server, config_of, serve
@@ -20,6 +21,7 @@ from app.process.workers import supervise
 from app.settings import Settings
 from app.telemetry.logs import logging_to_stderr
 from app.telemetry.metrics import Telemetry
+from model import Classifier
 from tests.app.fakes import CARD, FakeEngine, fake_classifier
 
 
@@ -61,7 +63,13 @@ def serve_fake_engine(settings: Settings, mode: str, *descriptors: str) -> int:
         engine.block()
     elif mode == "fails":
         engine.failure = RuntimeError("CUDA on fire")
-    load = {CARD.name: lambda: fake_classifier(engine)}
+
+    def load_fake() -> Classifier:
+        while (file := os.environ.get("LOAD_AFTER")) and not Path(file).exists():
+            time.sleep(0.01)
+        return fake_classifier(engine)
+
+    load = {CARD.name: load_fake}
     if descriptors:
         listening = socket.socket(fileno=int(descriptors[0]))
         return serve(settings, load=load, listening=listening, control=socket.socket(fileno=sys.stdin.fileno()))

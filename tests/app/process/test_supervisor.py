@@ -1,10 +1,12 @@
 """The supervisor of several workers, with a fake engine; test_workers.py has a real one."""
 
+import contextlib
 import os
 import re
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from app.process.workers import worker_count
 from app.settings import Settings
 from tests.app.fakes import image_file
 from tests.app.process.test_workers import children, metric
-from tests.app.running import Visitor, eventually, process
+from tests.app.running import Process, Visitor, eventually, process
 
 FAKE = ["-m", "tests.app.fake_service"]
 SETTINGS = {"TENFOLD_PORT": "0", "TENFOLD_WORKERS": "2", "TENFOLD_DRAIN_DELAY": "0.5", "TENFOLD_TIMEOUT": "60"}
@@ -49,6 +51,56 @@ def test_a_worker_that_is_terminated_loses_no_request_and_is_replaced(log: Path)
             assert isinstance(visitor.ended, httpx.ConnectError), f"a request was lost: {visitor.ended!r}"
             assert {status for _, status, _ in visitor.responses} == {200}
         assert "Traceback" not in running.log
+
+
+@contextlib.contextmanager
+def loading_after(file: Path, log: Path) -> Iterator[Process]:
+    """A service that loads its model once the file exists."""
+    with process({**SETTINGS, "LOAD_AFTER": str(file)}, log, arguments=[*FAKE, "works"]) as running:
+        yield running
+
+
+def statuses(running: Process, path: str) -> set[int]:
+    """Of many requests, each on a connection of its own."""
+    with running.client() as client:
+        return {client.get(path, headers={"Connection": "close"}).status_code for _ in range(30)}
+
+
+def test_a_worker_accepts_no_connection_before_it_is_ready_if_another_one_runs(log: Path) -> None:
+    complete = log.with_name("complete")
+    with loading_after(complete, log) as running:
+        assert statuses(running, "/livez") == {200}, "the first worker answers probes while it loads"
+        assert statuses(running, "/readyz") == {503}
+        complete.touch()
+        running.wait_logged(LOADED, 2)
+        complete.unlink()
+        killed, left = children(running)
+        os.kill(killed, signal.SIGKILL)
+        running.wait_logged("Started server process", 3)
+        assert statuses(running, "/readyz") == {200}
+        complete.touch()
+        running.wait_logged(LOADED, 3)
+        os.kill(left, signal.SIGTERM)
+        running.wait_logged(f"worker {left} ended with exit code 0")
+        with running.client() as client:
+            assert client.post("/predict", content=image_file()).status_code == 200, "the other one listens now"
+        running.popen.send_signal(signal.SIGTERM)
+        assert running.exit_code() == 0
+        assert "Traceback" not in running.log
+
+
+@pytest.mark.slow
+def test_if_all_workers_end_a_new_one_answers_probes_while_it_loads(log: Path) -> None:
+    complete = log.with_name("complete")
+    complete.touch()
+    with loading_after(complete, log) as running:
+        running.wait_logged(LOADED, 2)
+        complete.unlink()
+        for worker in children(running):
+            os.kill(worker, signal.SIGKILL)
+        running.wait_logged("was killed", 2)
+        assert statuses(running, "/livez") == {200}
+        assert statuses(running, "/readyz") == {503}
 
 
 def test_none_of_many_short_connections_is_lost_when_the_service_ends(log: Path) -> None:
