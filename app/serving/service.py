@@ -16,7 +16,7 @@ from app.serving.errors import NotAlive, NotReady
 from app.serving.models import LoadedModel, Registry
 from app.serving.threads import compute_threads
 from app.settings import Settings
-from app.telemetry.metrics import Telemetry
+from app.telemetry.metrics import Telemetry, drift_images
 from model import BundleError, Classifier, ModelError
 
 logger = logging.getLogger("tenfold")
@@ -128,40 +128,19 @@ class Service:
 
         It may be called in any thread.
         """
-        images = self.telemetry.drift_images()
-        settings = self.settings
-        thresholds: dict[Distribution, float] = {
-            "classes": settings.drift_classes,
-            "confidence": settings.drift_confidence,
-            "in_distribution": settings.drift_in_distribution,
-        }
-        found = {}
-        for model in self.models:
-            if model.window:
-                baseline, bins = model.window.baseline, images.get(model.name, {})
-                counts: Counts = {
-                    name: [bins.get((name, index), 0) for index in range(len(baseline.counts[name]))]
-                    for name in DISTRIBUTIONS
-                }
-                found[model.name] = compare(
-                    baseline,
-                    counts,
-                    labels=model.card.labels,
-                    thresholds=thresholds,
-                    min_images=settings.drift_min_images,
-                )
-        return found
+        return self._drift(drift_images(self.telemetry.collect()))
 
     def exposition(self) -> bytes:
         """The metrics of all processes in Prometheus's text format. It may be called in any thread."""
-        found = self.drift()
+        metrics = self.telemetry.collect()
+        found = self._drift(drift_images(metrics))
         for model in self.models:
             comparisons = found[model.name].comparisons if model.name in found else {}
             for name in DISTRIBUTIONS:
                 compared = comparisons.get(name)
                 values = {"psi": compared.psi, "limit": compared.limit} if compared else {}
                 self.telemetry.drift(model.name, name, **values)
-        return self.telemetry.exposition()
+        return self.telemetry.exposition(metrics)
 
     async def load_model(self, name: str, load: Load) -> LoadedModel:
         """Load a model and start its engine's thread and its queue. It gets no requests yet.
@@ -210,6 +189,30 @@ class Service:
         card, engine = model.card, model.classifier.engine
         logger.info("serving %s on %s (%s, %s)", card.name, engine.name, engine.device, engine.precision)
         self.telemetry.model(**_info(model))
+
+    def _drift(self, images: Mapping[str, Mapping[tuple[str, int], int]]) -> dict[str, Drift]:
+        settings = self.settings
+        thresholds: dict[Distribution, float] = {
+            "classes": settings.drift_classes,
+            "confidence": settings.drift_confidence,
+            "in_distribution": settings.drift_in_distribution,
+        }
+        found = {}
+        for model in self.models:
+            if model.window:
+                baseline, bins = model.window.baseline, images.get(model.name, {})
+                counts: Counts = {
+                    name: [bins.get((name, index), 0) for index in range(len(baseline.counts[name]))]
+                    for name in DISTRIBUTIONS
+                }
+                found[model.name] = compare(
+                    baseline,
+                    counts,
+                    labels=model.card.labels,
+                    thresholds=thresholds,
+                    min_images=settings.drift_min_images,
+                )
+        return found
 
     def _release_soon(self, loop: asyncio.AbstractEventLoop, batcher: Batcher) -> None:
         """Release a model to which nothing refers, from whichever thread the last reference was dropped in."""

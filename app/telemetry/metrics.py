@@ -19,6 +19,7 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 from model import Verdict
 
@@ -38,6 +39,7 @@ def mark_worker_dead(pid: int, folder: str) -> None:
 
 
 _MODEL_INFO = "tenfold_model_info"
+_DRIFT_IMAGES = "tenfold_drift_images"
 
 
 class _AllProcesses(MultiProcessCollector):
@@ -48,6 +50,27 @@ class _AllProcesses(MultiProcessCollector):
             if metric.name == _MODEL_INFO:
                 metric.samples = [sample for sample in metric.samples if sample.value]
             yield metric
+
+
+class _Collected(Collector):
+    """Metrics that were collected before."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+def drift_images(metrics: Iterable[Metric]) -> Mapping[str, Mapping[tuple[str, int], int]]:
+    """By model, then by distribution and bin: how many of the last images are in the bin, from collected metrics."""
+    found: dict[str, dict[tuple[str, int], int]] = defaultdict(dict)
+    for metric in metrics:
+        if metric.name == _DRIFT_IMAGES:
+            for sample in metric.samples:
+                labels = sample.labels
+                found[labels["model"]][labels["distribution"], int(labels["bin"])] = int(sample.value)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +239,7 @@ class Telemetry:
             registry=self.registry,
         )
         self._drift_images = Gauge(
-            "tenfold_drift_images",
+            _DRIFT_IMAGES,
             "The last images, by distribution and bin, for the comparison with held-out images.",
             ("distribution", "bin", "model"),
             registry=self.registry,
@@ -251,10 +274,17 @@ class Telemetry:
         if SHARED_FOLDER not in os.environ:
             ProcessCollector(registry=self.registry)
 
-    def exposition(self) -> bytes:
-        """The metrics of all processes in Prometheus's text format."""
+    def collect(self) -> list[Metric]:
+        """The metrics of all processes. With several, this reads the files of all and adds them up."""
         self.sample_gauges()
-        return generate_latest(self._all_processes())
+        several = SHARED_FOLDER in os.environ
+        return list(_AllProcesses(None).collect() if several else self.registry.collect())  # type: ignore[no-untyped-call]
+
+    def exposition(self, metrics: Iterable[Metric]) -> bytes:
+        """Metrics that were collected, in Prometheus's text format, with the drift that was set since."""
+        drift = [metric for gauge in (self._drift_psi, self._drift_limit) for metric in gauge.collect()]
+        names = {metric.name for metric in drift}
+        return generate_latest(_Collected([metric for metric in metrics if metric.name not in names] + drift))
 
     def totals(self, model: str) -> ModelTotals:
         """The sums of a model over all processes since the start of the service."""
@@ -263,7 +293,7 @@ class Telemetry:
                 sample.name,
                 *(value for label, value in sample.labels.items() if label != "model"),
             ): sample.value
-            for metric in self._all_processes().collect()
+            for metric in self.collect()
             for sample in metric.samples
             if sample.labels.get("model") == model
         }
@@ -282,28 +312,10 @@ class Telemetry:
             last_batch=values.get(("tenfold_last_batch_timestamp_seconds",), 0.0),
         )
 
-    def drift_images(self) -> Mapping[str, Mapping[tuple[str, int], int]]:
-        """By model, then by distribution and bin: how many of the last images of all processes are in the bin."""
-        self.sample_gauges()
-        found: dict[str, dict[tuple[str, int], int]] = defaultdict(dict)
-        for metric in self._all_processes().collect():
-            if metric.name == "tenfold_drift_images":
-                for sample in metric.samples:
-                    labels = sample.labels
-                    found[labels["model"]][labels["distribution"], int(labels["bin"])] = int(sample.value)
-        return found
-
     def drift(self, model: str, distribution: str, *, psi: float = math.nan, limit: float = math.nan) -> None:
         """Set the population stability index of a distribution over all processes, and its limit; NaN without them."""
         self._drift_psi.labels(distribution, model).set(psi)
         self._drift_limit.labels(distribution, model).set(limit)
-
-    def _all_processes(self) -> CollectorRegistry:
-        if SHARED_FOLDER not in os.environ:
-            return self.registry
-        shared = CollectorRegistry()
-        _AllProcesses(shared)  # type: ignore[no-untyped-call]
-        return shared
 
     def request(self, *, route: str, status: int, model: str, seconds: float, rejected: str | None) -> None:
         """Count a request that got a response or whose client disconnected.

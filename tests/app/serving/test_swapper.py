@@ -168,7 +168,7 @@ def test_a_bundle_that_fails_leaves_the_old_one_serving(
         status = swapper.status(CARD.name)
         assert status
         assert (status.state, status.reason) == ("refused", str(refusal.value))
-        assert b'tenfold_swaps_total{model="fake-net",outcome="refused"} 1.0' in service.telemetry.exposition()
+        assert b'tenfold_swaps_total{model="fake-net",outcome="refused"} 1.0' in service.exposition()
         await until(lambda: engine_threads() <= threads)  # those of an earlier test may have ended meanwhile
 
     in_service(tmp_path, test, load)
@@ -249,7 +249,7 @@ def test_weights_that_agree_on_live_images_are_served(tmp_path: Path) -> None:
         assert found.agreement == 1
         assert found.confidence[0] > found.confidence[1], "a higher temperature lowers the confidence"
         assert found.accepted[0] == found.accepted[1]
-        text = service.telemetry.exposition().decode()
+        text = service.exposition().decode()
         assert 'tenfold_shadow_images_total{model="fake-net",outcome="agreed"}' in text
         assert 'tenfold_shadow_confidence_sum{model="fake-net",weights="candidate"}' in text
         assert service.models.get().batcher.observer is None

@@ -4,7 +4,9 @@ import contextlib
 import time
 
 import pytest
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from tests.app.fakes import CARD, FakeEngine, fake_classifier, image_file, photo
 from tests.app.running import Running, eventually, serving
@@ -143,6 +145,21 @@ def test_readiness_and_the_model_are_reported() -> None:
         assert found["process_resident_memory_bytes"] > 1e6
         service.service.drain()
         assert samples(service)["tenfold_ready"] == 0
+
+
+def test_a_scrape_collects_the_metrics_once() -> None:
+    class Counting(Collector):
+        collected = 0
+
+        def collect(self) -> list[Metric]:
+            self.collected += 1
+            return []
+
+    with serving() as service:
+        counting = Counting()
+        service.service.telemetry.registry.register(counting)
+        samples(service)
+        assert counting.collected == 1
 
 
 def test_two_applications_in_one_process_count_apart() -> None:

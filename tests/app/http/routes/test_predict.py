@@ -361,7 +361,7 @@ def test_an_image_whose_client_disconnects_is_not_run() -> None:
         assert service.engine.views == 2, "the image of the client that disconnected was not run"
         assert (
             b'tenfold_requests_total{model="fake-net",route="/predict",status="499"} 1.0'
-            in service.service.telemetry.exposition()
+            in service.service.exposition()
         )
 
 
