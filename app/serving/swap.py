@@ -444,11 +444,13 @@ class Coordinator:
             self._commit(swap)
 
     def _commit(self, swap: _Swap) -> None:
-        name, (version, serving) = swap.order.model, next(iter(swap.versions.values()))
-        if swap.order.action == "rollback":
-            self._previous.pop(name)
-        else:
-            self._previous[name] = (self._folders.get(name), serving)
+        name = swap.order.model
+        (version,) = {new for new, _ in swap.versions.values()}
+        serving = {served for _, served in swap.versions.values()}
+        self._previous.pop(name, None)
+        # They differ if a folder was overwritten in place before a member started. Then none could be served by all.
+        if swap.order.action == "swap" and len(serving) == 1:
+            self._previous[name] = (self._folders.get(name), serving.pop())
         self._folders[name], self._serving[name] = swap.folder, version
         swap.state, swap.ends = "committing", time.monotonic() + _COMMIT_TIMEOUT
         swap.waiting = set(self._members)

@@ -31,7 +31,7 @@ from app.serving.swap import (
     ShadowPlan,
     Status,
 )
-from model import Classifier, ModelError
+from model import CARD_FILE, Classifier, ModelCard, ModelError, read_card
 
 logger = logging.getLogger("tenfold")
 
@@ -139,8 +139,10 @@ class Swapper:
         for name in self._service.models.names:
             try:
                 await self.swap(name, None)
-            except ServingError as error:
+            except (NotReady, NotAlive) as error:
                 logger.error("the model %s is not reloaded: %s", name, error)
+            except ServingError:
+                pass  # `swap` has logged it
 
     def receive(self, message: Message) -> None:
         """Handle a message from the coordinator."""
@@ -172,8 +174,8 @@ class Swapper:
         try:
             self._send(order)
             status = await future
-        except SwapInterrupted:
-            self._service.telemetry.swap(name, "interrupted")
+        except SwapInterrupted as interrupted:
+            self._record(Status(id=order.id, action=action, model=name, state="interrupted", reason=str(interrupted)))
             raise
         finally:
             del self._pending[order.id]
@@ -228,6 +230,9 @@ class Swapper:
         previous = self._previous.get(order.model)
         if order.version and previous and previous.card.version == order.version:
             previous.check_alive()
+            if order.folder and not self._coordinator:  # a worker that starts later must load the same version
+                card = await asyncio.to_thread(read_card, order.folder / CARD_FILE)
+                _check_version(order, card)
             return previous
         if order.folder is None:
             raise SwapRefused("the previous weights are not kept in every process: swap to a folder")
@@ -237,10 +242,7 @@ class Swapper:
             raise SwapRefused(
                 f"the labels of {order.folder} are not those of the model that is served: serve it under another name"
             )
-        if order.version and found.card.version != order.version:
-            raise SwapRefused(
-                f"{order.folder} holds version {found.card.version} now, not {order.version}: swap to another folder"
-            )
+        _check_version(order, found.card)
         transforms = [
             (card.input.resize, card.input.crop, card.input.interpolation) for card in (serving.card, found.card)
         ]
@@ -303,6 +305,13 @@ class Swapper:
     def _to_own_coordinator(self, message: Message) -> None:
         if self._coordinator:
             asyncio.get_running_loop().call_soon(self._coordinator.receive, 0, message)
+
+
+def _check_version(order: Prepare, card: ModelCard) -> None:
+    if order.version and card.version != order.version:
+        raise SwapRefused(
+            f"{order.folder} holds version {card.version} now, not {order.version}: swap to another folder"
+        )
 
 
 def bundle_below(root: Path, weights: str) -> Path:

@@ -228,7 +228,7 @@ def test_sighup_loads_the_folder_again_and_a_bundle_that_is_corrupt_is_not_serve
         assert versions(service, 1) == {new}
         (folder / "openvino.bin").write_bytes(b"0")
         service.popen.send_signal(signal.SIGHUP)
-        service.wait_logged(f"the model {NAME} is not reloaded")
+        service.wait_logged(f"{NAME}: no swap (refused)")
         assert versions(service, 1) == {new}
         assert change(service, "/rollback").json()["version"] == old
         assert versions(service, 1) == {old}

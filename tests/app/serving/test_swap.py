@@ -140,6 +140,19 @@ def test_weights_that_differ_between_members_are_refused() -> None:
     assert group.status().state == "refused"
 
 
+def test_weights_replace_versions_that_differ_between_members_and_no_rollback_returns_to_one_of_them() -> None:
+    group = Group()
+    group.swap()
+    group.order()
+    group.prepared(0, version="newest", serving="new")
+    group.prepared(1, version="newest", serving="old")
+    assert [message.keep for _, message in group.sent if isinstance(message, Commit)] == [True, True, False, False]
+    group.committed_by(0, 1)
+    assert (group.status().state, group.status().version, group.status().previous) == ("done", "newest", None)
+    group.order("rollback")
+    assert group.rejected.state == "conflict"
+
+
 def test_a_second_swap_is_a_conflict_and_leaves_the_first() -> None:
     group = Group()
     group.order()

@@ -5,8 +5,10 @@ import gc
 import shutil
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,10 @@ import model
 from app.serving.errors import NotReady, SwapConflict, SwapInterrupted, SwapRefused
 from app.serving.images import ClassifiedImage, Upload
 from app.serving.service import Service
-from app.serving.swap import ShadowPlan
+from app.serving.swap import Coordinator, Message, ShadowPlan
 from app.serving.swapper import Swapper, bundle_below
 from app.settings import Settings
-from model import Classifier, IntegrityError
+from model import Classifier, IntegrityError, ModelCard
 from model.bundle import open_bundle
 from tests.app.fakes import CARD, FakeEngine, image_file, random_pixels
 
@@ -39,12 +41,13 @@ def in_service(
     root: Path,
     test: Callable[[Service, Swapper], Coroutine[Any, Any, None]],
     load: Callable[[Path], Classifier] = lambda folder: classifier(3.0),
+    folders: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
     """Run a test with a service that serves `classifier()`, and an empty bundle `new` below the root."""
 
     async def main() -> None:
         service = Service(Settings(), {CARD.name: classifier}, lambda: None)
-        swapper = Swapper(service, load, {}, root)
+        swapper = Swapper(service, load, folders, root)
         await service.start()
         await swapper.start()
         await service.wait_loaded()
@@ -136,6 +139,56 @@ def test_a_rollback_returns_to_the_model_that_is_still_loaded(tmp_path: Path) ->
     in_service(tmp_path, test, load)
 
 
+def test_with_several_processes_no_rollback_returns_to_a_version_whose_files_were_overwritten(tmp_path: Path) -> None:
+    folder = tmp_path / CARD.name
+
+    def write(card: ModelCard) -> None:
+        (folder / model.CARD_FILE).write_text(card.model_dump_json(), encoding="utf-8")
+
+    def load(found: Path) -> Classifier:
+        return Classifier(model.read_card(found / model.CARD_FILE), FakeEngine())
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        services = [Service(Settings(), {CARD.name: lambda: load(folder)}, lambda: None) for _ in range(2)]
+        swappers = [Swapper(service, load, {}, tmp_path) for service in services]
+
+        def send(member: int, message: Message) -> None:
+            loop.call_soon(swappers[member].receive, message)
+
+        def receive(member: int, message: Message) -> None:
+            loop.call_soon(coordinator.receive, member, message)
+
+        coordinator = Coordinator({CARD.name: folder}, members=2, send=send)
+        for member, (service, swapper) in enumerate(zip(services, swappers, strict=True)):
+            swapper.connect(partial(receive, member))
+            coordinator.join(member)
+            await service.start()
+            await swapper.start()
+            await service.wait_loaded()
+
+        def serving() -> list[str]:
+            return [service.models.get().card.version for service in services]
+
+        try:
+            write(classifier(3.0).card)
+            assert (await swappers[0].swap(CARD.name, None)).previous == CARD.version
+            with pytest.raises(SwapRefused, match=f"holds version {OTHER} now, not {CARD.version}"):
+                await swappers[0].roll_back(CARD.name)
+            assert serving() == [OTHER, OTHER]
+            write(CARD)
+            await swappers[0].roll_back(CARD.name)
+            assert serving() == [CARD.version, CARD.version]
+        finally:
+            for service, swapper in zip(services, swappers, strict=True):
+                await swapper.stop()
+                await service.stop()
+
+    folder.mkdir()
+    write(CARD)
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
 def raises(error: Exception) -> Callable[[Path], Classifier]:
     def load(folder: Path) -> Classifier:
         raise error
@@ -187,6 +240,20 @@ def test_a_bundle_that_is_deleted_while_it_is_loaded_is_refused(tiny_bundle: Pat
         await service.models.get().classify_pixels(PIXELS)
 
     in_service(tmp_path, test, load)
+
+
+def test_a_failed_reload_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test(service: Service, swapper: Swapper) -> None:
+        caplog.clear()
+        await swapper.reload()
+        assert caplog.messages == [f"{CARD.name}: no swap (refused): the SHA-256 is wrong"]
+        service.drain()
+        caplog.clear()
+        await swapper.reload()
+        (message,) = caplog.messages
+        assert message.startswith(f"the model {CARD.name} is not reloaded: the service is draining")
+
+    in_service(tmp_path, test, raises(IntegrityError("the SHA-256 is wrong")), {CARD.name: tmp_path / "new"})
 
 
 def test_of_two_swaps_at_once_the_second_is_a_conflict(tmp_path: Path) -> None:
