@@ -270,7 +270,7 @@ class _Swap:
 
     Attributes:
         waiting: members whose answer is due.
-        ends: time.monotonic() at which the state ends.
+        ends: when the state ends, by the coordinator's clock.
         versions: of the new weights, and of those that are served, by member.
         comparisons: the latest sums of each member.
     """
@@ -302,6 +302,7 @@ class Coordinator:
         members: number of processes that are to serve.
         send: delivers a message to a member. It must not call the coordinator.
         on_commit: called with the model and its new folder once the swap is decided, before any member knows.
+        clock: gives the time in seconds, from any origin.
     """
 
     def __init__(
@@ -311,11 +312,13 @@ class Coordinator:
         members: int,
         send: Callable[[int, Message], None],
         on_commit: Callable[[str, Path], None] = lambda _model, _folder: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folders: dict[str, Path | None] = dict(folders)
         self._expected = members
         self._send = send
         self._on_commit = on_commit
+        self._clock = clock
         self._members: set[int] = set()
         self._serving: dict[str, str] = {}  # versions, of the models that were swapped
         self._previous: dict[str, tuple[Path | None, str]] = {}
@@ -368,7 +371,7 @@ class Coordinator:
     def tick(self) -> None:
         """End a state that has lasted too long. Call this regularly."""
         swap = self._swap
-        if swap is None or time.monotonic() < swap.ends:
+        if swap is None or self._clock() < swap.ends:
             return
         if swap.state == "loading":
             self._end(swap, "refused", f"the new weights were not loaded within {_LOAD_TIMEOUT:g} s")
@@ -404,7 +407,7 @@ class Coordinator:
         self._publish(Status(id=order.id, action="confirm", model=order.model, state="done", version=version))
 
     def _prepare(self, order: Order, folder: Path | None, version: str | None) -> None:
-        self._swap = _Swap(order, folder, set(self._members), time.monotonic() + _LOAD_TIMEOUT)
+        self._swap = _Swap(order, folder, set(self._members), self._clock() + _LOAD_TIMEOUT)
         self._report(self._swap)
         self._broadcast(
             Prepare(id=order.id, model=order.model, folder=folder, version=version, shadow=order.shadow is not None)
@@ -414,7 +417,7 @@ class Coordinator:
         if len({new for new, _ in swap.versions.values()}) > 1:
             self._end(swap, "refused", "the bundle changed while it was loaded: try again when it is complete")
         elif swap.order.shadow:
-            swap.state, swap.ends = "comparing", time.monotonic() + swap.order.shadow.seconds
+            swap.state, swap.ends = "comparing", self._clock() + swap.order.shadow.seconds
             self._report(swap)
             self._broadcast(Compare(id=swap.order.id, share=swap.order.shadow.share))
         else:
@@ -452,7 +455,7 @@ class Coordinator:
         if swap.order.action == "swap" and len(serving) == 1:
             self._previous[name] = (self._folders.get(name), serving.pop())
         self._folders[name], self._serving[name] = swap.folder, version
-        swap.state, swap.ends = "committing", time.monotonic() + _COMMIT_TIMEOUT
+        swap.state, swap.ends = "committing", self._clock() + _COMMIT_TIMEOUT
         swap.waiting = set(self._members)
         if swap.folder:
             self._on_commit(name, swap.folder)

@@ -34,6 +34,7 @@ class Group:
     """A coordinator with members that only record what they are sent."""
 
     def __init__(self, members: int = 2) -> None:
+        self.now = 1000.0
         self.sent: list[tuple[int, Message]] = []
         self.committed: list[tuple[str, Path]] = []
         self.coordinator = Coordinator(
@@ -41,6 +42,7 @@ class Group:
             members=members,
             send=lambda member, message: self.sent.append((member, decode(encode(message)))),
             on_commit=lambda model, folder: self.committed.append((model, folder)),
+            clock=lambda: self.now,
         )
         for member in range(members):
             self.coordinator.join(member)
@@ -59,6 +61,11 @@ class Group:
     def committed_by(self, *members: int) -> None:
         for member in members:
             self.coordinator.receive(member, Committed(id="1"))
+
+    def wait(self, seconds: float) -> None:
+        """Let the time pass."""
+        self.now += seconds
+        self.coordinator.tick()
 
     def swap(self) -> None:
         self.order()
@@ -244,12 +251,44 @@ def test_weights_that_disagree_are_refused() -> None:
 
 def test_too_few_images_in_time_are_a_refusal() -> None:
     group = Group()
-    group.order(shadow=PLAN.model_copy(update={"seconds": 0.0}))
+    group.order(shadow=PLAN)
+    group.wait(500)
     group.prepared(0, 1)
+    group.wait(599)
     group.compared(1, images=9, agreed=9)
-    group.coordinator.tick()
+    assert group.status().state == "comparing", "the seconds of the plan begin when the weights are loaded"
+    group.wait(1)
     assert group.status().state == "refused"
     assert "only 9 of 10 images" in group.status().reason
+
+
+def test_weights_that_a_member_does_not_load_in_time_are_refused_and_the_next_swap_can_begin() -> None:
+    group = Group()
+    group.order()
+    group.prepared(0)
+    group.wait(599)
+    assert group.status().state == "loading"
+    group.wait(1)
+    assert (group.status().state, group.status().reason) == ("refused", "the new weights were not loaded within 600 s")
+    assert group.received(Abort) == [0, 1]
+    group.prepared(1)
+    assert group.received(Commit) == [], "its answer comes too late"
+    group.swap()
+    assert group.status().state == "done"
+
+
+def test_a_member_that_does_not_acknowledge_the_decision_does_not_block_the_next_swap() -> None:
+    group = Group()
+    group.order()
+    group.prepared(0, 1)
+    group.committed_by(0)
+    group.wait(9)
+    assert group.status().state == "committing"
+    group.wait(1)
+    assert group.status().state == "done", "it swaps when it reads the message"
+    assert group.received(Abort) == []
+    group.swap()
+    assert group.status().state == "done"
 
 
 def test_a_shutdown_interrupts_a_swap_unless_it_is_decided() -> None:
