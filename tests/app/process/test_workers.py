@@ -138,22 +138,26 @@ def test_the_statistics_of_the_open_inference_protocol_are_of_all_of_them(int8_b
 
 
 def test_the_drift_is_that_of_the_images_of_all_of_them(int8_bundle: Path, log: Path) -> None:
-    with process(two_workers(int8_bundle), log) as running:
+    with process(two_workers(int8_bundle, TENFOLD_DRIFT_MIN_IMAGES="30"), log) as running:
         running.wait_logged("serving tiny", 2)
-        with contextlib.ExitStack() as stack:
-            clients = [stack.enter_context(running.client()) for _ in range(8)]  # a connection stays with its worker
-            for client in clients * 4:
-                assert client.post("/predict", content=image_file()).status_code == 200
+        first, second = children(running)
+        for stopped, images in ((first, 20), (second, 12)):
+            os.kill(stopped, signal.SIGSTOP)
+            with running.client() as client:  # of the other worker
+                for _ in range(images):
+                    assert client.post("/predict", content=image_file()).status_code == 200
+            os.kill(stopped, signal.SIGCONT)
 
-            def complete() -> bool:
-                reports = [client.get("/drift").json() for client in clients]
-                return all((found["workers"], found["models"][0]["images"]) == (2, 32) for found in reports)
+        def reported(images: int) -> bool:
+            with running.client() as client:
+                reports = [client.get("/drift", headers={"Connection": "close"}).json() for _ in range(8)]
+            return all((found["workers"], found["models"][0]["images"]) == (2, images) for found in reports)
 
-            eventually(complete, "each worker reports the images of both")
-            os.kill(children(running)[0], signal.SIGKILL)
-            running.wait_logged("serving tiny", 3)
-        with running.client() as client:
-            assert client.get("/drift").json()["models"][0]["images"] < 33
+        eventually(lambda: reported(32), "each worker reports the images of both")
+        assert metric(running, 'tenfold_drift_psi{distribution="confidence",model="tiny"}') > 1
+        os.kill(first, signal.SIGKILL)
+        running.wait_logged("serving tiny", 3)
+        eventually(lambda: reported(20), "the images of the worker that has ended do not count")
 
 
 def test_a_label_may_be_sent_to_another_worker_than_the_image(int8_bundle: Path, log: Path, tmp_path: Path) -> None:
