@@ -96,7 +96,7 @@ def _send(client: "httpx.Client", method: str, path: str, order: dict[str, Any] 
     """
     import httpx
 
-    from app.cli.classify.wire import describe_transport_error, problem_detail
+    from app.cli.classify.wire import describe_transport_error, problem_detail, problem_slug
 
     try:
         response = client.request(method, path, json=order)
@@ -108,7 +108,7 @@ def _send(client: "httpx.Client", method: str, path: str, order: dict[str, Any] 
     detail = problem_detail(response)
     if response.status_code == 401:
         raise CommandError(f"the service at {client.base_url} needs another key: give one with --admin-key")
-    if response.status_code == 405:
+    if method == "POST" and response.status_code in (404, 405) and problem_slug(response) != "unknown-model":
         raise CommandError(f"the service at {client.base_url} has no admin keys: set TENFOLD_ADMIN_KEYS and restart it")
     if response.status_code in (409, 422, 503):
         print(f"not changed: {detail}", file=sys.stderr)

@@ -1,12 +1,13 @@
 """POST /models/NAME: other weights without a restart. These routes exist only if the settings contain admin keys."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from app.http.auth import require_admin_key
 from app.http.deadline import Deadline
+from app.http.parameters import path_parameter
 from app.http.problems import (
     BodyTooLarge,
     DeadlinePassed,
@@ -66,6 +67,18 @@ class SwapRequest(BaseModel):
         return ShadowPlan(share=self.shadow, images=self.images, seconds=self.seconds, agreement=self.agreement)
 
 
+_PARAMETERS = {"parameters": [path_parameter("name")]}
+_ERRORS = (Unauthorized, UnknownModel, SwapRefused, SwapConflict, SwapInterrupted, NotReady, NotAlive)
+
+
+@router.post(
+    "/models/{name}",
+    responses=documented(*_ERRORS, UploadTooSlow, BodyTooLarge, InvalidParameter, TooManyUploads, DeadlinePassed),
+    openapi_extra={
+        **_PARAMETERS,
+        "requestBody": {"content": {"application/json": {"schema": SwapRequest.model_json_schema()}}},
+    },
+)
 async def swap(request: Request) -> SwapReport:
     """Serve other weights under the name of a model, without a restart.
 
@@ -78,18 +91,21 @@ async def swap(request: Request) -> SwapReport:
     return _report(await swapper.swap(name, order.weights, order.plan))
 
 
+@router.post("/models/{name}/rollback", responses=documented(*_ERRORS), openapi_extra=_PARAMETERS)
 async def roll_back(request: Request) -> SwapReport:
     """Serve the previous version of a model again, which is still loaded, and release the present one."""
     _, swapper, name = _of(request)
     return _report(await swapper.roll_back(name))
 
 
+@router.post("/models/{name}/confirm", responses=documented(*_ERRORS), openapi_extra=_PARAMETERS)
 async def confirm(request: Request) -> SwapReport:
     """Release the previous version of a model. It cannot be returned to any more."""
     _, swapper, name = _of(request)
     return _report(await swapper.confirm(name))
 
 
+@router.get("/models/{name}/swap", responses=documented(Unauthorized, UnknownModel), openapi_extra=_PARAMETERS)
 async def latest(request: Request) -> SwapReport:
     """The latest swap of a model, also while it is in progress."""
     _, swapper, name = _of(request)
@@ -130,28 +146,4 @@ def _shadow(found: Comparison) -> ShadowReport:
         candidate=candidate,
         failed=found.failed,
         dropped=found.dropped,
-    )
-
-
-_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-_BODY_ERRORS = (UploadTooSlow, BodyTooLarge, InvalidParameter, TooManyUploads, DeadlinePassed)
-_SWAP_ERRORS = (SwapRefused, SwapConflict, SwapInterrupted, NotReady, NotAlive)
-
-for _method, _path, _endpoint, _errors in (
-    ("POST", "/models/{name}", swap, (*_SWAP_ERRORS, *_BODY_ERRORS)),
-    ("POST", "/models/{name}/rollback", roll_back, _SWAP_ERRORS),
-    ("POST", "/models/{name}/confirm", confirm, _SWAP_ERRORS),
-    ("GET", "/models/{name}/swap", latest, ()),
-):
-    _extra: dict[str, Any] = {"parameters": [_NAME]}
-    if _endpoint is swap:
-        _extra["requestBody"] = {"content": {"application/json": {"schema": SwapRequest.model_json_schema()}}}
-    router.add_api_route(
-        _path,
-        _endpoint,
-        methods=[_method],
-        name=_endpoint.__name__,
-        response_model=SwapReport,
-        responses=documented(Unauthorized, UnknownModel, *_errors),
-        openapi_extra=_extra,
     )

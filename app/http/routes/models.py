@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import JSONResponse
 
 from app.http.dependencies import service_of
+from app.http.parameters import path_parameter
 from app.http.problems import InvalidParameter, Unauthorized, documented
 from app.http.schemas import Models, ModelStatus, ServedCard, served_card
 from app.serving.errors import NotAlive, NotReady, UnknownModel
@@ -37,8 +38,7 @@ async def models(service: Annotated[Service, Depends(service_of)]) -> Models:
 @router.get(
     "/models/{name}",
     responses=documented(Unauthorized, InvalidParameter, UnknownModel, NotReady, NotAlive),
-    # Declared here: FastAPI would document its own error with status 422, but any name is valid.
-    openapi_extra={"parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]},
+    openapi_extra={"parameters": [path_parameter("name")]},
     response_model=ServedCard,
 )
 async def card(

@@ -32,7 +32,7 @@ from app.http.oip.schemas import (
     Statistics,
 )
 from app.http.oip.statistics import statistics_of
-from app.http.parameters import TIMEOUT_HEADER, timeout_of
+from app.http.parameters import TIMEOUT_HEADER, path_parameter, timeout_of
 from app.http.problems import (
     BadUpload,
     BodyTooLarge,
@@ -187,11 +187,8 @@ def _find(service: Service, name: str, version: str | None = None) -> ServedMode
 
 
 def _parameters(path: str, headers: Mapping[str, tuple[str, str]] | None = None) -> list[dict[str, Any]]:
-    """The OpenAPI parameters of a route. FastAPI would document a status 422 for them."""
-    names = [name for name in ("model_name", "model_version") if f"{{{name}}}" in path]
-    found: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
-    ]
+    """The OpenAPI parameters of a route."""
+    found = [path_parameter(name) for name in ("model_name", "model_version") if f"{{{name}}}" in path]
     for name, (kind, about) in (headers or {}).items():
         found.append({"name": name, "in": "header", "required": False, "schema": {"type": kind}, "description": about})
     return found
