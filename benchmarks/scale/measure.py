@@ -15,10 +15,12 @@ import model
 from app.settings import Settings
 from benchmarks.scale.simulation import Cost, Outcome
 from benchmarks.serving.payloads import Payload, body_of, large_jpeg, small_pngs
+from benchmarks.soak.phases import Phase, load
+from benchmarks.soak.proxy import Proxy
+from benchmarks.soak.replicas import Replicas, on_cpu
 from benchmarks.soak.samples import get
 from benchmarks.soak.service import ServiceProcess
 from benchmarks.soak.wire import NoResponse, Pool
-from deploy.rehearse import Phase, Proxy, Replicas, load, on_cpu
 
 CONNECTIONS = 32
 _CONNECTIONS_WITH_LARGE = 8

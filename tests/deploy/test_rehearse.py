@@ -1,6 +1,5 @@
 """Replicas behind HAProxy: the configuration fits the service, and a rolling update loses no request."""
 
-import asyncio
 import re
 import shutil
 from pathlib import Path
@@ -10,8 +9,8 @@ import yaml
 from typer.testing import CliRunner
 
 from app.settings import Settings
-from benchmarks.soak.clients import ServiceError
-from deploy.rehearse import CONFIGURATION, Proxy, command, load
+from benchmarks.soak.proxy import CONFIGURATION, Proxy
+from deploy.rehearse import command
 from tests.app.running import ROOT, serving
 
 needs_haproxy = pytest.mark.skipif(not shutil.which("haproxy"), reason="needs haproxy, from Debian's package haproxy")
@@ -64,12 +63,6 @@ def test_the_proxy_serves_the_replica_but_not_its_metrics() -> None:
         assert proxy.retries() == 0
 
 
-def test_a_missing_proxy_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(ServiceError, match="haproxy is not installed"):
-        Proxy([8000], retries=0)
-
-
 def rehearse(bundle: Path, logs: Path, *options: str) -> tuple[int, str]:
     """The exit code and the output of a short rehearsal."""
     arguments = ["--weights", str(bundle), "--logs", str(logs), "--seconds", "1", "--connections", "8", *options]
@@ -96,14 +89,3 @@ def test_lost_requests_are_counted(int8_bundle: Path, tmp_path: Path) -> None:
     code, output = rehearse(int8_bundle, tmp_path, "--replicas", "1", "--retries", "0", "--drain-delay", "0")
     assert code == 1, output
     assert "lost:" in output
-
-
-def test_an_error_during_the_load_is_not_wrapped_and_ends_the_clients() -> None:
-    request = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
-
-    async def fail(port: int) -> None:
-        async with load(port, 2, [request]):
-            raise ServiceError("a replica has ended")
-
-    with serving() as service, pytest.raises(ServiceError, match="a replica has ended"):
-        asyncio.run(asyncio.wait_for(fail(service.port), 30))
