@@ -74,11 +74,11 @@ async def _upload_slowly_once(pool: Pool, sample: Sample, tally: Tally, until: a
     connection = await pool.connect()
     try:
         head = sample.request.index(b"\r\n\r\n") + 4
-        connection.writer.write(sample.request[:head])
+        connection.write(sample.request[:head])
         reading = asyncio.ensure_future(connection.read_response())
         try:
             for start in range(head, len(sample.request), _SLOW_BYTES):
-                connection.writer.write(sample.request[start : start + _SLOW_BYTES])
+                connection.write(sample.request[start : start + _SLOW_BYTES])
                 await asyncio.wait([reading], timeout=_SLOW_INTERVAL)
                 if reading.done():
                     break
@@ -108,7 +108,7 @@ async def disconnect(pool: Pool, sample: Sample, tally: Tally, rng: random.Rando
         tally.misbehaving[f"{kind}: {error}"] += 1
         return
     sent = len(sample.request) if waits else rng.randrange(1, len(sample.request))
-    connection.writer.write(sample.request[:sent])
+    connection.write(sample.request[:sent])
     await asyncio.sleep(rng.random() ** 3 * _LONGEST_WAIT)
     if rng.random() < 0.5:
         connection.abort()

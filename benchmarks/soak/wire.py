@@ -1,7 +1,6 @@
-"""A minimal HTTP/1.1 client on asyncio streams. It shares the cores with the service, and httpx needs far more CPU."""
+"""A minimal HTTP/1.1 client on asyncio. It shares the cores with the service, so it must need little CPU time."""
 
 import asyncio
-import contextlib
 import time
 from dataclasses import dataclass
 
@@ -22,13 +21,41 @@ class Response:
     body: bytes
 
 
-@dataclass(slots=True)
-class Connection:
-    """A connection to the service."""
+class Connection(asyncio.Protocol):
+    """A connection to the service.
 
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    idle_since: float = 0.0
+    Attributes:
+        ended: whether the service has closed it or sent what is not HTTP.
+        idle_since: end of the last response, by time.monotonic().
+    """
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.idle_since = 0.0
+        self._received = b""
+        self._waiter: asyncio.Future[Response] | None = None
+        self._failure: NoResponse | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        self._settle()
+
+    def eof_received(self) -> None:
+        self.ended = True
+        self._settle()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended = True
+        if exc:
+            self._failure = NoResponse(type(exc).__name__)
+        self._settle()
+
+    def write(self, data: bytes) -> None:
+        """Send data, a request or a part of one."""
+        self._transport.write(data)
 
     async def read_response(self) -> Response:
         """Read one response.
@@ -36,28 +63,49 @@ class Connection:
         Raises:
             NoResponse: the connection is closed or reset first, or the data is not HTTP.
         """
-        try:
-            head = await self.reader.readuntil(b"\r\n\r\n")
-            first, *lines = head[:-4].decode("latin-1").split("\r\n")
-            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-            body = await self.reader.readexactly(int(headers["content-length"]))
-            return Response(int(first.split(" ", 2)[1]), headers, body)
-        except asyncio.IncompleteReadError as error:
-            raise NoResponse("incomplete response" if error.partial else "no response") from error
-        except (KeyError, ValueError, IndexError, asyncio.LimitOverrunError) as error:
-            raise NoResponse("not HTTP") from error
-        except OSError as error:
-            raise NoResponse(type(error).__name__) from error
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._settle()
+        return await self._waiter
 
     def close(self) -> None:
         """Close the connection."""
-        with contextlib.suppress(OSError, RuntimeError):
-            self.writer.close()
+        self._transport.close()
 
     def abort(self) -> None:
         """Reset the connection, like a proxy whose mobile client has lost its network."""
-        with contextlib.suppress(OSError, RuntimeError):
-            self.writer.transport.abort()
+        self._transport.abort()
+
+    def _settle(self) -> None:
+        """Give the response, or the reason why there is none, to the caller that waits for it."""
+        if self._waiter is None or self._waiter.done():
+            return
+        try:
+            if response := self._take():
+                self._waiter.set_result(response)
+            elif self._failure:
+                self._waiter.set_exception(self._failure)
+            elif self.ended:
+                self._waiter.set_exception(NoResponse("incomplete response" if self._received else "no response"))
+        except (KeyError, ValueError, IndexError):
+            self.ended = True
+            self._waiter.set_exception(NoResponse("not HTTP"))
+
+    def _take(self) -> Response | None:
+        """Remove a complete response from the received data.
+
+        Raises:
+            KeyError, ValueError, IndexError: the data is not HTTP, or the response has no length.
+        """
+        head, end, rest = self._received.partition(b"\r\n\r\n")
+        if not end:
+            return None
+        first, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        status, length = int(first.split(" ", 2)[1]), int(headers["content-length"])
+        if len(rest) < length:
+            return None
+        self._received = rest[length:]
+        return Response(status, headers, rest[:length])
 
 
 class Pool:
@@ -80,9 +128,10 @@ class Pool:
             NoResponse: it is not accepted.
         """
         try:
-            return Connection(*await asyncio.open_connection("127.0.0.1", self.port))
+            _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self.port)
         except OSError as error:
             raise NoResponse(f"cannot connect: {type(error).__name__}") from error
+        return connection
 
     async def send(self, request: bytes, *, keep: bool = True) -> Response:
         """Send a request and read the response.
@@ -99,7 +148,7 @@ class Pool:
         try:
             async with asyncio.timeout(self.timeout):
                 connection = self._reuse() or await self.connect()
-                connection.writer.write(request)
+                connection.write(request)
                 response = await connection.read_response()
                 done = True
         except TimeoutError as error:
@@ -124,7 +173,7 @@ class Pool:
         """The connection that was used last, so that the others become idle for too long and are closed."""
         while self._idle:
             connection = self._idle.pop()
-            if time.monotonic() - connection.idle_since < _MAX_IDLE and not connection.reader.at_eof():
+            if time.monotonic() - connection.idle_since < _MAX_IDLE and not connection.ended:
                 return connection
             connection.close()
         return None
