@@ -13,19 +13,42 @@ _GRACE = 1.0
 _FIRST_REQUEST_TIMEOUT = 2.0
 # Seconds for the rest of a request whose response closes the connection.
 _LINGER = 5.0
+# Start of the response to `Expect: 100-continue`, which comes before the response itself.
+_INTERIM_RESPONSE = b"HTTP/1.1 100 "
 
 
 class _ResponseTransport:
-    """The transport as a response uses it, with another way to close it.
+    """The transport as one response uses it. It sends the head together with the first bytes of the body.
+
+    uvicorn writes them separately, and uvloop makes a system call for each.
 
     Args:
         transport: of the connection.
         close: called instead of its own `close`.
+        has_body: whether anything is written after the head.
     """
 
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None], *, has_body: bool) -> None:
         self._transport = transport
-        self.close = close
+        self._close = close
+        self._awaits_head = has_body
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        """Send data, after the head if that has not been sent; keep the head itself."""
+        if not self._awaits_head:
+            self._transport.write(self._head + data if self._head else data)
+            self._head = b""
+        elif data.startswith(_INTERIM_RESPONSE):
+            self._transport.write(data)
+        else:
+            self._head, self._awaits_head = data, False
+
+    def close(self) -> None:
+        """Close the connection after all data has been sent."""
+        if self._head:
+            self.write(b"")
+        self._close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -57,7 +80,8 @@ def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
 
         def on_headers_complete(self) -> None:
             super().on_headers_complete()
-            self.cycle.transport = _ResponseTransport(self.transport, self._close)  # type: ignore[assignment]
+            has_body = self.scope["method"] != "HEAD"
+            self.cycle.transport = _ResponseTransport(self.transport, self._close, has_body=has_body)  # type: ignore[assignment]
 
         def on_message_complete(self) -> None:
             super().on_message_complete()

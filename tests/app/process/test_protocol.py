@@ -1,10 +1,16 @@
 """Clients that send a request slowly, over bare connections."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
+from app.process.protocol import http_protocol
 from tests.app.fakes import image_file
 from tests.app.running import Running, serving
 
@@ -98,3 +104,88 @@ def test_a_connection_that_sends_in_time_is_kept(service: Running) -> None:
             connection.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
             time.sleep(0.4)
+
+
+def test_a_request_that_expects_100_continue_gets_it_before_the_response(service: Running) -> None:
+    head = HEAD.replace(b"\r\n\r\n", b"\r\nContent-Type: image/png\r\nExpect: 100-continue\r\n\r\n")
+    with service.connect() as connection:
+        connection.sendall(head)
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(image_file())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_the_response_to_head_is_sent_without_a_body(service: Running) -> None:
+    with service.connect() as connection:
+        for _ in range(2):
+            connection.sendall(b"HEAD /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+            received = connection.recv(65536)
+            assert received.startswith(b"HTTP/1.1 200 ")
+            assert received.endswith(b"\r\n\r\n")
+
+
+class RecordingTransport(asyncio.Transport):
+    """Records what is written, and whether it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.closed
+        self.written.append(bytes(data))
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def can_write_eof(self) -> bool:
+        return False
+
+
+def respond_with(*messages: dict[str, Any]) -> RecordingTransport:
+    """The transport after a GET request to an application that sends these messages."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in messages:
+            await send(message)
+
+    async def run() -> RecordingTransport:
+        config = uvicorn.Config(app, log_config=None, lifespan="off")
+        config.load()
+        protocol = http_protocol(TIMEOUT)(config, ServerState(), {})
+        transport = RecordingTransport()
+        protocol.connection_made(transport)
+        protocol.data_received(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        await asyncio.gather(*protocol.tasks)
+        protocol.connection_lost(None)
+        return transport
+
+    return asyncio.run(run())
+
+
+HEADERS = [(b"content-length", b"4")]
+START = {"type": "http.response.start", "status": 200, "headers": HEADERS}
+BODY = {"type": "http.response.body", "body": b"body"}
+
+
+def test_the_head_of_a_response_is_sent_together_with_its_body() -> None:
+    (response,) = respond_with(START, BODY).written
+    assert response.startswith(b"HTTP/1.1 200 ")
+    assert response.endswith(b"\r\n\r\nbody")
+
+
+def test_the_parts_of_a_body_are_sent_one_by_one() -> None:
+    first, second = respond_with(START, {**BODY, "body": b"bo", "more_body": True}, {**BODY, "body": b"dy"}).written
+    assert first.endswith(b"\r\n\r\nbo")
+    assert second == b"dy"
+
+
+def test_the_head_is_sent_if_the_application_fails_before_the_body() -> None:
+    transport = respond_with(START)
+    (head,) = transport.written
+    assert head.endswith(b"\r\n\r\n")
+    assert transport.closed
