@@ -167,6 +167,8 @@ class Training(_Strict):
         outliers: images of none of the classes; None if there were none.
         teacher: of the distillation; None if there was none.
         average: what the trained weights were averaged with; None if they were not.
+        class_biases: what was added to the biases of the last layer after the training, which minimises the loss on
+            the held-out images, one number for each class; None if nothing was.
     """
 
     recipe: dict[str, Any]
@@ -183,6 +185,7 @@ class Training(_Strict):
     outliers: OutlierImages | None = None
     teacher: TeacherBundle | None = None
     average: AveragedWeights | None = None
+    class_biases: list[float] | None = None
 
 
 class ReliabilityBin(_Strict):

@@ -29,6 +29,7 @@ from model.engines.base import DeviceName, Engine
 from model.engines.torch import TorchEngine
 from model.nets.base import count_multiply_adds, count_parameters
 from model.nets.zoo import build
+from model.training.biases import correct_biases
 from model.training.calibrate import fit
 from model.training.data import DataSet
 from model.training.evaluate import Assessment, Progress, assess, mistakes, reliability
@@ -50,7 +51,7 @@ def export(
     device: DeviceName = "auto",
     progress: Progress | None = None,
 ) -> ModelCard:
-    """Test a run once and write its bundle.
+    """Correct the biases of the classes, test the network once and write its bundle.
 
     The tested network is the one in the bundle: the weights after rounding for storage, in float32 arithmetic.
 
@@ -67,10 +68,10 @@ def export(
     """
     recipe = run.recipe
     arguments = recipe.network_arguments(len(data.labels))
-    state = to_storage_dtype(run.net.state_dict())
-    weights = to_safetensors(state)
     net = build(recipe.network, **arguments)
-    net.load_state_dict(state)
+    net.load_state_dict(to_storage_dtype(run.net.state_dict()))
+    biases = correct_biases(net, recipe.input_spec(), data, balance=recipe.balance, device=device)
+    weights = to_safetensors(to_storage_dtype(net.state_dict()))
     complexity = Complexity(parameters=count_parameters(net), multiply_adds=count_multiply_adds(net, recipe.crop))
     spec = recipe.input_spec()
     engine = TorchEngine(net, spec, device=device, precision="float32")
@@ -92,6 +93,7 @@ def export(
             dataset_md5=dict(data.md5),
             data=data.about(),
             seconds=round(run.seconds, 1),
+            class_biases=biases,
             **run.about,
         ),
         metrics=metrics_of(

@@ -53,7 +53,7 @@ model-index:
 | recipe | `{training.recipe["name"]}`{_changes(training.recipe)}, {training.epochs} epochs of {
         training.pictures:,} images, seed {training.seed}{started} |{_data(card)}{_teacher(card)}{_outliers(card)}{
         _average(card)
-    }
+    }{_biases(card)}
 | trained on | {training.device}, torch {training.torch}, {training.seconds / 60:.0f} minutes |
 | code | commit `{training.commit}` |
 | test transform | shorter side to {spec.resize}, {spec.interpolation}, central {spec.crop} x {spec.crop} |
@@ -157,6 +157,17 @@ def _average(card: ModelCard) -> str:
     if average is None:
         return ""
     return f"\n| averaged | with weights of SHA-256 `{average.sha256[:12]}`, which have a share of {average.share:g} |"
+
+
+def _biases(card: ModelCard) -> str:
+    """A row on the correction of the biases, if there was one."""
+    biases = card.training.class_biases
+    if biases is None:
+        return ""
+    return (
+        f"\n| biases of the classes | changed by {min(biases):+.2f} to {max(biases):+.2f} after the training, for the "
+        "lowest loss on the held-out images |"
+    )
 
 
 def _outliers(card: ModelCard) -> str:

@@ -99,6 +99,17 @@ def test_the_bundle_contains_the_network_that_was_tested(exported: Exported, tin
         export(exported.run, exported.data, tiny_bundle, name="tiny", device="cpu")
 
 
+def test_the_biases_of_the_classes_are_corrected(exported: Exported) -> None:
+    stored = load_file(exported.folder / "model.safetensors")
+    trained = to_storage_dtype(exported.run.net.state_dict())
+    assert exported.card.training.class_biases is not None
+    added = torch.tensor(exported.card.training.class_biases)
+    assert added.abs().max() > 0.01
+    torch.testing.assert_close(stored["fc.bias"], trained["fc.bias"] + added)
+    assert all(torch.equal(stored[key], trained[key]) for key in trained if key != "fc.bias")
+    assert "| biases of the classes | changed by" in (exported.folder / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_card_agrees_with_the_weights(exported: Exported) -> None:
     card, data = exported.card, exported.data
     net = build("resnet18", **card.architecture.arguments)
@@ -128,7 +139,7 @@ def test_the_card_agrees_with_the_weights(exported: Exported) -> None:
     assert metrics.confusion == assessment.scores.confusion.tolist()
     assert [sum(row) for row in metrics.confusion] == np.bincount(data.test.labels.numpy(), minlength=10).tolist()
     bins = assessment.scores.bins[assessment.scores.bins[:, 0] > 0]
-    assert len(bins) > 3
+    assert len(bins) > 1
     found = [[part.pictures, part.confidence, part.accuracy] for part in metrics.reliability]
     np.testing.assert_allclose(found, bins, rtol=1e-3)
     assert metrics.mistakes == mistakes(assessment.scores, data.labels)
