@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final, get_args
+from typing import Annotated, get_args
 
 import numpy as np
 import typer
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from app.settings import Settings
 from benchmarks.photos.collection import Photo, collect
 from model import MAX_VIEWS, Classifier, ModelError, Prediction, Verdict, load, preprocess
 from model.bundle import update_bundle
@@ -21,8 +22,7 @@ from model.training.evaluate import auroc, score
 from model.training.report.readme import README_FILE, readme_of
 
 _MAX_PIXELS = 200_000_000
-DEFAULT_VIEWS: Final = 2
-"""As in the settings of the service."""
+_VIEWS: int = Settings.model_fields["views"].default
 
 
 def main(
@@ -30,7 +30,9 @@ def main(
     cache: Annotated[Path, typer.Option(help="Folder for the downloaded photos.")] = Path("data/photos"),
     engine: Annotated[EngineName, typer.Option(help="Runtime.")] = "auto",
     device: Annotated[DeviceName, typer.Option(help="auto uses CUDA if it is available.")] = "auto",
-    write: Annotated[bool, typer.Option(help="Write the accuracy in two views to card.json and README.md.")] = False,
+    write: Annotated[
+        bool, typer.Option(help="Write the accuracy with the default views to card.json and README.md.")
+    ] = False,
 ) -> None:
     """Evaluate bundles on real photographs by number of views. Print a table and a line of JSON for each.
 
@@ -65,7 +67,7 @@ def write_metrics(folder: Path, classifier: Classifier, rows: Sequence[Row]) -> 
         classifier: loaded from it.
         rows: from `evaluate`.
     """
-    row = next(row for row in rows if (row["views"], row["half"]) == (DEFAULT_VIEWS, "all"))
+    row = next(row for row in rows if (row["views"], row["half"]) == (_VIEWS, "all"))
     photos = PhotoMetrics.model_validate(
         {
             "images": row["photos"],

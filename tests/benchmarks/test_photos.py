@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import model
-from app.settings import Settings
-from benchmarks.photos.__main__ import DEFAULT_VIEWS, measure, write_metrics
+from benchmarks.photos.__main__ import measure, write_metrics
 from benchmarks.photos.collection import Photo
 from model import Prediction, read_card
 from model.card import PhotoMetrics, Thresholds
@@ -72,7 +71,3 @@ def test_the_metrics_are_written_to_the_card_and_its_page(shipped: Path, tmp_pat
     )
     assert "**25.0%** of 4;" in (folder / "README.md").read_text()
     model.load(folder)
-
-
-def test_the_default_number_of_views_is_that_of_the_service() -> None:
-    assert Settings.model_fields["views"].default == DEFAULT_VIEWS
