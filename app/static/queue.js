@@ -91,6 +91,7 @@ export class Queue extends EventTarget {
 	}
 
 	retry(job) {
+		job.abort.abort();
 		Object.assign(job, { answer: null, problem: null, abort: new AbortController() });
 		this.#setState(job, "queued");
 		this.#startNext();
@@ -98,10 +99,7 @@ export class Queue extends EventTarget {
 
 	/** Classify all images again. */
 	restart() {
-		for (const job of this.all) {
-			job.abort.abort();
-			this.retry(job);
-		}
+		for (const job of this.all) this.retry(job);
 	}
 
 	/** Replace the file by a JPEG copy of a limited size and send it again. */

@@ -3,14 +3,20 @@
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.app.fakes import CARD, FakeEngine, fake_classifier, image_file
 from tests.app.running import Running, serving
-from tests.page.browsing import add, show_curl, visiting
+from tests.page.browsing import add, fail, headline, mock_explain, show_curl, succeed, visiting, wait_until
 from tests.page.test_layout import check
 
 OTHER = FakeEngine()
+# createImageBitmap waits for a call of finishCopies().
+_DELAY_COPIES = """() => {
+    const create = createImageBitmap;
+    const finished = new Promise((resolve) => { window.finishCopies = resolve; });
+    window.createImageBitmap = (...given) => finished.then(() => create(...given));
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +54,26 @@ def test_another_model_classifies_all_images_again(chooser: Page, both: Running)
     assert (both.engine.views, OTHER.views) == (seen, other + 2)
     show_curl(chooser)
     expect(chooser.locator("#command")).to_contain_text("/explain?top_k=10&model=b")
+
+
+def test_a_copy_that_is_made_while_the_model_changes_replaces_the_request_with_the_original(chooser: Page) -> None:
+    mock_explain(chooser, lambda route: fail(route, 413, "body-too-large", "the image is too large"))
+    add(chooser, ("a.png", image_file(1)))
+    expect(headline(chooser)).to_have_text("A title")
+    chooser.evaluate(_DELAY_COPIES)
+    chooser.get_by_role("button", name="Send a smaller copy").click()
+    pending: list[Route] = []
+    mock_explain(chooser, pending.append)
+    chooser.locator("#models").select_option("b")
+    wait_until(chooser, lambda: len(pending) == 1, "the original is sent to the other model")
+    chooser.evaluate("finishCopies()")
+    wait_until(chooser, lambda: len(pending) == 2, "the copy is sent")
+    original, copy = (route.request for route in pending)
+    wait_until(chooser, lambda: original.failure is not None, "the request with the original is aborted")
+    assert copy.failure is None
+    assert "model=b" in copy.url
+    succeed(pending[1])
+    expect(headline(chooser)).to_have_text("Cat")
 
 
 def test_a_model_without_maps_has_results_and_no_heat_maps(chooser: Page) -> None:
