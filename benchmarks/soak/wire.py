@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _settle(self) -> None:
-        """Give the response, or the reason why there is none, to the caller that waits for it."""
+        """Give the response, or the reason why there is none, to the task that waits for it."""
         if self._waiter is None or self._waiter.done():
             return
         try:
