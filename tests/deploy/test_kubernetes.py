@@ -248,6 +248,17 @@ def test_with_api_keys_prometheus_sends_one_and_pods_need_the_secret(tmp_path: P
     folder = tmp_path.resolve()
     required = container(folder)["env"][0]["valueFrom"]["secretKeyRef"]
     assert required == {**reference, "optional": False}
+    assert container(folder)["env"][1:] == container()["env"][1:], "only the API keys are required"
     (endpoint,) = resource("ServiceMonitor", folder)["spec"]["endpoints"]
     assert endpoint["authorization"]["credentials"]["name"] == reference["name"]
     assert endpoint["authorization"]["credentials"]["key"] != reference["key"]
+
+
+def test_admin_keys_are_an_optional_entry_of_the_secret() -> None:
+    api, admin = container()["env"]
+    assert admin["name"] == "TENFOLD_ADMIN_KEYS"
+    reference = admin["valueFrom"]["secretKeyRef"]
+    assert reference["name"] == api["valueFrom"]["secretKeyRef"]["name"]
+    assert reference["key"] not in (api["valueFrom"]["secretKeyRef"]["key"], "metrics")
+    assert reference["optional"] is True
+    assert f"--from-literal={reference['key']}=" in (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
