@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
     A worker accepts connections once its models are loaded, because its siblings serve meanwhile.
 
     A worker obeys its supervisor through a link. `Listen` lets it accept connections at once, so that probes get
-    responses while it is alone. `Drain` starts the drain without a limit in time. The end of the link
+    responses meanwhile. `Drain` starts the drain without a limit in time. The end of the link
     ends the drain; if no `Drain` came before, the supervisor has died, and the worker drains as on SIGTERM. All other
     messages are about new weights.
 
@@ -97,7 +97,7 @@ class Server(uvicorn.Server):
         self._exit_at = min(self._exit_at, time.monotonic() + seconds)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the application and listen, a worker not yet."""
+        """Start the application and listen. A worker listens later."""
         if self._supervisor:
             self._to_listen = sockets or []
             sockets = []

@@ -41,7 +41,7 @@ _CPUS_PER_WORKER = 4
 _CUDA_DEVICE = Path("/dev/nvidiactl")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Worker:
     """A worker process.
 
@@ -50,11 +50,13 @@ class _Worker:
         link: `Listen` means accept connections, `Drain` means drain, the end means stop listening; other messages are
             about new weights.
         started: time.monotonic.
+        listens: whether it was told to accept connections.
     """
 
     process: subprocess.Popen[bytes]
     link: Link
     started: float
+    listens: bool = False
 
 
 @dataclass(slots=True)
@@ -77,8 +79,8 @@ class Supervisor:
 
     It owns the listening socket, so it alone stops new connections. Each worker's standard input is a socket that is
     connected to the supervisor: see `_Worker`. If the supervisor dies, the kernel closes the sockets, so that no worker
-    outlives it. A worker accepts connections once it has loaded the models, or at once if it is alone, so that probes
-    get responses. The supervisor coordinates the swaps of weights, because all workers must swap or none.
+    outlives it. A worker accepts connections once it has loaded the models, or at once if no other one does, so that
+    probes get responses. The supervisor coordinates the swaps of weights, because all workers must swap or none.
 
     Args:
         settings: of the service.
@@ -159,20 +161,22 @@ class Supervisor:
             if not self._stopping and time.monotonic() >= slot.start_at:
                 slot.worker = self._start()
                 self._coordinator.join(slot.worker.process.pid)
-                self._listen_if_alone()
+                self._keep_one_listening()
             return
         for message in slot.worker.link.receive():
             self._coordinator.receive(slot.worker.process.pid, message)
         if (code := slot.worker.process.poll()) is not None:
             worker, slot.worker = slot.worker, None
             self._reap(slot, worker, code)
-            self._listen_if_alone()
+            self._keep_one_listening()
 
-    def _listen_if_alone(self) -> None:
-        """Let the only worker accept connections, loaded or not."""
+    def _keep_one_listening(self) -> None:
+        """Let the oldest worker accept connections, loaded or not, if none was told to."""
         workers = self._workers()
-        if len(workers) == 1:
-            workers[0].link.send(Listen())
+        if workers and not any(worker.listens for worker in workers):
+            oldest = min(workers, key=lambda worker: worker.started)
+            oldest.listens = True
+            oldest.link.send(Listen())
 
     def _start(self) -> _Worker:
         descriptor = self._listening.fileno()

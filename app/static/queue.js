@@ -145,6 +145,7 @@ export class Queue extends EventTarget {
 	async #run(job) {
 		const { signal } = job.abort;
 		const onstate = (state) => {
+			if (signal.aborted) return; // as below
 			job.sentAt = Date.now();
 			this.#setState(job, state);
 		};

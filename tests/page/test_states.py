@@ -299,6 +299,19 @@ def test_missing_figures_are_omitted(page: Page, missing: dict[str, Any]) -> Non
     expect(page.locator("figure")).to_have_count(0)
 
 
+def test_a_cancelled_image_stays_cancelled_if_the_service_cannot_be_reached(page: Page) -> None:
+    pending: list[Route] = []
+    page.route("**/livez", pending.append)
+    mock_explain(page, lambda route: route.abort())
+    add(page, ("a.png", image_file()))
+    wait_until(page, lambda: bool(pending), "the page asks whether the service is alive")
+    page.locator("#result").get_by_role("button", name="Cancel").click()
+    expect(headline(page)).to_have_text("Cancelled")
+    pending[0].abort()
+    expect(page.locator("#banner")).to_contain_text("cannot be reached")
+    expect(headline(page)).to_have_text("Cancelled")
+
+
 def test_an_image_removed_in_progress_leaves_nothing(page: Page) -> None:
     pending: list[Route] = []
     mock_explain(page, pending.append)

@@ -54,9 +54,10 @@ def test_a_worker_that_is_terminated_loses_no_request_and_is_replaced(log: Path)
 
 
 @contextlib.contextmanager
-def loading_after(file: Path, log: Path) -> Iterator[Process]:
+def loading_after(file: Path, log: Path, *, workers: int = 2) -> Iterator[Process]:
     """A service that loads its model once the file exists."""
-    with process({**SETTINGS, "LOAD_AFTER": str(file)}, log, arguments=[*FAKE, "works"]) as running:
+    settings = {**SETTINGS, "TENFOLD_WORKERS": str(workers), "LOAD_AFTER": str(file)}
+    with process(settings, log, arguments=[*FAKE, "works"]) as running:
         yield running
 
 
@@ -99,6 +100,16 @@ def test_if_all_workers_end_a_new_one_answers_probes_while_it_loads(log: Path) -
         for worker in children(running):
             os.kill(worker, signal.SIGKILL)
         running.wait_logged("was killed", 2)
+        assert statuses(running, "/livez") == {200}
+        assert statuses(running, "/readyz") == {503}
+
+
+@pytest.mark.slow
+def test_if_the_worker_that_listens_ends_while_all_load_another_one_answers_probes(log: Path) -> None:
+    with loading_after(log.with_name("complete"), log, workers=3) as running:
+        running.wait_logged("Started server process", 3)
+        os.kill(children(running)[0], signal.SIGKILL)
+        running.wait_logged("was killed")
         assert statuses(running, "/livez") == {200}
         assert statuses(running, "/readyz") == {503}
 
