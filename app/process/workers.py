@@ -50,7 +50,7 @@ class _Worker:
         link: `Listen` means accept connections, `Drain` means drain, the end means stop listening; other messages are
             about new weights.
         started: time.monotonic.
-        listens: whether it was told to accept connections.
+        listens: whether it got `Listen`.
     """
 
     process: subprocess.Popen[bytes]
@@ -171,7 +171,7 @@ class Supervisor:
             self._keep_one_listening()
 
     def _keep_one_listening(self) -> None:
-        """Let the oldest worker accept connections, loaded or not, if none was told to."""
+        """Let the oldest worker accept connections, loaded or not, if none has got this message."""
         workers = self._workers()
         if workers and not any(worker.listens for worker in workers):
             oldest = min(workers, key=lambda worker: worker.started)

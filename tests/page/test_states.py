@@ -301,7 +301,11 @@ def test_missing_figures_are_omitted(page: Page, missing: dict[str, Any]) -> Non
 
 def test_a_cancelled_image_stays_cancelled_if_the_service_cannot_be_reached(page: Page) -> None:
     pending: list[Route] = []
-    page.route("**/livez", pending.append)
+
+    def keep(route: Route) -> None:
+        pending.append(route)
+
+    page.route("**/livez", keep)
     mock_explain(page, lambda route: route.abort())
     add(page, ("a.png", image_file()))
     wait_until(page, lambda: bool(pending), "the page asks whether the service is alive")

@@ -5,7 +5,7 @@ import gc
 import shutil
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -70,8 +70,9 @@ async def until(condition: Callable[[], bool]) -> None:
 PLAN = ShadowPlan(share=0.5, images=40, seconds=60, agreement=0.98)
 
 
-def engine_threads() -> int:
-    return sum(thread.name.startswith("engine") for thread in threading.enumerate())
+def engine_threads(earlier: Collection[threading.Thread]) -> int:
+    """How many threads of engines there are now. Those of earlier tests may end at any time, so they do not count."""
+    return sum(thread.name.startswith("engine") and thread not in earlier for thread in threading.enumerate())
 
 
 def test_a_request_keeps_the_model_that_it_began_with(tmp_path: Path) -> None:
@@ -97,20 +98,22 @@ def test_a_request_keeps_the_model_that_it_began_with(tmp_path: Path) -> None:
 def test_the_previous_model_is_released_when_the_swap_is_confirmed_and_its_last_request_has_ended(
     plan: ShadowPlan | None, tmp_path: Path
 ) -> None:
+    earlier = threading.enumerate()
+
     async def test(service: Service, swapper: Swapper) -> None:
         held = [service.models.get()]
         network = weakref.ref(held[0].classifier)
-        before = engine_threads()
+        before = engine_threads(earlier)
         await (compare(service, swapper, plan) if plan else swapper.swap(CARD.name, "new"))
-        assert engine_threads() == before + 1
+        assert engine_threads(earlier) == before + 1
         await swapper.confirm(CARD.name)
         await asyncio.sleep(0.05)
-        assert engine_threads() == before + 1, "a request holds it"
+        assert engine_threads(earlier) == before + 1, "a request holds it"
         await held[0].classify_pixels(PIXELS)
         gc.disable()
         try:
             held.clear()
-            await until(lambda: engine_threads() == before)
+            await until(lambda: engine_threads(earlier) == before)
             assert network() is None, "no garbage collection is needed"
         finally:
             gc.enable()
@@ -210,8 +213,10 @@ def raises(error: Exception) -> Callable[[Path], Classifier]:
 def test_a_bundle_that_fails_leaves_the_old_one_serving(
     load: Callable[[Path], Classifier], reason: str, tmp_path: Path
 ) -> None:
+    earlier = threading.enumerate()
+
     async def test(service: Service, swapper: Swapper) -> None:
-        serving, threads = service.models.get(), engine_threads()
+        serving, threads = service.models.get(), engine_threads(earlier)
         with pytest.raises(SwapRefused, match=reason) as refusal:
             await swapper.swap(CARD.name, "new")
         assert "secret" not in str(refusal.value)
@@ -222,7 +227,7 @@ def test_a_bundle_that_fails_leaves_the_old_one_serving(
         assert status
         assert (status.state, status.reason) == ("refused", str(refusal.value))
         assert b'tenfold_swaps_total{model="fake-net",outcome="refused"} 1.0' in service.exposition()
-        await until(lambda: engine_threads() <= threads)  # those of an earlier test may have ended meanwhile
+        await until(lambda: engine_threads(earlier) == threads)
 
     in_service(tmp_path, test, load)
 
