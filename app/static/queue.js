@@ -145,7 +145,7 @@ export class Queue extends EventTarget {
 	async #run(job) {
 		const { signal } = job.abort;
 		const onstate = (state) => {
-			if (signal.aborted) return; // as below
+			if (signal.aborted) return; // its state is set already
 			job.sentAt = Date.now();
 			this.#setState(job, state);
 		};

@@ -1,12 +1,14 @@
 """Fit the constants of `model.calibration` to held-out images."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.calibration import OutOfDistributionScore, class_mean_cosine, energy, softmax
 from model.card import (
@@ -31,11 +33,28 @@ THRESHOLDS = Thresholds(accepted=0.05, uncertain=0.02)
 UNCALIBRATED = Calibration(temperature=1.0, views=1, pictures=0)
 """For a network without held-out images."""
 
+TEMPERATURE_RANGE = 20.0
+"""Largest factor between a temperature and 1. That of an untrained network would have no limit."""
+
 _QUANTILES = 101
 # Number of training images that replace the held-out images if there are none.
 _SUBSTITUTES = 5000
 # Of the reference distributions of values, as usual for the population stability index.
 _BINS = 10
+
+
+class Fitted(NamedTuple):
+    """The images that constants are fitted to, as the network sees them.
+
+    Attributes:
+        out: outputs for N >= 1 images in one view each.
+        truth: right classes, int64[N].
+        held_out: whether the network was not trained on them.
+    """
+
+    out: Observed
+    truth: NDArray[np.int64]
+    held_out: bool
 
 
 class Constants(NamedTuple):
@@ -52,21 +71,27 @@ class Constants(NamedTuple):
     reference: Reference | None
 
 
-def fit(engine: Engine, spec: InputSpec, data: DataSet, *, outliers: bool) -> Constants:
-    """Fit all constants to the held-out images in one view each, or to training images if none were held out.
-
-    Without held-out images the temperature is 1, and there are no reference distributions.
+def observe(engine: Engine, spec: InputSpec, data: DataSet) -> Fitted:
+    """Run an engine over the held-out images, or over training images if none were held out.
 
     Args:
         engine: with the network.
         spec: test transform of the card.
         data: that the network was trained on.
-        outliers: whether the network was trained with outliers.
     """
     held_out = len(data.holdout) > 0
     images = data.holdout if held_out else data.train[:_SUBSTITUTES]
-    truth = images.labels.numpy()
-    out = outputs(engine, spec, images.pixels.numpy())
+    return Fitted(outputs(engine, spec, images.pixels.numpy()), images.labels.numpy(), held_out)
+
+
+def fit(images: Fitted, *, outliers: bool) -> Constants:
+    """Fit all constants. Without held-out images the temperature is 1, and there are no reference distributions.
+
+    Args:
+        images: from `observe`.
+        outliers: whether the network was trained with outliers.
+    """
+    out, truth, held_out = images
     logits, features, statistics = out.logits[:, None], out.features[:, None], out.statistics[:, None]
     calibration = fit_temperature(logits, truth) if held_out else UNCALIBRATED
     ood = fit_out_of_distribution(logits, features, statistics, truth, outliers=outliers)
@@ -133,18 +158,27 @@ def fit_temperature(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Ca
     labels = torch.from_numpy(truth)[:, None, None].expand(images, views, 1)
     # log(1 / T). For one view the loss is convex in 1 / T.
     inverse = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([inverse], max_iter=100, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
+    def loss() -> Tensor:
         by_view = F.log_softmax(values * inverse.exp(), dim=2).gather(2, labels)[..., 0]
-        loss = math.log(views) - by_view.logsumexp(dim=1).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        return math.log(views) - by_view.logsumexp(dim=1).mean()
+
+    minimise(loss, inverse)
+    temperature = float(torch.exp(-inverse.detach()).clamp(1 / TEMPERATURE_RANGE, TEMPERATURE_RANGE))
+    return Calibration(temperature=round(temperature, 4), views=views, pictures=images)
+
+
+def minimise(loss: Callable[[], Tensor], *parameters: Tensor) -> None:
+    """Change a few parameters so that a smooth loss of them is lowest, by L-BFGS."""
+    optimizer = torch.optim.LBFGS(parameters, max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    temperature = round(float(torch.exp(-inverse.detach()).clamp(0.05, 20)), 4)
-    return Calibration(temperature=temperature, views=views, pictures=images)
 
 
 def fit_out_of_distribution(

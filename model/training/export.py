@@ -30,10 +30,10 @@ from model.engines.torch import TorchEngine
 from model.nets.base import count_multiply_adds, count_parameters
 from model.nets.zoo import build
 from model.training.biases import correct_biases
-from model.training.calibrate import fit
+from model.training.calibrate import fit, observe
 from model.training.data import DataSet
 from model.training.evaluate import Assessment, Progress, assess, mistakes, reliability
-from model.training.loop import Run
+from model.training.loop import Run, weights_of_classes
 from model.training.report.plots import plots
 from model.training.report.readme import README_FILE, readme
 
@@ -70,13 +70,17 @@ def export(
     arguments = recipe.network_arguments(len(data.labels))
     net = build(recipe.network, **arguments)
     net.load_state_dict(to_storage_dtype(run.net.state_dict()))
-    biases = correct_biases(net, recipe.input_spec(), data, balance=recipe.balance, device=device)
-    weights = to_safetensors(to_storage_dtype(net.state_dict()))
     complexity = Complexity(parameters=count_parameters(net), multiply_adds=count_multiply_adds(net, recipe.crop))
     spec = recipe.input_spec()
+    images = observe(TorchEngine(net, spec, device=device, precision="float32"), spec, data)
+    class_weights = weights_of_classes(data.train.labels, len(data.labels), recipe.balance)
+    biases = correct_biases(net, images, class_weights)
+    if biases is not None:
+        images = images._replace(out=images.out._replace(logits=images.out.logits + biases))
+    weights = to_safetensors(to_storage_dtype(net.state_dict()))
     engine = TorchEngine(net, spec, device=device, precision="float32")
     exposed = run.about.get("outliers") is not None
-    calibration, out_of_distribution, reference = fit(engine, spec, data, outliers=exposed)
+    calibration, out_of_distribution, reference = fit(images, outliers=exposed)
     assessment = assess(engine, spec, calibration, out_of_distribution, data.test, progress=progress)
 
     card = ModelCard(
@@ -93,7 +97,7 @@ def export(
             dataset_md5=dict(data.md5),
             data=data.about(),
             seconds=round(run.seconds, 1),
-            class_biases=biases,
+            class_biases=None if biases is None else [round(float(added), 4) for added in biases],
             **run.about,
         ),
         metrics=metrics_of(

@@ -6,7 +6,7 @@ from model.bundle import open_bundle, update_bundle
 from model.card import ONNX_FILE, ModelCard
 from model.engines.choose import choose
 from model.engines.torch import TorchEngine, load_network
-from model.training.calibrate import fit, measure_reference
+from model.training.calibrate import fit, measure_reference, observe
 from model.training.data import DataSet
 from model.training.evaluate import Progress, assess
 from model.training.export import expected_of, metrics_of
@@ -34,7 +34,7 @@ def recalibrate(folder: Path, data: DataSet, *, progress: Progress | None = None
     bundle = open_bundle(folder)
     card, spec = bundle.card, bundle.card.input
     engine = TorchEngine(load_network(bundle), spec, device="cpu", precision="float32")
-    calibration, ood, reference = fit(engine, spec, data, outliers=card.training.outliers is not None)
+    calibration, ood, reference = fit(observe(engine, spec, data), outliers=card.training.outliers is not None)
     assessment = assess(engine, spec, calibration, ood, data.test, progress=progress)
     about = card.openvino
     if about is not None:

@@ -12,8 +12,8 @@ from torch import nn
 from model.engines.torch import TorchEngine
 from model.nets.zoo import build
 from model.training.biases import correct_biases, fit_biases
+from model.training.calibrate import Fitted, observe
 from model.training.data import DataSet, LabeledImages, load
-from model.training.evaluate import outputs
 from model.training.recipes import recipe_named
 
 SPEC = recipe_named("smoke").input_spec()
@@ -66,11 +66,12 @@ def test_a_wrong_bias_of_the_last_layer_is_corrected(data: DataSet) -> None:
     torch.manual_seed(1)
     net: Any = build("resnet18", **recipe_named("smoke").with_network("resnet18", width=8).network_arguments(10))
     nn.init.normal_(net.get_classifier().weight)
-    images = data.holdout.pixels.numpy()
+
+    def observed() -> Fitted:
+        return observe(TorchEngine(net, SPEC, device="cpu", precision="float32"), SPEC, data)
 
     def logits() -> torch.Tensor:
-        engine = TorchEngine(net, SPEC, device="cpu", precision="float32")
-        return torch.from_numpy(outputs(engine, SPEC, images).logits)
+        return torch.from_numpy(observed().out.logits)
 
     with torch.no_grad():
         net.get_classifier().bias -= logits().mean(dim=0)  # otherwise all images are of one class
@@ -80,7 +81,7 @@ def test_a_wrong_bias_of_the_last_layer_is_corrected(data: DataSet) -> None:
     with torch.no_grad():
         net.get_classifier().bias[common] -= 5
     wrong = (logits().argmax(dim=1) != truth).float().mean()
-    added = correct_biases(net, SPEC, data, balance=0, device="cpu")
+    added = correct_biases(net, observed(), None)
     assert added is not None
     assert added[common] == max(added)
     assert (logits().argmax(dim=1) != truth).float().mean() < wrong / 2
@@ -89,7 +90,8 @@ def test_a_wrong_bias_of_the_last_layer_is_corrected(data: DataSet) -> None:
 def test_nothing_is_corrected_without_held_out_images_or_without_a_bias(data: DataSet) -> None:
     net: Any = build("resnet18", width=8)
     before = net.get_classifier().bias.clone()
-    assert correct_biases(net, SPEC, replace(data, holdout=data.holdout[:0]), balance=0) is None
+    images = observe(TorchEngine(net, SPEC, device="cpu", precision="float32"), SPEC, data)
+    assert correct_biases(net, images._replace(held_out=False), None) is None
     assert torch.equal(net.get_classifier().bias, before)
     net.get_classifier().bias = None
-    assert correct_biases(net, SPEC, data, balance=0) is None
+    assert correct_biases(net, images, None) is None

@@ -17,7 +17,7 @@ from model.classifier import self_test_pixels
 from model.engines.torch import TorchEngine
 from model.errors import SaveError
 from model.nets.zoo import build
-from model.training.calibrate import fit
+from model.training.calibrate import fit, observe
 from model.training.data import DataSet, load
 from model.training.evaluate import assess, mistakes
 from model.training.export import export, to_storage_dtype
@@ -117,7 +117,7 @@ def test_the_card_agrees_with_the_weights(exported: Exported) -> None:
     engine = TorchEngine(net, card.input, device="cpu", precision="float32")
 
     spec = card.out_of_distribution
-    calibration, expected, reference = fit(engine, card.input, data, outliers=False)
+    calibration, expected, reference = fit(observe(engine, card.input, data), outliers=False)
     assert card.calibration.temperature == pytest.approx(calibration.temperature, abs=1e-3)
     assert card.calibration.pictures == 50
     assert spec.score.method == expected.score.method == "mixture"
