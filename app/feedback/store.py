@@ -3,11 +3,12 @@
 Several processes may have the same file open. A store belongs to one thread.
 """
 
+import errno
 import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -98,7 +99,11 @@ class Store:
         self.path = path
         try:
             if create:
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+                # Only a new file: to close one that this process has open elsewhere would release SQLite's locks on it.
+                with suppress(FileExistsError):
+                    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+                if path.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             elif not path.is_file():
                 raise StoreError(f"there is no feedback store {path}: name the file in TENFOLD_FEEDBACK")
             self._database = sqlite3.connect(path, timeout=_BUSY_TIMEOUT / 1000, isolation_level=None)
@@ -269,7 +274,7 @@ class Store:
         database = self._database
         try:
             is_new = self._is_new()
-            database.execute("PRAGMA journal_mode = WAL")  # readers and a writer do not wait for each other
+            self._use_write_ahead_log()
             database.execute("PRAGMA synchronous = NORMAL")
             database.execute("PRAGMA secure_delete = ON")  # removed images are overwritten
             database.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
@@ -285,16 +290,33 @@ class Store:
             database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
+    def _use_write_ahead_log(self) -> None:
+        """Change the journal, so that readers and a writer do not wait for each other.
+
+        SQLite does not wait if another process changes it at the same time.
+        """
+        ends = time.monotonic() + _BUSY_TIMEOUT / 1000
+        while True:
+            try:
+                self._database.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
+                    raise
+                time.sleep(0.01)
+
     def _is_new(self) -> bool:
         """Whether the file is empty.
 
         Raises:
             StoreError: it is of another kind.
         """
+        self._database.execute("SAVEPOINT reading")  # all values are of one state, also while another process writes
         found = [
             self._database.execute(query).fetchone()[0]
             for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT COUNT(*) FROM sqlite_master")
         ]
+        self._database.execute("RELEASE reading")
         if found[:2] == [_APPLICATION_ID, _SCHEMA_VERSION]:
             return False
         if found != [0, 0, 0]:

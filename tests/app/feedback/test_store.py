@@ -4,6 +4,7 @@ import sqlite3
 import stat
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,16 @@ def test_several_connections_write(path: Path) -> None:
         thread.join()
     with Store(path) as store:
         assert numbers(store) == list(range(100))
+
+
+def test_many_connections_may_create_the_file_at_once(tmp_path: Path) -> None:
+    def create(path: Path) -> None:
+        with Store(path) as store:
+            assert numbers(store) == []
+
+    with ThreadPoolExecutor(6) as pool:
+        for number in range(100):
+            list(pool.map(create, [tmp_path / f"{number}.sqlite"] * 6))
 
 
 def test_a_file_of_another_kind_is_refused_and_stays_as_it_is(path: Path) -> None:
