@@ -13,6 +13,8 @@ _GRACE = 1.0
 _FIRST_REQUEST_TIMEOUT = 2.0
 # Seconds for the rest of a request whose response closes the connection.
 _LINGER = 5.0
+# uvloop's clock counts whole milliseconds, so a timer may be early by one.
+_CLOCK = 0.001
 # Start of the response to `Expect: 100-continue`, which comes before the response itself.
 _INTERIM_RESPONSE = b"HTTP/1.1 100 "
 
@@ -117,7 +119,7 @@ def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
             self._set_timeout(_LINGER)
 
         def _set_timeout(self, seconds: float) -> None:
-            self._timeout = self.loop.call_later(seconds, self.transport.close)
+            self._timeout = self.loop.call_later(seconds + _CLOCK, self.transport.close)
 
         def _cancel_timeout(self) -> None:
             if self._timeout:
