@@ -1,6 +1,7 @@
 """The routes that take images, without FastAPI's routing and dependencies."""
 
 from collections.abc import Iterable
+from traceback import clear_frames
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
@@ -42,6 +43,9 @@ class ImageRoutes:
             response: Response = await route.endpoint(Request(scope, receive))
         except self.errors.known as error:
             response = self.errors.response(scope, error)
+            # The frames of the traceback refer to the body and to decoded pixels. If one of them refers to the error as
+            # well, all of this would remain in memory until the next run of the garbage collector.
+            clear_frames(error.__traceback__)
         # Small ones do not pass through the middleware, which takes a twentieth of the time of such a request.
         large = len(response.body) >= LEAST_COMPRESSED
         await (compressed(response) if large else response)(scope, receive, send)

@@ -127,7 +127,12 @@ class Decoder:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         heapq.heappush(jobs.waiting, _Job(flow.finish, self._number, size, function, future))
         self._start_jobs()
-        return await future
+        try:
+            return await future
+        finally:
+            # The traceback of an exception refers to this frame, and the future to the exception. Decoded pixels, to
+            # which the traceback refers as well, would remain until the next run of the garbage collector.
+            del future
 
     def _start_jobs(self) -> None:
         while self._running < self._threads and (jobs := self._next_model()):

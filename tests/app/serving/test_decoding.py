@@ -1,7 +1,9 @@
 import asyncio
+import gc
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -185,6 +187,37 @@ def test_an_error_of_a_job_is_its_own() -> None:
             assert await decoder.run(lambda: "next", size=1, flow=Flow("a")) == "next"
 
     asyncio.run(main())
+
+
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collections")
+def test_the_memory_of_a_failed_job_does_not_wait_for_the_garbage_collector() -> None:
+    class Pixels:
+        pass
+
+    held = list[weakref.ref[Pixels]]()
+
+    def fail() -> None:
+        pixels = Pixels()
+        held.append(weakref.ref(pixels))
+        raise RuntimeError("damaged")
+
+    async def main() -> None:
+        async with decoding() as decoder:
+            with suppress(RuntimeError):
+                await decoder.run(fail, size=1, flow=Flow("a"))
+            await decoder.run(
+                int, size=1, flow=Flow("a")
+            )  # the thread has finished the first job when it runs this one
+
+    asyncio.run(main())
+    assert held[0]() is None
 
 
 def test_jobs_that_wait_are_cancelled_at_the_stop() -> None:
