@@ -1,6 +1,7 @@
 """tenfold reload: other weights for a running service."""
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:  # at run time, httpx is imported in the functions, because it
 
 _DEFAULT_URL = "http://127.0.0.1:8000"
 _CONNECT_TIMEOUT = 5.0
+_REPORT = ("model", "version", "previous", "shadow")
 
 
 def main(
@@ -51,8 +53,8 @@ def main(
             raise CommandError("--images, --seconds and --agreement are limits of a comparison: give --shadow too")
         action = "/rollback" if rollback else "/confirm" if confirm else ""
         with _client(url, admin_key) as client:
-            name = model or _send(client, "GET", "/models")["default"]
-            report = _send(client, "POST", f"/models/{quote(name, safe='')}{action}", order)
+            name = model or _send(client, "GET", "/models", fields=("default",))["default"]
+            report = _send(client, "POST", f"/models/{quote(name, safe='')}{action}", order, fields=_REPORT)
     except CommandError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
@@ -87,11 +89,14 @@ def _client(url: str, admin_key: str) -> "httpx.Client":
     return open_client(url, admin_key, option="--admin-key", timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT))
 
 
-def _send(client: "httpx.Client", method: str, path: str, order: dict[str, Any] | None = None) -> Any:
-    """The JSON of a response with status 200.
+def _send(
+    client: "httpx.Client", method: str, path: str, order: dict[str, Any] | None = None, *, fields: Sequence[str]
+) -> dict[str, Any]:
+    """These fields of the JSON of a response with status 200.
 
     Raises:
-        CommandError: the service cannot be reached, has no such route, or does not accept the key.
+        CommandError: the service cannot be reached, has no such route, or does not accept the key; or this is another
+            program.
         typer.Exit: it refuses the order, with the reason on standard error.
     """
     import httpx
@@ -108,11 +113,22 @@ def _send(client: "httpx.Client", method: str, path: str, order: dict[str, Any] 
     detail = problem_detail(response)
     if response.status_code == 401:
         raise CommandError(f"the service at {client.base_url} needs another key: give one with --admin-key")
-    if method == "POST" and response.status_code in (404, 405) and problem_slug(response) != "unknown-model":
+    missing = response.status_code in (404, 405)
+    if missing and not problem_slug(response):
+        raise _not_tenfold(client)
+    if method == "POST" and missing and problem_slug(response) != "unknown-model":
         raise CommandError(f"the service at {client.base_url} has no admin keys: set TENFOLD_ADMIN_KEYS and restart it")
     if response.status_code in (409, 422, 503):
         print(f"not changed: {detail}", file=sys.stderr)
         raise typer.Exit(1)
     if response.status_code != 200:
         raise CommandError(f"the service at {client.base_url} responded with status {response.status_code}: {detail}")
-    return response.json()
+    try:
+        content = response.json()
+        return {name: content[name] for name in fields}
+    except (ValueError, KeyError, TypeError) as error:
+        raise _not_tenfold(client) from error
+
+
+def _not_tenfold(client: "httpx.Client") -> CommandError:
+    return CommandError(f"{client.base_url.host} is not a Tenfold service: choose another --url")

@@ -3,16 +3,16 @@
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from app.cli.classify.paths import BadPath
 from app.cli.classify.remote import RemoteClassifier
 from app.cli.classify.results import CommandError, Result
+from tests.app.another_program import another_program
 from tests.app.fakes import FakeEngine, fake_classifier, image_file, photo
 from tests.app.running import Running, eventually, serving
 
@@ -273,63 +273,14 @@ def test_a_service_that_cannot_be_reached(url: str, message: str) -> None:
         Client(url=url)
 
 
-class _Other(BaseHTTPRequestHandler):
-    """Responds to everything with status 200 and an empty object."""
-
-    def do_GET(self) -> None:
-        self._respond()
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self._respond()
-
-    def _respond(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002
-
-
-class _Busy(_Other):
-    """The first response is 503 with a Retry-After of two seconds."""
-
-    posted: ClassVar[list[float]] = []
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.posted.append(time.monotonic())
-        if len(self.posted) > 1:
-            self._respond()
-        else:
-            self.send_response(503)
-            self.send_header("Retry-After", "2")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-
 def test_retry_after_is_obeyed(files: list[str]) -> None:
-    with HTTPServer(("127.0.0.1", 0), _Busy) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            with pytest.raises(CommandError):  # the second response is not Tenfold's
-                Client(url=f"http://127.0.0.1:{server.server_port}").all(files[:1])
-        finally:
-            server.shutdown()
-            thread.join()
-    first, second = _Busy.posted
+    with another_program((503, {"Retry-After": "2"}, b""), (200, {}, b"{}")) as program:
+        with pytest.raises(CommandError):  # the second response is not Tenfold's
+            Client(url=program.url).all(files[:1])
+        first, second = program.posted
     assert second - first > 1.9
 
 
-def test_another_server_is_recognised(files: list[str]) -> None:
-    with HTTPServer(("127.0.0.1", 0), _Other) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            with pytest.raises(CommandError, match="is not a Tenfold service"):
-                Client(url=f"http://127.0.0.1:{server.server_port}").all(files)
-        finally:
-            server.shutdown()
-            thread.join()
+def test_another_program_is_recognised(files: list[str]) -> None:
+    with another_program() as program, pytest.raises(CommandError, match="is not a Tenfold service"):
+        Client(url=program.url).all(files)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import model
 from app.cli.main import app as tenfold
+from tests.app.another_program import another_program
 from tests.app.fakes import CARD, image_file
 from tests.app.http.routes.test_v2 import images
 from tests.app.http.test_problems import is_a_problem
@@ -250,3 +251,18 @@ def test_the_command_says_that_a_service_has_no_admin_keys_or_cannot_be_reached(
     result = CliRunner().invoke(tenfold, ["reload", "--url", "http://127.0.0.1:9"])
     assert result.exit_code == 2
     assert "cannot be reached" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "body"),
+    [
+        (["float16"], 404, b""),
+        (["float16", "--model", "tiny"], 404, b'{"detail": "Not Found"}'),
+        (["float16", "--model", "tiny"], 200, b"{}"),
+        (["float16", "--model", "tiny"], 200, b"<html>"),
+    ],
+)
+def test_the_command_recognises_another_program(arguments: list[str], status: int, body: bytes) -> None:
+    with another_program((status, {}, body)) as program:
+        result = CliRunner().invoke(tenfold, ["reload", *arguments, "--url", program.url])
+    assert (result.exit_code, "is not a Tenfold service" in result.output) == (2, True), result.output
