@@ -17,6 +17,11 @@ from model import MAX_VIEWS
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 
+# Characters of the name of a model or class. The response repeats a name that does not exist.
+_MAX_NAME = 256
+# Bytes of a query whose result is kept, so that the cache takes little memory.
+_MAX_CACHED = 256
+
 
 class PredictParams(BaseModel):
     """Query parameters of POST /predict."""
@@ -24,7 +29,8 @@ class PredictParams(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Annotated[
-        str | None, Field(description="Name of the model. The default is the first one of the service.")
+        str | None,
+        Field(max_length=_MAX_NAME, description="Name of the model. The default is the first one of the service."),
     ] = None
     top_k: Annotated[
         int,
@@ -67,7 +73,10 @@ class PredictParams(BaseModel):
 class ExplainParams(PredictParams):
     """Query parameters of POST /explain."""
 
-    label: Annotated[str | None, Field(description="Class to explain. The default is the most likely one.")] = None
+    label: Annotated[
+        str | None,
+        Field(max_length=_MAX_NAME, description="Class to explain. The default is the most likely one."),
+    ] = None
     format: Annotated[
         Literal["json", "png"], Field(description="Numbers, or the image with the heat map drawn over it.")
     ] = "json"
@@ -92,7 +101,9 @@ def query_of(request: Request, model: type[P]) -> P:
     Raises:
         InvalidParameter: one of them is malformed or out of range.
     """
-    return _query(request.scope["query_string"], model)  # type: ignore[return-value]
+    query = request.scope["query_string"]
+    parse = _parse_and_keep if len(query) <= _MAX_CACHED else _parse
+    return parse(query, model)  # type: ignore[return-value]
 
 
 def timeout_of(request: Request) -> float | None:
@@ -127,12 +138,14 @@ def documentation(model: type[PredictParams]) -> list[dict[str, Any]]:
     return [*query, {**header, "description": timeout.pop("description", "")}]
 
 
-@lru_cache(1024)
-def _query(query: bytes, model: type[PredictParams]) -> PredictParams:
+def _parse(query: bytes, model: type[PredictParams]) -> PredictParams:
     try:
         return model.model_validate(dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)))
     except ValidationError as error:
         raise invalid(error, "query", known=PARAMETER_NAMES) from error
+
+
+_parse_and_keep = lru_cache(1024)(_parse)
 
 
 def invalid(error: ValidationError, *where: str, known: Collection[str] = ()) -> InvalidParameter:
