@@ -40,9 +40,11 @@ def check_admin_key(request: Request) -> None:
 
 def _check(request: Request, keys: Sequence[SecretStr], what: str) -> None:
     scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
-    given = (credentials if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")).strip().encode()
-    # Every key is compared, each in constant time, so the duration reveals nothing.
-    if not sum(hmac.compare_digest(given, key.get_secret_value().encode()) for key in keys):
+    # The other header may be for a proxy, so one valid key is enough.
+    bearer = credentials if scheme.lower() == "bearer" else ""
+    given = [each.strip().encode() for each in (bearer, request.headers.get("x-api-key", ""))]
+    # Every pair is compared, each in constant time, so the duration reveals nothing.
+    if not sum(hmac.compare_digest(each, key.get_secret_value().encode()) for each in given for key in keys):
         raise Unauthorized(f"{what} is needed: send one as Authorization: Bearer KEY, or as X-API-Key: KEY")
 
 

@@ -27,7 +27,14 @@ def guarded() -> Iterator[Running]:
 @pytest.mark.parametrize(("method", "path"), GUARDED)
 @pytest.mark.parametrize("key", KEYS)
 def test_each_key_is_accepted_in_either_header(guarded: Running, method: str, path: str, key: str) -> None:
-    for headers in ({"Authorization": f"Bearer {key}"}, {"authorization": f"bearer {key}"}, {"X-API-Key": key}):
+    for headers in (
+        {"Authorization": f"Bearer {key}"},
+        {"authorization": f"bearer {key}"},
+        {"X-API-Key": key},
+        {"X-API-Key": key, "Authorization": "Bearer token-of-a-proxy"},
+        {"X-API-Key": key, "Authorization": "Basic dTpw"},
+        {"X-API-Key": "key-of-a-proxy", "Authorization": f"Bearer {key}"},
+    ):
         assert guarded.client.request(method, path, content=image_file(), headers=headers).status_code == 200
 
 
@@ -46,6 +53,7 @@ def test_each_key_is_accepted_in_either_header(guarded: Running, method: str, pa
         {"X-API-Key": ""},
         {"X-API-Key": "FIRST-KEY"},
         {"X-API-Key": "first-key,second-key"},
+        {"X-API-Key": "third-key", "Authorization": "Bearer third-key"},
         {"X-API-Key": b"\xff\xfe"},
     ],
     ids=str,
