@@ -57,6 +57,10 @@ class _ModelJobs:
     begin: float = 0.0
 
 
+def _nothing() -> None:
+    """In the place of the function of a cancelled job."""
+
+
 class Decoder:
     """Runs decoding jobs in threads, with a limit on the memory of all jobs that run at once.
 
@@ -125,14 +129,18 @@ class Decoder:
         flow.finish = max(jobs.virtual_time, flow.finish) + size
         self._number += 1
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        heapq.heappush(jobs.waiting, _Job(flow.finish, self._number, size, function, future))
+        job = _Job(flow.finish, self._number, size, function, future)
+        heapq.heappush(jobs.waiting, job)
         self._start_jobs()
         try:
             return await future
+        except asyncio.CancelledError:
+            job.function = _nothing  # the job may wait for long, and its function refers to the file
+            raise
         finally:
             # The traceback of an exception refers to this frame, and the future to the exception. Decoded pixels, to
             # which the traceback refers as well, would remain until the next run of the garbage collector.
-            del future
+            del future, job, function
 
     def _start_jobs(self) -> None:
         while self._running < self._threads and (jobs := self._next_model()):

@@ -4,6 +4,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import pytest
 
@@ -218,6 +219,31 @@ def test_the_memory_of_a_failed_job_does_not_wait_for_the_garbage_collector() ->
 
     asyncio.run(main())
     assert held[0]() is None
+
+
+@pytest.mark.usefixtures("no_collections")
+def test_the_file_of_a_cancelled_job_is_released_before_its_turn() -> None:
+    class File:
+        pass
+
+    async def main() -> None:
+        jobs = Jobs()
+        async with decoding() as decoder:
+            first = submit(decoder, jobs, "first", size=1)
+            await until_began(jobs, 1)
+            file = File()
+            held = weakref.ref(file)
+            cancelled = asyncio.create_task(decoder.run(partial(id, file), size=1, flow=Flow("a")))
+            del file
+            await asyncio.sleep(0)
+            cancelled.cancel()
+            with suppress(asyncio.CancelledError):
+                await cancelled
+            assert held() is None
+            jobs.release()
+            await first
+
+    asyncio.run(main())
 
 
 def test_jobs_that_wait_are_cancelled_at_the_stop() -> None:
