@@ -20,6 +20,8 @@ from app.serving.drift import DISTRIBUTIONS, Baseline, Distribution, Drift, Wind
 from app.settings import Settings
 from benchmarks.drift.corruptions import CORRUPTIONS, corrupt
 from model import Classifier, Prediction, load
+from model.commands.exits import exit_codes
+from model.errors import CardError
 from model.image import test_transform
 from model.training.data import load_cifar10_test
 
@@ -35,12 +37,15 @@ class Monitor:
 
     Attributes:
         size: number of images in a full window.
+
+    Raises:
+        CardError: the card has no reference.
     """
 
     def __init__(self, classifier: Classifier, settings: Settings) -> None:
         reference = classifier.card.reference
         if reference is None:
-            raise SystemExit(f"{classifier.card.name} has no reference distributions: run tenfold calibrate on it")
+            raise CardError(f"{classifier.card.name} has no reference distributions: run tenfold calibrate on it")
         self._settings = settings
         self.size = settings.drift_window
         self._labels = classifier.card.labels
@@ -140,13 +145,15 @@ def main(
 ) -> None:
     """Print how soon corrupted images are noticed, as a table in Markdown."""
     settings = Settings()
-    classifier = load(bundle, device="cpu", threads=threads)
-    test = load_cifar10_test(data)
+    with exit_codes():
+        classifier = load(bundle, device="cpu", threads=threads)
+        monitor = Monitor(classifier, settings)
+        test = load_cifar10_test(data)
     pixels, truth = test.pixels.numpy(), test.labels.numpy()
     generator = np.random.default_rng(0)
     predictions = classify(classifier, list(pixels))
     clean = drawn(predictions, generator)
-    alarms, largest = false_alarms(Monitor(classifier, settings), clean, clean_images)
+    alarms, largest = false_alarms(monitor, clean, clean_images)
     indices = ", ".join(f"{name} {psi:.3f}" for name, psi in largest.items())
     print(f"{alarms} alarms in {clean_images:,} clean images; largest index of a full window: {indices}\n")
     chosen = generator.permutation(len(pixels))[:images]

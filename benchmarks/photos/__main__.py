@@ -14,9 +14,10 @@ from rich.table import Table
 
 from app.settings import Settings
 from benchmarks.photos.collection import Photo, collect
-from model import MAX_VIEWS, Classifier, ModelError, Prediction, Verdict, load, preprocess
+from model import MAX_VIEWS, Classifier, Prediction, Verdict, load, preprocess
 from model.bundle import update_bundle
 from model.card import PhotoMetrics
+from model.commands.exits import exit_codes
 from model.engines.base import DeviceName, EngineName
 from model.training.evaluate import auroc, score
 from model.training.report.readme import README_FILE, readme_of
@@ -39,21 +40,18 @@ def main(
     Decisions are based on half A of the photos. Half B is for reports.
     """
     console = Console()
-    photos, skipped = collect(cache)
-    for reason in skipped:
-        typer.echo(f"skipped: {reason}", err=True)
-    for folder in weights:
-        try:
-            classifier = load(folder, engine=engine, device=device)
-        except ModelError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from error
-        rows = evaluate(classifier, photos)
-        console.print(table(rows, classifier))
-        summary = {"model": classifier.card.name, "version": classifier.card.version, "views": rows}
-        typer.echo(json.dumps(summary))
-        if write:
-            write_metrics(folder, classifier, rows)
+    with exit_codes():
+        classifiers = [load(folder, engine=engine, device=device) for folder in weights]
+        photos, skipped = collect(cache)
+        for reason in skipped:
+            typer.echo(f"skipped: {reason}", err=True)
+        for folder, classifier in zip(weights, classifiers, strict=True):
+            rows = evaluate(classifier, photos)
+            console.print(table(rows, classifier))
+            summary = {"model": classifier.card.name, "version": classifier.card.version, "views": rows}
+            typer.echo(json.dumps(summary))
+            if write:
+                write_metrics(folder, classifier, rows)
 
 
 Row = dict[str, float | int | str]

@@ -11,6 +11,7 @@ from benchmarks.scale.chart import draw
 from benchmarks.scale.measure import CONNECTIONS, measure_core, measure_replicas
 from benchmarks.scale.simulation import Bursts, Cost, Outcome, simulate
 from benchmarks.soak.clients import ServiceError
+from model import ModelError
 
 command = typer.Typer(add_completion=False, help="How many replicas a load needs. See docs/scale.md.")
 
@@ -43,7 +44,7 @@ def core(
     """Measure images per second of CPU time: the service, decoding alone, and the engine alone."""
     try:
         measured = measure_core(weights, logs, seconds)
-    except ServiceError as error:
+    except (ModelError, ServiceError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
     typer.echo(f"{'':<8}{'bytes':>12}{'service':>10}{'decode':>10}{'engine':>10}{'Mbit/s':>10}")

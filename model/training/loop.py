@@ -173,7 +173,8 @@ def train(
     if resume:
         state = checkpoint.load(saved)
         was = state["identity"]
-        was["recipe"] = {**FIELD_DEFAULTS, **was["recipe"]}
+        # Whether the recipe requires initial weights changes nothing in a run that has begun.
+        was["recipe"] = {**FIELD_DEFAULTS, **was["recipe"], "needs_init": recipe.needs_init}
         if was != identity:
             raise RecipeError(
                 f"{folder} contains a run of recipe {was['recipe']['name']!r} (seed {was['seed']}, "

@@ -36,18 +36,23 @@ def read_state_dict(path: Path, *, option: str = "--init") -> Init:
         path = path / WEIGHTS_FILE
     if not path.is_file():
         raise RecipeError(f"there is no file {path}: give {option} a bundle or a state dict (.pth or .safetensors)")
+    safe = path.suffix == ".safetensors"
     try:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        if isinstance(state, dict) and "net" in state:  # a checkpoint of model.training.loop
-            state = state["net"]
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise TypeError("it holds something else")
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise RecipeError(
-            f"{path} is not a state dict ({reason}): give {option} a .pth or .safetensors file"
-        ) from error
+        state = load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
+    except OSError as error:
+        raise _refusal(path, f"it cannot be read: {error.strerror}", option) from error
+    except Exception as error:  # the messages of torch.load are pages long and advise to unpickle any object
+        reason = (
+            "it is damaged or was not written by safetensors"
+            if safe
+            else "it is damaged, was not written by torch.save, or holds objects other than tensors"
+        )
+        raise _refusal(path, reason, option) from error
+    if isinstance(state, dict) and "net" in state:  # a checkpoint of model.training.loop
+        state = state["net"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise _refusal(path, "it holds something else", option)
     return Init(state, sha256)
 
 
@@ -81,6 +86,10 @@ def start_from(net: Network, state: dict[str, Tensor], *, option: str = "--init"
             "choose its --network and --stem"
         )
     net.load_state_dict(state, strict=False)
+
+
+def _refusal(path: Path, reason: str, option: str) -> RecipeError:
+    return RecipeError(f"{path} is not a state dict ({reason}): give {option} a .pth or .safetensors file")
 
 
 def _prefix(state: Mapping[str, Tensor]) -> str:

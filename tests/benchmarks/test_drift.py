@@ -1,15 +1,20 @@
 """python -m benchmarks.drift: the corruptions, and the delays that it measures."""
 
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from app.settings import Settings
-from benchmarks.drift.__main__ import Monitor, classify, delay, drawn, false_alarms
+from benchmarks.drift.__main__ import Monitor, classify, delay, drawn, false_alarms, main
 from benchmarks.drift.corruptions import CORRUPTIONS, corrupt
 from model import Classifier, Reference
+from model.bundle import open_bundle, update_bundle
 from model.card import Histogram
 from tests.app.fakes import CARD, FakeEngine, fake_classifier, random_pixels
 
@@ -48,18 +53,17 @@ def test_blur_is_that_of_a_gaussian() -> None:
     assert found[16, 17] / found[16, 16] == pytest.approx(np.exp(-0.5), abs=0.03)
 
 
+def reference_of(classes: list[int]) -> Reference:
+    """A reference with so many images of each class, all in one bin of the other distributions."""
+    one_bin = Histogram(edges=[], pictures=[sum(classes)])
+    return Reference(classes=classes, confidence=one_bin, in_distribution=one_bin, views=1, pictures=sum(classes))
+
+
 def test_a_change_is_noticed_and_none_is_not() -> None:
     engine = FakeEngine()
     predictions = classify(fake_classifier(engine), [random_pixels(seed) for seed in range(400)])
     found = [int(each.probabilities.argmax()) for each in predictions]
-    one_bin = Histogram(edges=[], pictures=[400])
-    reference = Reference(
-        classes=np.bincount(found, minlength=10).tolist(),
-        confidence=one_bin,
-        in_distribution=one_bin,
-        views=1,
-        pictures=400,
-    )
+    reference = reference_of(np.bincount(found, minlength=10).tolist())
     classifier = Classifier(CARD.model_copy(update={"reference": reference}), engine)
     settings = Settings(drift_window=200, drift_min_images=50)
     clean = drawn(predictions, np.random.default_rng(0))
@@ -73,3 +77,19 @@ def test_a_change_is_noticed_and_none_is_not() -> None:
     assert 0 < noticed.images <= 200
     assert noticed.by == ("classes",)
     assert delay(Monitor(classifier, settings), clean, clean, 400).images is None
+
+
+@pytest.mark.parametrize("missing", ["bundle", "reference", "data"])
+def test_a_mistake_is_reported_in_one_sentence(missing: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(main)
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "copy")
+    card = open_bundle(bundle).card
+    reference = None if missing == "reference" else reference_of([1] * len(card.labels))
+    update_bundle(bundle, {}, card.model_copy(update={"reference": reference}))
+    bundle = tmp_path / "none" if missing == "bundle" else bundle
+    ended = CliRunner().invoke(app, [str(bundle), "--data", str(tmp_path / "none"), "--clean-images", "1"])
+    assert (ended.exit_code, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
+    expected = {"bundle": "card.json cannot be read", "reference": "tiny has no reference", "data": "no CIFAR-10 in"}
+    assert ended.stderr.startswith("error: ")
+    assert expected[missing] in ended.stderr

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
 import model
-from benchmarks.photos.__main__ import measure, write_metrics
+from benchmarks.photos.__main__ import main, measure, write_metrics
 from benchmarks.photos.collection import Photo
 from model import Prediction, read_card
 from model.card import PhotoMetrics, Thresholds
@@ -54,6 +56,15 @@ def test_known_values_of_the_metrics() -> None:
 @pytest.mark.parametrize(("digit", "half"), [("0", "A"), ("1", "B"), ("a", "A"), ("f", "B")])
 def test_the_half_of_a_photo_is_that_of_its_hash(digit: str, half: str) -> None:
     assert Photo(Path(f"photos/{digit}{63 * '0'}.jpg"), None, "food", "pypi:zoo==1").half == half
+
+
+def test_a_missing_bundle_is_reported_before_photos_are_collected(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(main)
+    ended = CliRunner().invoke(app, [str(tmp_path / "none"), "--cache", str(tmp_path / "photos")])
+    assert (ended.exit_code, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
+    assert ended.stderr.startswith("error: ")
+    assert not (tmp_path / "photos").exists()
 
 
 @for_each_bundle

@@ -88,6 +88,12 @@ def test_the_simulation_prints_a_row_for_each_number_and_draws_a_chart(tmp_path:
         assert image.width > 500
 
 
+def test_a_missing_bundle_is_reported_in_one_sentence(tmp_path: Path) -> None:
+    ended = CliRunner().invoke(command, ["core", "--weights", str(tmp_path / "none"), "--logs", str(tmp_path)])
+    assert (ended.exit_code, ended.stderr.count("\n")) == (1, 1)
+    assert ended.stderr.startswith("error: ")
+
+
 @pytest.mark.slow
 def test_the_speed_of_a_core_is_measured(int8_bundle: Path, tmp_path: Path) -> None:
     output = run("core", "--weights", str(int8_bundle), "--seconds", "0.2", "--logs", str(tmp_path))

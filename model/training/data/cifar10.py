@@ -65,8 +65,8 @@ def _read(folder: Path, files: Mapping[str, str]) -> LabeledImages:
             blob = (folder / name).read_bytes()
         except OSError as error:
             raise DataError(
-                f"no CIFAR-10 in {folder.parent}: add --download to download it, unpack {_ARCHIVE} there, or give "
-                f"--data folder:PATH for images of your own (missing: {folder.name}/{name})"
+                f"no CIFAR-10 in {folder.parent}: unpack {_ARCHIVE} there, let tenfold train --download fetch it, or "
+                f"train on images of your own with --data folder:PATH (missing: {folder.name}/{name})"
             ) from error
         # Unpickled only if its hash is that of the published file.
         if hashlib.md5(blob, usedforsecurity=False).hexdigest() != md5:

@@ -112,13 +112,14 @@ def test_the_weights_are_averaged_with_others(smoke: Path, tmp_path: Path) -> No
 
 
 TRAIN_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "no data": ({"recipe": "quick", "data": "{tmp}/none"}, "no CIFAR-10 in .*none: add --download"),
+    "no data": ({"recipe": "quick", "data": "{tmp}/none"}, "no CIFAR-10 in .*none: unpack .* tenfold train --download"),
     "unknown network": ({"network": "vgg16"}, "no network 'vgg16': "),
     "bundle exists": ({"out": "{smoke}/resnet18-synthetic"}, "exists: choose another --out"),
     "run exists": ({"run": "{smoke}"}, "contains a run already"),
     "another seed": ({"run": "{smoke}", "resume": True, "seed": 1}, r"contains a run of recipe 'smoke' \(seed 0, "),
     "nothing to resume": ({"resume": True}, "there is nothing to resume in"),
     "no initial weights": ({"recipe": "transfer"}, "the recipe 'transfer' starts from trained weights: give --init"),
+    "no initial weights of an earlier run": ({"recipe": "polish"}, "the recipe 'polish' starts from trained weights"),
     "no weights": ({"init": "{tmp}/none.pth"}, "there is no file"),
     "no outliers": ({"outliers": "{tmp}/none"}, "the folder .*none does not exist: give --outliers a folder"),
     "nothing to average with": ({"average_with": "{tmp}/none"}, "none: give --average-with a bundle"),

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,26 @@ def test_a_missing_file_is_a_recipe_error(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "none.pth")
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_another_file_is_refused(suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("contents", [b"", b"not at all", b"PK\x03\x04 and no more"])
+@pytest.mark.parametrize(
+    ("suffix", "reason"),
+    [
+        (".pth", "it is damaged, was not written by torch.save, or holds objects other than tensors"),
+        (".safetensors", "it is damaged or was not written by safetensors"),
+    ],
+)
+def test_another_file_is_refused(suffix: str, reason: str, contents: bytes, tmp_path: Path) -> None:
     path = tmp_path / f"wrong{suffix}"
-    path.write_bytes(b"not at all")
-    with pytest.raises(RecipeError, match="is not a state dict"):
+    path.write_bytes(contents)
+    with pytest.raises(RecipeError) as caught:
         read_state_dict(path)
+    assert str(caught.value) == f"{path} is not a state dict ({reason}): give --init a .pth or .safetensors file"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_file_that_cannot_be_read_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"is not a state dict \(it cannot be read: .*\): give --init"):
+        read_state_dict(Path("/proc/self/mem"))
 
 
 def test_a_dict_of_other_values_is_refused(tmp_path: Path) -> None:

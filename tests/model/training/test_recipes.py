@@ -46,6 +46,11 @@ def test_every_recipe_ends_at_the_image_size_of_the_test(recipe: Recipe) -> None
     assert recipe.side_at(recipe.epochs - 1) == spec.crop
 
 
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
+def test_a_recipe_needs_initial_weights_if_its_summary_names_them(recipe: Recipe) -> None:
+    assert recipe.needs_init == ("--init" in recipe.summary)
+
+
 def test_the_article_alone_evaluates_the_test_set_in_every_epoch() -> None:
     assert recipe_named("article").watch == "test"
     assert all(recipe_named(name).watch == "holdout" for name in ("smoke", "quick", "restart", "polish", "best"))
