@@ -1,11 +1,17 @@
-"""HTTP/1.1 by uvicorn and httptools, with a timeout for incomplete requests."""
+"""HTTP/1.1 by uvicorn and httptools, with limits for requests that are incomplete and responses that are not read."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from app.http.problems import MEDIA_TYPE
+from app.http.schemas import Problem
 
 # Seconds beyond the request's own timeout, so that the response that reports it is sent first.
 _GRACE = 1.0
@@ -15,6 +21,8 @@ _FIRST_REQUEST_TIMEOUT = 2.0
 _LINGER = 5.0
 # uvloop's clock counts whole milliseconds, so a timer may be early by one.
 _CLOCK = 0.001
+# Bytes of a head. Servers and proxies have limits of 8 to 64 KiB for it.
+_MAX_HEAD = 64 << 10
 # Start of the response to `Expect: 100-continue`, which comes before the response itself.
 _INTERIM_RESPONSE = b"HTTP/1.1 100 "
 
@@ -57,35 +65,80 @@ class _ResponseTransport:
 
 
 def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
-    """A protocol that closes a connection whose request is incomplete after `timeout` seconds and a short grace.
+    """A protocol with limits that uvicorn does not have.
 
-    uvicorn waits for a request's head, and for the rest of a body that the application does not read, without limit.
-    At shutdown it closes connections whose first request has not arrived; this protocol waits for that request.
+    - A connection is closed if its request is incomplete after `timeout` seconds and a short grace. uvicorn waits for a
+      request's head, and for the rest of a body that the application does not read, without limit.
+    - A connection is closed if the client has read nothing of a response for `timeout` seconds.
+    - A head of more than 64 KiB gets status 431. So do other bytes that are no part of a body, such as trailers. The
+      limit is not exact: the last bytes that were received together with others may exceed it.
+
+    At shutdown uvicorn closes connections whose first request has not arrived; this protocol waits for that request.
     If a response closes the connection before the body has arrived, this protocol reads and discards the rest. To close
     a socket with unread data resets the connection, and the client loses the response.
+    A request to upgrade to another protocol is processed as one without it, with its body, after RFC 9110, 7.8. Clients
+    that prefer HTTP/2 send such requests.
     It stores when the request's first byte arrived (time.monotonic) as `arrived` in the scope's state.
     """
 
     class Protocol(HttpToolsProtocol):
         _timeout: asyncio.TimerHandle | None = None
+        _write_timeout: asyncio.TimerHandle | None = None
+        _bytes_outside_bodies = 0
         _discards = False
+        _refused = False
+        _repeats_head = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._set_timeout(timeout + _GRACE)
 
+        def data_received(self, data: bytes) -> None:
+            if self._refused:
+                return
+            self._bytes_outside_bodies += len(data)
+            try:
+                while data:
+                    data = self._parse(data)
+            except httptools.HttpParserError:
+                self._refuse(HTTPStatus.BAD_REQUEST, "this is not a valid HTTP/1.1 request: send one to an http:// URL")
+                return
+            if self._bytes_outside_bodies > _MAX_HEAD:
+                detail = f"the head has more than {_MAX_HEAD} bytes: send fewer or shorter header fields"
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
+
         def on_message_begin(self) -> None:
+            if self._repeats_head:
+                return
+            self._unset_keepalive_if_required()
             super().on_message_begin()
             self.scope["state"]["arrived"] = time.monotonic()
             if self._timeout is None:
                 self._set_timeout(timeout + _GRACE)
 
+        def on_url(self, url: bytes) -> None:
+            if not self._repeats_head:
+                super().on_url(url)
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            if not self._repeats_head:
+                super().on_header(name, value)
+
         def on_headers_complete(self) -> None:
+            self._bytes_outside_bodies = 0
+            if self._repeats_head:
+                return
             super().on_headers_complete()
             has_body = self.scope["method"] != "HEAD"
             self.cycle.transport = _ResponseTransport(self.transport, self._close, has_body=has_body)  # type: ignore[assignment]
 
+        def on_body(self, body: bytes) -> None:
+            self._bytes_outside_bodies = 0
+            super().on_body(body)
+
         def on_message_complete(self) -> None:
+            if self.parser.should_upgrade():
+                return  # `_parse` continues with the body
             super().on_message_complete()
             self._cancel_timeout()
             if self._discards:
@@ -96,6 +149,8 @@ def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
                 self.flow.resume_reading()
             else:
                 super().on_response_complete()
+            if self._write_timeout is None and (unsent := self.transport.get_write_buffer_size()):
+                self._set_write_timeout(unsent)
 
         def shutdown(self) -> None:
             if self._timeout is None or (self.cycle and not self.cycle.response_complete):
@@ -106,7 +161,48 @@ def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._cancel_timeout()
+            if self._write_timeout:
+                self._write_timeout.cancel()
             super().connection_lost(exc)
+
+        def _parse(self, data: bytes) -> bytes:
+            """Parse data up to the end of a head that asks for an upgrade, and return the rest.
+
+            httptools takes what follows such a head for the other protocol. A new parser takes it for the body and
+            further requests. It gets a head without the upgrade first, with the same length of the body.
+
+            Raises:
+                httptools.HttpParserError: the data is not valid.
+            """
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                framing = (b"content-length", b"transfer-encoding")
+                fields = b"".join(b"%s: %s\r\n" % field for field in self.headers if field[0] in framing)
+                self.parser = httptools.HttpRequestParser(self)
+                self._repeats_head = True
+                self.parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % fields)
+                self._repeats_head = False
+                return data[upgrade.args[0] :]
+            return b""
+
+        def _refuse(self, status: HTTPStatus, detail: str) -> None:
+            """Respond to a request that has no valid head, and close the connection."""
+            self._refused = True
+            if self._discards or (self.cycle and not self.cycle.response_complete):
+                self.transport.close()  # another response was sent or begun
+                return
+            request_id = secrets.token_hex(16)
+            problem = Problem(
+                type="about:blank", title=status.phrase, status=status, detail=detail, instance=request_id
+            )
+            body = problem.model_dump_json().encode()
+            head = (
+                f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
+                f"x-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.write(STATUS_LINE[status] + head.encode() + body)
+            self._close()
 
         def _close(self) -> None:
             """Close the connection, or only its sending half while a request is incomplete."""
@@ -125,5 +221,17 @@ def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
             if self._timeout:
                 self._timeout.cancel()
                 self._timeout = None
+
+        def _set_write_timeout(self, unsent: int) -> None:
+            self._write_timeout = self.loop.call_later(timeout + _CLOCK, self._check_writing, unsent, self.cycle)
+
+        def _check_writing(self, unsent_before: int, cycle: object) -> None:
+            self._write_timeout = None
+            unsent = self.transport.get_write_buffer_size()
+            # A response to a later request may have been added.
+            if unsent >= unsent_before and self.cycle is cycle:
+                self.transport.abort()
+            elif unsent:
+                self._set_write_timeout(unsent)
 
     return Protocol

@@ -1,8 +1,11 @@
-"""Clients that send a request slowly, over bare connections."""
+"""Clients that send or read slowly, or send what is not HTTP, over bare connections."""
 
 import asyncio
+import json
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from uvicorn.server import ServerState
 
 from app.process.protocol import http_protocol
 from tests.app.fakes import image_file
+from tests.app.http.test_hostile import forget_peak, peak, resident
 from tests.app.running import Running, serving
 
 TIMEOUT = 0.5
@@ -124,6 +128,160 @@ def test_the_response_to_head_is_sent_without_a_body(service: Running) -> None:
             assert received.endswith(b"\r\n\r\n")
 
 
+def test_bytes_between_requests_do_not_keep_a_connection() -> None:
+    with serving(timeout=TIMEOUT, keep_alive_timeout=1) as service, service.connect() as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(b"\r\n")
+        assert connection.recv(65536) == b""
+
+
+@pytest.mark.parametrize("method", [b"GET /livez", b"POST /predict"])
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_upgrade_is_ignored(method: bytes, chunked: bool, at_once: bool, service: Running) -> None:
+    body = image_file() if method.startswith(b"POST") else b""
+    framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
+    head = b"%s HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n%s\r\n\r\n" % (
+        method,
+        framing,
+    )
+    if chunked:
+        body = (b"%x\r\n%s\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n"
+    with service.connect() as connection:
+        for _ in range(2):
+            if at_once:
+                connection.sendall(head + body)
+            else:
+                connection.sendall(head)
+                time.sleep(0.1)
+                connection.sendall(body)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        # Two requests in one write, of which the first one asks for an upgrade.
+        connection.sendall(head + body + b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert received.count(b"HTTP/1.1 200 ") == 2
+
+
+def refusal(received: bytes) -> tuple[bytes, dict[str, Any]]:
+    """The first line of a response, and the problem in its body."""
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert b"application/problem+json" in head
+    assert b"connection: close" in head
+    problem = json.loads(body)
+    assert f"x-request-id: {problem['instance']}".encode() in head
+    return head.partition(b"\r\n")[0], problem
+
+
+@pytest.mark.parametrize("head", [b"\x16\x03\x01\x02\0\1\0", b"GET / FTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\na b: c\r\n"])
+def test_what_is_not_http_gets_a_problem(head: bytes, service: Running) -> None:
+    with service.connect() as connection:
+        connection.sendall(head)
+        line, problem = refusal(b"".join(iter(lambda: connection.recv(65536), b"")))
+    assert line == b"HTTP/1.1 400 Bad Request"
+    assert "not a valid HTTP/1.1 request" in problem["detail"]
+
+
+@pytest.mark.parametrize("piece", [b"a" * 65536, b"a: b\r\n" * 10_000], ids=["one long field", "many fields"])
+@pytest.mark.parametrize(
+    "start",
+    [b"GET /livez HTTP/1.1\r\na: ", b"GET /livez HTTP/1.1\r\n\r\nGET /livez HTTP/1.1\r\na: "],
+    ids=["first request", "second request"],
+)
+def test_a_large_head_is_refused(start: bytes, piece: bytes) -> None:
+    with serving() as service, service.connect() as connection:
+        connection.sendall(start)
+        if start.count(b"GET") == 2:
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        forget_peak("self")
+        before = resident("self")
+        sent = 0
+        with suppress(OSError):
+            for _ in range(500):
+                connection.sendall(piece)
+                sent += len(piece)
+        assert sent > 20_000_000, "the connection was reset before the client could read the response"
+        assert peak("self") - before < 4_000_000
+        line, problem = refusal(connection.recv(65536))
+    assert line == b"HTTP/1.1 431 Request Header Fields Too Large"
+    assert "65536 bytes" in problem["detail"]
+
+
+def test_large_trailers_end_the_connection() -> None:
+    head = HEAD.partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+    with serving() as service, service.connect() as connection, suppress(ConnectionError):
+        connection.sendall(head)
+        for _ in range(1_000):
+            connection.sendall(b"a: b\r\n" * 10_000)
+        raise AssertionError("60 MB of trailers were accepted")
+
+
+def test_a_head_that_comes_with_the_end_of_a_body_is_not_counted_with_it(service: Running) -> None:
+    body = image_file() + b"x" * 300_000
+    head = HEAD.partition(b"Content-Length")[0] + b"Content-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with service.connect() as connection:
+        connection.sendall(head + body + b"GET /livez HTTP/1.1\r\n")
+        time.sleep(0.2)
+        connection.sendall(b"Connection: close\r\n\r\n")
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert received.count(b"HTTP/1.1 200 ") == 2
+
+
+LARGE = b"x" * 8_000_000
+
+
+async def _responds_with_much(scope: Scope, receive: Receive, send: Send) -> None:
+    headers = [(b"content-length", b"%d" % len(LARGE))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": LARGE})
+
+
+@asynccontextmanager
+async def requested_much(*, keep_alive: bool) -> AsyncIterator[tuple[socket.socket, ServerState]]:
+    """A client that has requested a large response, and the state of the server."""
+    config = uvicorn.Config(_responds_with_much, log_config=None, lifespan="off", timeout_keep_alive=1)
+    config.load()
+    protocol, state = http_protocol(TIMEOUT), ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
+    async with server:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100_000)
+            client.setblocking(False)
+            await loop.sock_connect(client, server.sockets[0].getsockname())
+            connection = b"keep-alive" if keep_alive else b"close"
+            await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: %s\r\n\r\n" % connection)
+            yield client, state
+
+
+@pytest.mark.parametrize("keep_alive", [False, True])
+def test_a_connection_whose_response_is_not_read_is_closed(keep_alive: bool) -> None:
+    async def main() -> None:
+        async with requested_much(keep_alive=keep_alive) as (_, state), asyncio.timeout(20):
+            while not state.connections:
+                await asyncio.sleep(0.01)
+            while state.connections:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("keep_alive", [False, True])
+def test_a_response_that_is_read_slowly_arrives(keep_alive: bool) -> None:
+    async def main() -> None:
+        loop, received = asyncio.get_running_loop(), 0
+        async with requested_much(keep_alive=keep_alive) as (client, _), asyncio.timeout(60):
+            began = loop.time()
+            while received < len(LARGE):
+                data = await loop.sock_recv(client, 200_000)
+                assert data, "the connection was closed"
+                received += len(data)
+                await asyncio.sleep(0.05)
+            assert loop.time() - began > 2 * TIMEOUT, "this was not slow"
+
+    asyncio.run(main())
+
+
 class RecordingTransport(asyncio.Transport):
     """Records what is written, and whether it was closed."""
 
@@ -144,6 +302,9 @@ class RecordingTransport(asyncio.Transport):
 
     def can_write_eof(self) -> bool:
         return False
+
+    def get_write_buffer_size(self) -> int:
+        return 0
 
 
 def respond_with(*messages: dict[str, Any]) -> RecordingTransport:
