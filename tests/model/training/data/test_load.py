@@ -22,7 +22,7 @@ def keys(pixels: torch.Tensor) -> list[bytes]:
 
 def test_the_error_for_missing_data_says_how_to_get_it(tmp_path: Path) -> None:
     for read in (lambda: load("cifar10", tmp_path, holdout=0), lambda: load_cifar10_test(tmp_path)):
-        with pytest.raises(DataError, match=r"--download .* unpack cifar-10-python\.tar\.gz there, or give --data f"):
+        with pytest.raises(DataError, match=r"unpack cifar-10-python\.tar\.gz there, let .* --download .* --data f"):
             read()
 
 
