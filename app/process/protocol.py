@@ -166,7 +166,7 @@ def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
             super().connection_lost(exc)
 
         def _parse(self, data: bytes) -> bytes:
-            """Parse data up to the end of a head that asks for an upgrade, and return the rest.
+            """Parse data up to the end of a head that requests an upgrade, and return the rest.
 
             httptools takes what follows such a head for the other protocol. A new parser takes it for the body and
             further requests. It gets a head without the upgrade first, with the same length of the body.

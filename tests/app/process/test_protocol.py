@@ -157,7 +157,7 @@ def test_an_upgrade_is_ignored(method: bytes, chunked: bool, at_once: bool, serv
                 time.sleep(0.1)
                 connection.sendall(body)
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
-        # Two requests in one write, of which the first one asks for an upgrade.
+        # Two requests in one write, of which the first one requests an upgrade.
         connection.sendall(head + body + b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         received = b"".join(iter(lambda: connection.recv(65536), b""))
         assert received.count(b"HTTP/1.1 200 ") == 2
