@@ -11,7 +11,7 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.http.oip.compression import accepted
+from app.http.compression import accepted
 
 _COMPRESSED_ALREADY = {"image/jpeg", "image/png"}
 

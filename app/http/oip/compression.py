@@ -1,4 +1,4 @@
-"""Compressed bodies: gzip and deflate, in requests and responses."""
+"""Compressed bodies of the Open Inference Protocol: gzip and deflate, in requests and responses."""
 
 import gzip
 import zlib
@@ -55,20 +55,6 @@ def inflate(body: bytes, encoding: str, limit: int) -> bytes:
     if not stream.eof or stream.unused_data:
         raise InvalidInference(f"the body is not exactly one {encoding} stream: compress it again")
     return data
-
-
-def accepted(header: str) -> str | None:
-    """The compression for a response: "gzip", "deflate" or None.
-
-    Args:
-        header: Accept-Encoding; empty without this header.
-    """
-    accepts = set()
-    for offer in header.lower().split(","):
-        name, *parameters = (part.strip() for part in offer.split(";"))
-        if "q=" not in {parameter.rstrip("0.") for parameter in parameters}:  # a quality of zero refuses it
-            accepts.add(name)
-    return next((name for name in ("gzip", "deflate") if name in accepts), None)
 
 
 def deflate(body: bytes, encoding: str) -> bytes:

@@ -7,6 +7,7 @@ from typing import TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.http.compression import accepted
 from app.http.oip import compression
 from app.http.oip.interface import Inputs, ServedModel
 from app.http.oip.messages import (
@@ -104,7 +105,7 @@ async def build_response(
         served: the model.
         predictions: one per image.
     """
-    encoding = compression.accepted(request.headers.get("accept-encoding", ""))
+    encoding = accepted(request.headers.get("accept-encoding", ""))
 
     def job() -> Response:
         body, length = encode_response(

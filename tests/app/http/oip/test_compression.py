@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.http.oip.compression import accepted, deflate, encoding_of, inflate
+from app.http.oip.compression import deflate, encoding_of, inflate
 from app.http.problems import BodyTooLarge, InvalidInference, UnsupportedBody
 
 COMPRESS: Mapping[str, Callable[[bytes], bytes]] = {
@@ -89,23 +89,3 @@ def test_the_encoding_of_a_request(header: str, encoding: str | None) -> None:
 def test_another_encoding_is_refused(header: str) -> None:
     with pytest.raises(UnsupportedBody, match="use gzip or deflate"):
         encoding_of(header)
-
-
-@pytest.mark.parametrize(
-    ("header", "encoding"),
-    [
-        ("", None),
-        ("identity", None),
-        ("*", None),
-        ("br", None),
-        ("gzip", "gzip"),
-        ("deflate", "deflate"),
-        ("br, deflate, GZIP", "gzip"),
-        ("gzip;q=0, deflate", "deflate"),
-        ("gzip; q=0.0 , deflate; q=0.5", "deflate"),
-        ("gzip;q=0.000", None),
-        ("gzip;q=1.0", "gzip"),
-    ],
-)
-def test_the_encoding_of_a_response(header: str, encoding: str | None) -> None:
-    assert accepted(header) == encoding
