@@ -1,9 +1,12 @@
 """POST /feedback: the right class of an image that was classified."""
 
+import asyncio
+import time
+
 from fastapi import APIRouter, Request
 
 from app.feedback.recorder import Recorder
-from app.feedback.store import StoreError
+from app.feedback.store import Stored, StoreError
 from app.http.deadline import Deadline
 from app.http.parameters import timeout_of
 from app.http.problems import (
@@ -24,6 +27,9 @@ from app.serving.errors import NotAlive, NotReady, TooManyUploads, UnknownModel
 from app.serving.service import Service
 
 router = APIRouter(tags=["feedback"])
+
+# Seconds before each further look for a prediction that another worker may be about to store.
+_LOOK_AGAIN = (0.05, 0.15, 0.3, 0.5)
 
 
 @router.post(
@@ -50,16 +56,18 @@ async def feedback(request: Request) -> StoredFeedback:
     """Store the right class of an image. A later one for the same image replaces it."""
     service: Service = request.app.state.service
     recorder: Recorder = request.app.state.service.feedback
-    async with Deadline(request, service.settings.timeout, timeout_of(request)):
+    async with Deadline(request, service.settings.timeout, timeout_of(request)) as deadline:
         given = await read_json(request, Feedback)
         try:
-            return await _store(service, recorder, given)
+            return await _store(service, recorder, given, deadline)
         except StoreError as error:
             raise NotStored("the label cannot be stored: the log of the service has the reason") from error
 
 
-async def _store(service: Service, recorder: Recorder, given: Feedback) -> StoredFeedback:
+async def _store(service: Service, recorder: Recorder, given: Feedback, deadline: Deadline) -> StoredFeedback:
     found = await recorder.find(given.request_id, given.index)
+    if found is None and service.settings.workers > 1:
+        found = await _find_later(recorder, given, deadline)
     if found is None or given.model not in (None, found.model):
         raise UnknownPrediction(
             f"no prediction for image {given.index} of the request {given.request_id!r} is stored: "
@@ -78,3 +86,14 @@ async def _store(service: Service, recorder: Recorder, given: Feedback) -> Store
         label=label,
         right=label == found.predicted,
     )
+
+
+async def _find_later(recorder: Recorder, given: Feedback, deadline: Deadline) -> Stored | None:
+    """Look again for a prediction, because each worker stores its own a moment after the response."""
+    for pause in _LOOK_AGAIN:
+        if time.monotonic() + pause > deadline.at:
+            break
+        await asyncio.sleep(pause)
+        if found := await recorder.find(given.request_id, given.index):
+            return found
+    return None

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import time
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -167,15 +166,12 @@ def test_a_label_may_be_sent_to_another_worker_than_the_image(int8_bundle: Path,
         label = read_card(int8_bundle / "card.json").labels[0]
         with contextlib.ExitStack() as stack:
             clients = [stack.enter_context(running.client()) for _ in range(8)]
-            ids = [client.post("/predict", content=image_file()).headers["X-Request-ID"] for client in clients]
-
-            def labelled(client: httpx.Client, request_id: str) -> bool:
-                body = {"request_id": request_id, "label": label}
-                return client.post("/feedback", json=body).status_code == 200
-
-            for client in clients:
-                for request_id in ids:
-                    eventually(partial(labelled, client, request_id), "the other worker has stored it")
+            ids = []
+            for sender in clients:
+                ids.append(sender.post("/predict", content=image_file()).headers["X-Request-ID"])
+                for client in clients:  # at once, before it is stored
+                    labelled = client.post("/feedback", json={"request_id": ids[-1], "label": label})
+                    assert labelled.status_code == 200, labelled.text
             assert (
                 sum(
                     metric(running, f'tenfold_feedback_total{{model="tiny",outcome="{outcome}"}}')
