@@ -54,8 +54,8 @@ def verify_files(folder: Path, card: ModelCard) -> None:
 def update_bundle(folder: Path, files: Mapping[str, bytes], card: ModelCard) -> None:
     """Write files into an existing bundle, the card last.
 
-    All files are written completely before the first one replaces an old file. If the process ends between two
-    replacements, the hashes in the card do not match.
+    All files are written completely, and the old ones copied, before the first replacement. If the process ends between
+    two replacements, the hashes in the card do not match.
 
     Args:
         folder: of the bundle.
@@ -65,18 +65,28 @@ def update_bundle(folder: Path, files: Mapping[str, bytes], card: ModelCard) -> 
     Raises:
         SaveError: a file cannot be written. The bundle is unchanged.
     """
-    contents = {**files, CARD_FILE: to_json(card).encode()}
-    partials = {name: (folder / name).with_name(f".{Path(name).name}.partial") for name in contents}
+    contents = {folder / name: content for name, content in {**files, CARD_FILE: to_json(card).encode()}.items()}
+    partials = {path: path.with_name(f".{path.name}.partial") for path in contents}
+    copies = {path: path.with_name(f".{path.name}.old") for path in contents if path.is_file()}
+    replaced: list[Path] = []
     try:
-        for name, partial in partials.items():
-            partial.write_bytes(contents[name])
-        for name, partial in partials.items():
-            partial.replace(folder / name)
+        for path, partial in partials.items():
+            partial.write_bytes(contents[path])
+        for path, copy in copies.items():
+            shutil.copy2(path, copy)
+        for path, partial in partials.items():
+            partial.replace(path)
+            replaced.append(path)
     except OSError as error:
+        for path in replaced:
+            if path in copies:
+                copies[path].replace(path)
+            else:
+                path.unlink()
         raise SaveError(f"cannot write to {folder} ({error.strerror}): free disk space or copy the bundle") from error
     finally:
-        for partial in partials.values():
-            partial.unlink(missing_ok=True)
+        for unused in (*partials.values(), *copies.values()):
+            unused.unlink(missing_ok=True)
 
 
 def to_json(card: ModelCard) -> str:
@@ -85,6 +95,24 @@ def to_json(card: ModelCard) -> str:
     text = re.sub(r"\[([-+.\de,\s]+)\]", lambda row: "[" + " ".join(row[1].split()) + "]", text)
     text = re.sub(r"(?<=[\[,]\n)( *)\{([^{}]*)\}", lambda part: part[1] + "{" + " ".join(part[2].split()) + "}", text)
     return text + "\n"
+
+
+def check_new(folder: Path) -> None:
+    """Check that a new bundle can be written, before the work for it. Leaves no files.
+
+    Args:
+        folder: of the bundle.
+
+    Raises:
+        SaveError: the folder exists or cannot be created.
+    """
+    if folder.exists():
+        raise SaveError(f"{folder} exists: choose another --out, or move it away")
+    try:
+        parent = next(parent for parent in folder.absolute().parents if parent.exists())
+        tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=parent).cleanup()
+    except OSError as error:
+        raise _not_written(folder, error) from error
 
 
 def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -97,8 +125,7 @@ def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         SaveError: the folder exists or cannot be written. No partial folder remains.
     """
-    if folder.exists():
-        raise SaveError(f"{folder} exists: choose another --out, or move it away")
+    check_new(folder)
     partial = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +140,11 @@ def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:
                 os.fsync(file.fileno())
         partial.rename(folder)
     except OSError as error:
-        raise SaveError(f"cannot write {folder} ({error.strerror}): free disk space or choose another --out") from error
+        raise _not_written(folder, error) from error
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _not_written(folder: Path, error: OSError) -> SaveError:
+    return SaveError(f"cannot write {folder} ({error.strerror}): free disk space or choose another --out")

@@ -1,6 +1,7 @@
 """The training command: python -m model.train --recipe NAME."""
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,10 @@ import typer
 from model.commands.exits import exit_codes
 from model.commands.options import Cache, Data
 from model.engines.base import DeviceName
+from model.errors import RecipeError
 from model.nets.resnet import Stem
 from model.nets.zoo import BUILDERS, TIMM
-from model.training.recipes import RECIPES, recipe_named
+from model.training.recipes import FIELD_DEFAULTS, RECIPES, recipe_named
 
 _RECIPES_HELP = "\n\n".join(f"{recipe.name}: {recipe.summary}." for recipe in RECIPES.values())
 
@@ -62,8 +64,9 @@ def main(
         ),
     ] = None,
     average_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the weights of --average-with in the mean.")
-    ] = 0.5,
+        float | None,
+        typer.Option(min=0, max=1, help="Share of the weights of --average-with in the mean.  [default: 0.5]"),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT images of each part.")] = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the checkpoint.  [default: runs/RECIPE]")] = None,
     out: Annotated[
@@ -75,6 +78,9 @@ def main(
     """Train a network, test it once and write a bundle that the service can load."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with exit_codes(interrupted="stopped; finished epochs are saved: continue with the same command and --resume"):
+        _require("--outliers", outliers, ["--outliers-without"] * bool(outliers_without) + _set("outlier_", settings))
+        _require("--teacher", teacher, _set("teacher_", settings))
+        _require("--average-with", average_with, ["--average-share"] * (average_share is not None))
         from model.bundle import open_bundle
         from model.training.data import folder_of
         from model.training.overrides import changed
@@ -105,9 +111,25 @@ def main(
                 outliers_without=[name for name in outliers_without.split(",") if name],
                 teacher=teacher,
                 average_with=average_with,
-                average_share=average_share,
+                average_share=0.5 if average_share is None else average_share,
                 limit=limit,
                 cache=cache,
                 resume=resume,
                 ranks=ranks,
             )
+
+
+def _set(prefix: str, settings: Sequence[str] | None) -> list[str]:
+    """The options --set for fields of the recipe that begin with a prefix."""
+    names = [setting.partition("=")[0] for setting in settings or ()]
+    return [f"--set {name}" for name in names if name.startswith(prefix) and name in FIELD_DEFAULTS]
+
+
+def _require(option: str, value: Path | None, dependent: Sequence[str]) -> None:
+    """Refuse options that have no effect without another one.
+
+    Raises:
+        RecipeError: `value` is missing, and a dependent option is given.
+    """
+    if value is None and dependent:
+        raise RecipeError(f"{dependent[0]} has no effect without {option}: give both or neither")

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from model.bundle import check_new
 from model.card import NAME_PATTERN
 from model.engines.base import DeviceName
 from model.errors import RecipeError, SaveError, TrainingError
@@ -73,8 +74,7 @@ def train_bundle(
             recipe.
         TrainingError: there is no CUDA device or no checkpoint, or the loss is no longer finite.
     """
-    if out.exists():
-        raise SaveError(f"{out} exists: choose another --out, or move it away")
+    check_new(out)
     if not re.match(NAME_PATTERN, out.name):
         raise SaveError(f"the name {out.name!r} is not allowed: end --out in letters, digits, dots, _ and - only")
     if device == "cuda" and not torch.cuda.is_available():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model.bundle import open_bundle, to_json, update_bundle, write_bundle
+from model.bundle import check_new, open_bundle, to_json, update_bundle, write_bundle
 from model.card import ModelCard
 from model.errors import CardError, IntegrityError, SaveError
 from tests.limits import files_limited_to
@@ -104,8 +104,16 @@ def test_a_full_disk_leaves_no_files(small_disk: Path) -> None:
 
 def test_a_folder_that_cannot_be_created_is_a_save_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(SaveError, match="cannot write"):
-        write_bundle(tmp_path / "file" / "new", {"a.txt": b"A"})
+    for write in (check_new, lambda folder: write_bundle(folder, {"a.txt": b"A"})):
+        with pytest.raises(SaveError, match="cannot write"):
+            write(tmp_path / "file" / "new")
+        with pytest.raises(SaveError, match="file exists: choose another --out"):
+            write(tmp_path / "file")
+
+
+def test_the_check_of_a_new_folder_leaves_no_files(tmp_path: Path) -> None:
+    check_new(tmp_path / "deep" / "new")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_failed_update_does_not_change_the_bundle(copy: Path) -> None:
@@ -114,3 +122,14 @@ def test_a_failed_update_does_not_change_the_bundle(copy: Path) -> None:
     with files_limited_to(100_000), pytest.raises(SaveError, match="free disk space or copy the bundle"):
         update_bundle(copy, {"README.md": b"new", "openvino.bin": bytes(200_000)}, card)
     assert {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()} == before
+
+
+def test_an_update_that_fails_after_a_replacement_is_undone(copy: Path) -> None:
+    """A file cannot replace a folder, which is noticed when README.md and new.txt are in place."""
+    card = open_bundle(copy).card
+    (copy / "folder").mkdir()
+    before = {path: path.is_file() and path.read_bytes() for path in copy.rglob("*")}
+    with pytest.raises(SaveError, match="cannot write to"):
+        update_bundle(copy, {"README.md": b"new", "new.txt": b"new", "folder": b"new"}, card)
+    assert {path: path.is_file() and path.read_bytes() for path in copy.rglob("*")} == before
+    open_bundle(copy)

@@ -3,18 +3,22 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import model
 from model import ModelError
 from model.card import read_card
+from model.commands import train
 from model.training.history import EVENTS_FILE, HISTORY_FILE
 from model.training.recipes import RECIPES, recipe_named
 from model.training.run import train_bundle
@@ -115,6 +119,7 @@ TRAIN_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no data": ({"recipe": "quick", "data": "{tmp}/none"}, "no CIFAR-10 in .*none: unpack .* tenfold train --download"),
     "unknown network": ({"network": "vgg16"}, "no network 'vgg16': "),
     "bundle exists": ({"out": "{smoke}/resnet18-synthetic"}, "exists: choose another --out"),
+    "no place for the bundle": ({"out": "{smoke}/mistakes.png/new"}, "cannot write .*mistakes.png/new"),
     "run exists": ({"run": "{smoke}"}, "contains a run already"),
     "another seed": ({"run": "{smoke}", "resume": True, "seed": 1}, r"contains a run of recipe 'smoke' \(seed 0, "),
     "nothing to resume": ({"resume": True}, "there is nothing to resume in"),
@@ -162,6 +167,44 @@ def test_the_command_reports_an_error_in_one_sentence(tmp_path: Path) -> None:
     ended = finish(start("--recipe", "slow", "--run", tmp_path / "run"))
     assert (ended.code, ended.out) == (1, "")
     assert ended.err == f"error: there is no recipe 'slow': choose one of {', '.join(RECIPES)}\n"
+    assert everything_in(tmp_path) == []
+
+
+@pytest.fixture
+def sigterm() -> Iterator[None]:
+    """The handler of SIGTERM, which the command replaces, is restored."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm")
+@pytest.mark.parametrize(
+    ("option", "value", "needed"),
+    [
+        ("--outliers-without", "bus", "--outliers"),
+        ("--set outlier_weight", "0.5", "--outliers"),
+        ("--set teacher_temperature", "2", "--teacher"),
+        ("--average-share", "0.5", "--average-with"),
+    ],
+)
+def test_an_option_without_the_one_that_it_is_for_is_refused(
+    option: str, value: str, needed: str, tmp_path: Path
+) -> None:
+    app = typer.Typer()
+    app.command()(train.main)
+    given = [
+        *f"{option}={value}".split(),
+        "--recipe",
+        "smoke",
+        "--init",
+        f"{tmp_path}/none",
+        "--run",
+        f"{tmp_path}/run",
+    ]
+    ended = CliRunner().invoke(app, given)
+    assert (ended.exit_code, ended.stdout) == (1, "")
+    assert ended.stderr == f"error: {option} has no effect without {needed}: give both or neither\n"
     assert everything_in(tmp_path) == []
 
 
