@@ -88,6 +88,7 @@ class Order(_Frozen):
         model: its name.
         folder: of the new bundle; None for the one that is served.
         shadow: None to swap without a comparison.
+        refusal: why the member refuses the bundle; empty unless it does.
     """
 
     kind: Literal["order"] = "order"
@@ -96,6 +97,7 @@ class Order(_Frozen):
     model: str
     folder: Path | None = None
     shadow: ShadowPlan | None = None
+    refusal: str = ""
 
 
 class Prepare(_Frozen):
@@ -392,10 +394,16 @@ class Coordinator:
             self._answer(member, order, "conflict", f"{order.model} has no previous version that is still kept")
         elif order.action == "rollback":
             self._prepare(order, *self._previous[order.model])
+        elif order.refusal:
+            self._refuse(order, order.refusal)
         elif folder := order.folder or self._folders.get(order.model):
             self._prepare(order, folder, None)
         else:
-            self._answer(member, order, "refused", f"{order.model} was not loaded from a folder: name one in weights")
+            self._refuse(order, f"{order.model} was not loaded from a folder: name one in weights")
+
+    def _refuse(self, order: Order, reason: str) -> None:
+        """Refuse an order before anything is loaded."""
+        self._report(_Swap(order, None, set(), self._clock(), "refused"), reason)
 
     def _confirm(self, member: int, order: Order) -> None:
         if order.model not in self._previous:

@@ -118,12 +118,13 @@ class Swapper:
             SwapConflict: another swap is in progress.
             SwapInterrupted: the service shuts down, or one of its processes ended.
         """
-        try:
-            folder = None if weights is None else await asyncio.to_thread(bundle_below, self._root, weights)
-        except SwapRefused as error:
-            self._record(Status(id="", action="swap", model=name, state="refused", reason=str(error)))
-            raise
-        return await self._submit("swap", name, folder, shadow)
+        folder, refusal = None, ""
+        if weights is not None:
+            try:
+                folder = await asyncio.to_thread(bundle_below, self._root, weights)
+            except SwapRefused as error:
+                refusal = str(error)  # the coordinator refuses the order, so that all processes have the status
+        return await self._submit("swap", name, folder, shadow, refusal)
 
     async def roll_back(self, name: str) -> Status:
         """Serve the previous version again. The errors are those of `swap`."""
@@ -165,10 +166,15 @@ class Swapper:
             self._run(self.reload())
 
     async def _submit(
-        self, action: Action, name: str, folder: Path | None = None, shadow: ShadowPlan | None = None
+        self,
+        action: Action,
+        name: str,
+        folder: Path | None = None,
+        shadow: ShadowPlan | None = None,
+        refusal: str = "",
     ) -> Status:
         self._check()
-        order = Order(id=secrets.token_hex(8), action=action, model=name, folder=folder, shadow=shadow)
+        order = Order(id=secrets.token_hex(8), action=action, model=name, folder=folder, shadow=shadow, refusal=refusal)
         future: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
         self._pending[order.id] = future
         try:

@@ -43,6 +43,7 @@ class SwapRequest(BaseModel):
         str | None,
         Field(
             min_length=1,
+            max_length=4_096,  # PATH_MAX of Linux: all processes get the path, in a message
             description="Folder of the bundle below TENFOLD_WEIGHTS_ROOT. The default is that of the model.",
         ),
     ] = None

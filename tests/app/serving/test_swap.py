@@ -191,10 +191,34 @@ def test_a_process_that_joins_gets_the_latest_status() -> None:
 def test_weights_without_a_folder_cannot_be_loaded_again() -> None:
     group = Group()
     group.coordinator.receive(0, Order(id="1", action="swap", model="injected"))
-    assert group.rejected.state == "refused"
+    assert group.received(Status) == [0, 1]
+    assert (group.status().model, group.status().state) == ("injected", "refused")
     group.order(folder=None)
     (order,) = {message for _, message in group.sent if isinstance(message, Prepare)}
     assert order.folder == OLD
+
+
+def test_all_members_get_the_refusal_of_one() -> None:
+    group = Group()
+    group.swap()
+    group.sent.clear()
+    group.order(folder=None, refusal="no such folder")
+    assert group.received(Status) == [0, 1]
+    status = group.status()
+    assert (status.id, status.state, status.reason, status.previous) == ("1", "refused", "no such folder", "old")
+    assert group.received(Prepare) == []
+    group.swap()
+    assert group.status().state == "done"
+
+
+def test_a_refusal_during_a_swap_leaves_the_swap() -> None:
+    group = Group()
+    group.order()
+    group.coordinator.receive(1, Order(id="2", action="swap", model="net", refusal="no such folder"))
+    assert group.status().id == "1"
+    assert [message.status.state for _, message in group.sent if isinstance(message, Rejected)] == ["conflict"]
+    group.prepared(0, 1)
+    assert group.received(Commit) == [0, 1]
 
 
 def test_a_rollback_loads_the_previous_version_from_its_folder_and_forgets_the_other() -> None:

@@ -106,7 +106,10 @@ def test_a_bundle_that_fails_is_refused_with_its_reason(service: Running, caplog
     assert 'tenfold_swaps_total{model="tiny",outcome="refused"} 1.0' in service.client.get("/metrics").text
     assert versions(service) == before
     for weights in ("../outside", "none", "int8/card.json"):
-        assert is_a_problem(change(service, weights=weights), 422)["type"] == "urn:tenfold:swap-refused"
+        problem = is_a_problem(change(service, weights=weights), 422)
+        assert problem["type"] == "urn:tenfold:swap-refused"
+        report = service.client.get("/models/tiny/swap").json()
+        assert (report["state"], report["reason"]) == ("refused", problem["detail"])
 
 
 @pytest.mark.parametrize(
@@ -114,6 +117,7 @@ def test_a_bundle_that_fails_is_refused_with_its_reason(service: Running, caplog
     [
         {"weight": "float16"},
         {"weights": ""},
+        {"weights": "a" * 4_097},
         {"weights": 1},
         {"weights": "float16", "shadow": 0},
         {"weights": "float16", "shadow": 1.1},
