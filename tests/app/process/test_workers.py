@@ -4,7 +4,9 @@ import contextlib
 import os
 import re
 import signal
+import sqlite3
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -15,7 +17,7 @@ from model import read_card
 from tests.app.fakes import image_file
 from tests.app.http.routes.test_v2 import images
 from tests.app.process.test_main_process import environment
-from tests.app.running import Process, Visitor, eventually, process
+from tests.app.running import Pending, Process, Visitor, eventually, process
 
 pytestmark = pytest.mark.slow
 
@@ -166,12 +168,22 @@ def test_a_label_may_be_sent_to_another_worker_than_the_image(int8_bundle: Path,
         label = read_card(int8_bundle / "card.json").labels[0]
         with contextlib.ExitStack() as stack:
             clients = [stack.enter_context(running.client()) for _ in range(8)]
-            ids = []
-            for sender in clients:
-                ids.append(sender.post("/predict", content=image_file()).headers["X-Request-ID"])
-                for client in clients:  # at once, before it is stored
-                    labelled = client.post("/feedback", json={"request_id": ids[-1], "label": label})
-                    assert labelled.status_code == 200, labelled.text
+
+            def predict(client: httpx.Client) -> str:
+                return client.post("/predict", content=image_file()).headers["X-Request-ID"]
+
+            def labelled(client: httpx.Client, request_id: str) -> httpx.Response:
+                return client.post("/feedback", json={"request_id": request_id, "label": label})
+
+            ids = [predict(client) for client in clients[1:]]
+            assert {labelled(client, each).status_code for client in clients for each in ids} == {200}
+            with contextlib.closing(sqlite3.connect(store, isolation_level=None)) as database:
+                database.execute("BEGIN IMMEDIATE")  # no worker can write
+                ids.append(predict(clients[0]))
+                sent = [Pending(partial(labelled, client, ids[-1])) for client in clients]
+                time.sleep(0.2)
+                database.execute("ROLLBACK")
+            assert {each.result().status_code for each in sent} == {200}, "each looks again until it is stored"
             assert (
                 sum(
                     metric(running, f'tenfold_feedback_total{{model="tiny",outcome="{outcome}"}}')
