@@ -1,8 +1,7 @@
 """python -m model.calibrate: the command in model/commands/calibrate.py."""
 
-import typer
-
 from model.commands.calibrate import main
+from model.commands.exits import run
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main, "model.calibrate")

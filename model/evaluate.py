@@ -1,8 +1,7 @@
 """python -m model.evaluate: the command in model/commands/evaluate.py."""
 
-import typer
-
 from model.commands.evaluate import main
+from model.commands.exits import run
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main, "model.evaluate")

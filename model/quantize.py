@@ -1,8 +1,7 @@
 """python -m model.quantize: the command in model/commands/quantize.py."""
 
-import typer
-
+from model.commands.exits import run
 from model.commands.quantize import main
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main, "model.quantize")

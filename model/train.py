@@ -1,8 +1,7 @@
 """python -m model.train: the command in model/commands/train.py."""
 
-import typer
-
+from model.commands.exits import run
 from model.commands.train import main
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main, "model.train")

@@ -1,6 +1,6 @@
 """What the commands have in common."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import typer
@@ -24,3 +24,15 @@ def exit_codes(*, interrupted: str | None = None) -> Iterator[None]:
         if interrupted:
             typer.echo(interrupted, err=True)
         raise typer.Exit(130) from error
+
+
+def run(main: Callable[..., None], module: str) -> None:
+    """Run a command as `python -m MODULE`. Its help is plain text, in which [default: ...] is not markup.
+
+    Args:
+        main: the function of the command.
+        module: its name.
+    """
+    command = typer.Typer(add_completion=False, rich_markup_mode=None)
+    command.command()(main)
+    command(prog_name=f"python -m {module}")

@@ -170,6 +170,14 @@ def test_the_command_reports_an_error_in_one_sentence(tmp_path: Path) -> None:
     assert everything_in(tmp_path) == []
 
 
+def test_the_help_shows_the_defaults() -> None:
+    ended = finish(start("--help"))
+    assert ended.code == 0, ended.err
+    text = " ".join(ended.out.split())
+    assert text.startswith("Usage: python -m model.train [OPTIONS]")
+    assert "Folder of the checkpoint. [default: runs/RECIPE]" in text
+
+
 @pytest.fixture
 def sigterm() -> Iterator[None]:
     """The handler of SIGTERM, which the command replaces, is restored."""
