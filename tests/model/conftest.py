@@ -10,7 +10,7 @@ from tests.model.nets.plain import MixedNetwork, PlainCNN
 OWN = {"plain": PlainCNN, "mixed": MixedNetwork}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def own_networks() -> Iterator[list[str]]:
     """The names under which they can be built while the fixture lives."""
     BUILDERS.update(OWN)
