@@ -36,12 +36,15 @@ def in_the_corner(image: NDArray[np.uint8], corner: tuple[int, int]) -> NDArray[
 
 
 def explained(classifier: model.Classifier, images: list[NDArray[np.uint8]]) -> tuple[Outputs, NDArray[np.float32]]:
-    """The outputs, and the fraction of the positive map of the first class in each quarter, float32[N, 2, 2]."""
+    """The outputs, and the fraction of the positive map of the first class in each quarter, float32[N, 2, 2].
+
+    The fractions are 0 if no cell of the map is positive, as for an image that is too small to be recognised.
+    """
     spec = classifier.card.input
     out = classifier.engine.run(np.stack([transform(Image.fromarray(image), spec) for image in images]))
     maps = np.maximum(maps_of(out)[np.arange(len(images)), out.logits.argmax(1)], 0)
     quarters = maps.reshape(-1, 2, 2, 2, 2).sum(axis=(2, 4))
-    return out, quarters / quarters.sum(axis=(1, 2), keepdims=True)
+    return out, quarters / np.maximum(quarters.sum(axis=(1, 2), keepdims=True), 1e-9)
 
 
 @pytest.mark.parametrize("corner", CORNERS, ids=["top left", "top right", "bottom left", "bottom right"])
@@ -50,9 +53,11 @@ def test_the_map_of_an_image_in_a_corner_is_in_that_corner(
 ) -> None:
     pixels = load_cifar10_test(cifar10_root)[:100].pixels.numpy()
     _, fractions = explained(shipped, [in_the_corner(image, corner) for image in pixels])
-    # Measured: the corner has the largest fraction for 91 to 97 of 100 images, and a mean fraction of 0.45. By chance
-    # these were 25 and 0.25. The fraction is not 1, because a cell's receptive field is larger than its 8 x 8 pixels.
-    assert (fractions[:, *corner] == fractions.max(axis=(1, 2))).mean() >= 0.85
+    # Measured: the corner has the largest fraction for 93 to 98 of 100 images, and a mean fraction of 0.44 to 0.57. By
+    # chance these were 25 and 0.25. The fraction is not 1, because a cell's receptive field is larger than its 8 x 8
+    # pixels.
+    largest = fractions.max(axis=(1, 2))
+    assert ((fractions[:, *corner] == largest) & (largest > 0)).mean() >= 0.85
     assert fractions[:, *corner].mean() > 0.4
 
 
