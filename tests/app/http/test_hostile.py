@@ -2,7 +2,6 @@
 
 import io
 import random
-import re
 import threading
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from tests.app.fakes import CARD, image_file, photo
 from tests.app.http.test_problems import is_a_problem
 from tests.app.running import Process, Running, process
 from tests.hostile import BOMBS, OK, Sample, bombs, corpus, many_pieces
+from tests.memory import anonymous, forget_peak, peak, resident
 
 KINDS = {
     TABLE[cls].status: f"urn:tenfold:{TABLE[cls].slug}" for cls in (ImageTooLarge, UnsupportedImage, UnreadableImage)
@@ -89,32 +89,6 @@ def test_a_wrong_extension_does_not_matter(name: str, running: Running) -> None:
 
 
 # Bombs
-
-
-def peak(pid: int | str) -> int:
-    """Most memory that a process ever held, bytes. `forget_peak` resets it."""
-    return _status(pid, "VmHWM")
-
-
-def resident(pid: int | str) -> int:
-    """Memory that a process holds, bytes."""
-    return _status(pid, "VmRSS")
-
-
-def _status(pid: int | str, name: str) -> int:
-    found = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found
-    return int(found[1]) * 1024
-
-
-def anonymous(pid: int | str) -> int:
-    """Memory of a process in bytes, without pages of files, which the kernel may drop and read again."""
-    return _status(pid, "RssAnon") + _status(pid, "VmSwap")
-
-
-def forget_peak(pid: int | str) -> None:
-    """Reset `peak`."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def test_there_are_bombs_of_every_accepted_format() -> None:

@@ -1,7 +1,6 @@
 """The memory of a process with default limits, whatever is sent to it."""
 
 import contextlib
-import re
 import socket
 import sys
 from collections import Counter
@@ -11,21 +10,14 @@ from pathlib import Path
 import pytest
 
 from app.settings import Settings
-from tests.app.running import ROOT, Process, eventually, process
+from tests.app.running import ROOT, eventually, process
 from tests.hostile import HEAVY
+from tests.memory import anonymous, peak
 
 LIMIT = 900_000_000
 CONNECTIONS = 8
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
-
-
-def memory(running: Process, name: str) -> int:
-    """A line of /proc/PID/status, in bytes."""
-    text = Path(f"/proc/{running.popen.pid}/status").read_text(encoding="utf-8")
-    found = re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
-    assert found
-    return int(found[1]) * 1024
 
 
 def unfinished_upload(port: int, size: int) -> socket.socket:
@@ -50,15 +42,15 @@ def test_memory_stays_within_its_limit_for_hostile_images_and_unfinished_uploads
     ):
         client.timeout = 400
         running.wait_ready()
-        ready = memory(running, "RssAnon")
+        ready = anonymous(running.popen.pid)
         held = settings.max_held_bytes - settings.max_body_bytes
         for _ in range(held // settings.max_body_bytes):
             stack.enter_context(unfinished_upload(running.port, settings.max_body_bytes))
-        eventually(lambda: memory(running, "RssAnon") > ready + 0.9 * held, "the uploads are in memory", seconds=120)
+        eventually(lambda: anonymous(running.popen.pid) > ready + 0.9 * held, "the uploads are in memory", seconds=120)
         statuses = Counter(senders.map(lambda data: client.post("/predict", content=data).status_code, files))
-        peak = memory(running, "VmHWM")
-        print(f"memory {ready / 1e6:.0f} MB, at most {peak / 1e6:.0f} MB; responses {dict(statuses)}")
+        highest = peak(running.popen.pid)
+        print(f"memory {ready / 1e6:.0f} MB, at most {highest / 1e6:.0f} MB; responses {dict(statuses)}")
         assert set(statuses) <= {200, 413, 503, 504}
         assert statuses[200] > 0
-        assert peak < LIMIT
+        assert highest < LIMIT
         assert client.get("/readyz").status_code == 200

@@ -15,8 +15,8 @@ from uvicorn.server import ServerState
 
 from app.process.protocol import http_protocol
 from tests.app.fakes import image_file
-from tests.app.http.test_hostile import forget_peak, peak, resident
 from tests.app.running import Running, serving
+from tests.memory import forget_peak, peak, resident
 
 TIMEOUT = 0.5
 # The protocol waits a second longer.

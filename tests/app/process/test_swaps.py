@@ -28,9 +28,9 @@ from model.calibration import softmax
 from model.card import ModelCard, read_card
 from tests.app.fakes import image_file
 from tests.app.process.test_main_process import environment
-from tests.app.process.test_memory import memory
 from tests.app.process.test_workers import children, metric
 from tests.app.running import ROOT, Process, eventually, process
+from tests.memory import anonymous
 
 CONNECTIONS = 32
 IMAGES = [image_file(seed) for seed in range(16)]
@@ -318,13 +318,13 @@ def test_memory_returns_after_ten_swaps(log: Path) -> None:
             assert change(service).status_code == 200
             assert len(versions(service, 3)) == 1
 
-        before = memory(service, "RssAnon")
+        before = anonymous(service.popen.pid)
         swap()
-        held = memory(service, "RssAnon")
+        held = anonymous(service.popen.pid)
         for _ in range(9):
             swap()
         assert change(service, "/confirm").status_code == 200
         limit = 1.1 * before
         found = f"{before / 1e6:.0f} MB at first, {held / 1e6:.0f} MB after a swap that is not confirmed"
-        eventually(lambda: memory(service, "RssAnon") < limit, f"memory returns: {found}")
-        print(f"{found}, {memory(service, 'RssAnon') / 1e6:.0f} MB after ten swaps and a confirmation")
+        eventually(lambda: anonymous(service.popen.pid) < limit, f"memory returns: {found}")
+        print(f"{found}, {anonymous(service.popen.pid) / 1e6:.0f} MB after ten swaps and a confirmation")
