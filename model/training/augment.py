@@ -31,10 +31,17 @@ class _Draws:
         return torch.exp((2 * self.uniform(*shape) - 1) * math.log(most))
 
 
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """A copy of values in CPU memory on the device, without a wait: a plain copy to a GPU waits for its queue."""
+    if device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
 def normalise(pixels: Tensor, recipe: Recipe) -> Tensor:
     """uint8 or float[N, H, W, 3] of 0..255 to normalised float32[N, 3, H, W] in channels-last memory."""
-    mean = torch.tensor(recipe.mean, device=pixels.device) * 255
-    std = torch.tensor(recipe.std, device=pixels.device) * 255
+    mean = moved(torch.tensor(recipe.mean) * 255, pixels.device)
+    std = moved(torch.tensor(recipe.std) * 255, pixels.device)
     return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
 
 
@@ -85,24 +92,24 @@ def training_batch(
         pixels, index = pixels[index].to(device), torch.arange(count)
     source, number = pixels, index
     if recipe.resize != pixels.shape[1]:
-        source, number = _resized(pixels[index.to(device)], recipe.resize), torch.arange(count)
+        source, number = _resized(pixels[moved(index, device)], recipe.resize), torch.arange(count)
     side, crop, pad = source.shape[1], recipe.crop, recipe.pad
     offset = draws.integers(-pad, side - crop + pad + 1)
     rows, columns = _reflect(torch.arange(crop) + offset, side)
     columns = torch.where(flip[:, None], columns.flip(1), columns)
     # One gather selects, shifts and flips.
-    images = number.to(device)[:, None, None]
-    cropped = source[images, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
+    images = moved(number, device)[:, None, None]
+    cropped = source[images, moved(rows, device)[:, :, None], moved(columns, device)[:, None, :]]
 
     batch = normalise(cropped, recipe)
-    if recipe.zoom > 1 or recipe.aspect > 1:
-        batch = _zoomed(batch, recipe.zoom, recipe.aspect, draws)
+    if recipe.zoom > 1 or recipe.aspect > 1 or recipe.rotation:
+        batch = _transformed(batch, recipe, draws)
     if recipe.sharpness:
         batch = _sharpened(batch, recipe.sharpness, draws)
     if recipe.colour:
         batch = _recoloured(batch, recipe.colour, draws)
     if recipe.cutout:
-        batch = batch * ~_square(crop, recipe.cutout, draws).to(device)
+        batch = batch * ~moved(_square(crop, recipe.cutout, draws), device)
     return batch.contiguous(memory_format=torch.channels_last)
 
 
@@ -120,18 +127,24 @@ def _resized(pixels: Tensor, side: int) -> Tensor:
     return larger.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def _zoomed(batch: Tensor, most: float, aspect: float, draws: _Draws) -> Tensor:
-    """Each image enlarged about its centre by a factor between 1/most and most; mirrored at the border.
-
-    Its width and height are then stretched against each other by a factor between 1/aspect and aspect.
-    """
+def _transformed(batch: Tensor, recipe: Recipe, draws: _Draws) -> Tensor:
+    """Each image enlarged by a factor between 1/zoom and zoom, stretched by one between 1/aspect and aspect in width
+    relative to its height, moved and rotated; mirrored at the border."""
     count = len(batch)
-    factor = draws.factors(most)
-    stretch = draws.factors(aspect).sqrt() if aspect > 1 else torch.ones(count)
+    factor = draws.factors(recipe.zoom)
+    stretch = draws.factors(recipe.aspect).sqrt() if recipe.aspect > 1 else torch.ones(count)
+    # Half the width and height of what the result shows, as shares of those of the image.
+    extent = torch.stack([stretch / factor, 1 / (stretch * factor)], dim=1)
     affine = torch.zeros(count, 2, 3)
-    affine[:, 0, 0] = stretch / factor
-    affine[:, 1, 1] = 1 / (stretch * factor)
-    grid = F.affine_grid(affine.to(batch.device), list(batch.shape), align_corners=False)
+    affine[:, :, :2] = torch.diag_embed(extent)
+    if recipe.shift:
+        affine[:, :, 2] = (2 * draws.uniform(2) - 1) * recipe.shift * (1 - extent).abs()
+    if recipe.rotation:
+        angle = (2 * draws.uniform() - 1) * math.radians(recipe.rotation)
+        cos, sin = angle.cos(), angle.sin()
+        turn = torch.stack([torch.stack([cos, -sin], dim=1), torch.stack([sin, cos], dim=1)], dim=1)
+        affine[:, :, :2] = affine[:, :, :2] @ turn
+    grid = F.affine_grid(moved(affine, batch.device), list(batch.shape), align_corners=False)
     return F.grid_sample(batch, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
@@ -141,17 +154,17 @@ def _sharpened(batch: Tensor, most: float, draws: _Draws) -> Tensor:
     rows = (padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]) / 4
     blurred = (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 4
     amount = (2 * draws.uniform(1, 1, 1) - 1) * most
-    return batch + amount.to(batch.device) * (batch - blurred)
+    return batch + moved(amount, batch.device) * (batch - blurred)
 
 
 def _recoloured(batch: Tensor, most: float, draws: _Draws) -> Tensor:
     """Saturation, contrast and colour balance of each image times a factor between 1/(1+most) and 1+most, then
     brightness moved by up to `most` standard deviations of the data set."""
     device = batch.device
-    saturation = draws.factors(1 + most, 1, 1, 1).to(device)
+    saturation = moved(draws.factors(1 + most, 1, 1, 1), device)
     gain = draws.factors(1 + most, 3, 1, 1).sqrt()
-    gain = (gain * draws.factors(1 + most, 1, 1, 1)).to(device)
-    shift = ((2 * draws.uniform(1, 1, 1) - 1) * most).to(device)
+    gain = moved(gain * draws.factors(1 + most, 1, 1, 1), device)
+    shift = moved((2 * draws.uniform(1, 1, 1) - 1) * most, device)
     grey = batch.mean(dim=1, keepdim=True)
     return (grey + saturation * (batch - grey)) * gain + shift
 

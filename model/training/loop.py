@@ -23,14 +23,14 @@ from model.nets.base import Network
 from model.nets.check import check_network
 from model.nets.zoo import build
 from model.training import checkpoint
-from model.training.augment import normalise, scaled, training_batch
+from model.training.augment import moved, normalise, scaled, training_batch
 from model.training.batch_norm import synchronise_batch_norm
 from model.training.data import DataSet, LabeledImages
 from model.training.distill import Teacher, distillation_loss
 from model.training.history import write_history
 from model.training.matmul_conv import use_matmul_convolutions
 from model.training.muon import Muon
-from model.training.outliers import Outliers, uniform_cross_entropy
+from model.training.outliers import Outliers, uniform_cross_entropy, with_folder_classifier
 from model.training.pretrained import Init, start_from
 from model.training.ranks import Ranks
 from model.training.recipes import FIELD_DEFAULTS, Recipe
@@ -151,7 +151,12 @@ def train(
     check_network(net, recipe.input_spec(), num_classes=len(data.labels), sides=recipe.sides())
     if init is not None:
         start_from(net, init.state)
+    folder_classifier = with_folder_classifier(net, outliers, recipe) if outliers else None
+    if folder_classifier:
+        folder_classifier.to(device)
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all batches have the same few shapes
     if device.type == "cpu" and recipe.matmul_side:
         use_matmul_convolutions(net, recipe.matmul_side)
     ema = None
@@ -160,6 +165,8 @@ def train(
     if ranks.joined:
         synchronise_batch_norm(net, device)
     optimizers = optimizers_for(net, recipe)
+    if folder_classifier:
+        optimizers[0].add_param_group({"params": list(folder_classifier.classifier.parameters()), "scale": 1.0})
     scores = torch.full((len(data.train),), math.inf, device=device)
     identity = {"recipe": asdict(recipe), "seed": seed, "pictures": len(data.train)}
     if outliers:
@@ -182,6 +189,8 @@ def train(
                 "resume it with the options that it started with, or choose another --run"
             )
         net.load_state_dict(state["net"])
+        if folder_classifier:
+            folder_classifier.classifier.load_state_dict(state["folder_classifier"])
         for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
         scores.copy_(state["scores"])
@@ -190,14 +199,14 @@ def train(
         run.history, run.seconds, run.about = state["history"], state["seconds"], state["about"]
         unfinished = state.get("unfinished")
 
-    replica = ranks.replicate(net, device)
+    replica = ranks.replicate(folder_classifier or net, device)
     model = torch.compile(replica) if recipe.compile else replica
     train_part = data.train.to(device)
     class_weights = weights_of_classes(train_part.labels, len(data.labels), recipe.balance)
     watched = data.holdout if recipe.watch == "holdout" else data.test
     generator = torch.Generator().manual_seed(seed)
     coin = torch.rand(len(train_part), generator=generator) < 0.5
-    outlier_pixels = outliers.pixels.to(device) if outliers else None
+    outliers = outliers.to(device) if outliers else None
     outlier_coin = torch.rand(len(outliers or ()), generator=generator) < 0.5
 
     def save(unfinished: dict[str, Any] | None) -> None:
@@ -208,6 +217,7 @@ def train(
             {
                 "identity": identity,
                 "net": net.state_dict(),
+                "folder_classifier": folder_classifier.classifier.state_dict() if folder_classifier else None,
                 "ema": ema.state_dict() if ema else None,
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "scores": scores,
@@ -255,10 +265,10 @@ def train(
                 train_part.pixels, index, recipe, epoch=epoch, coin=coin, generator=generator, device=device, part=part
             )
             teacher_logits = teacher.logits(batch, recipe) if teacher else None
-            if outlier_pixels is not None:
-                drawn = torch.randint(len(outlier_pixels), (exposed_count,), generator=generator)
+            if outliers:
+                drawn = torch.randint(len(outliers), (exposed_count,), generator=generator)
                 exposed = training_batch(
-                    outlier_pixels,
+                    outliers.pixels,
                     drawn,
                     recipe,
                     epoch=epoch,
@@ -267,9 +277,11 @@ def train(
                     part=split.part(exposed_count),
                 )
                 batch = torch.cat([batch, exposed])
-            here = index[part].to(device)
+            here = moved(index[part], device)
             with autocast(recipe, device):
-                logits, outlier_logits = model(scaled(batch, side)).float().tensor_split([len(here)])
+                outputs = model(scaled(batch, side)).float()
+            class_outputs, folder_outputs = outputs.tensor_split([len(data.labels)], dim=1)
+            logits, outlier_logits = class_outputs.tensor_split([len(here)])
             losses = F.cross_entropy(
                 logits, train_part.labels[here], label_smoothing=recipe.label_smoothing, reduction="none"
             )
@@ -279,6 +291,10 @@ def train(
             loss = split.mean(losses * weights[here], len(index))
             if outliers:
                 loss = loss + recipe.outlier_weight * split.mean(uniform_cross_entropy(outlier_logits), exposed_count)
+            if outliers and folder_classifier:
+                folders = outliers.folders[moved(drawn[split.part(exposed_count)], device)]
+                folder_losses = F.cross_entropy(folder_outputs[len(here) :], folders, ignore_index=-1, reduction="none")
+                loss = loss + recipe.outlier_folder_weight * split.mean(folder_losses, exposed_count)
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -287,7 +303,7 @@ def train(
             if ema:
                 ema.update_parameters(net)
             losses = split.gather(losses.detach(), len(index))
-            scores[index.to(device)] = losses
+            scores[moved(index, device)] = losses
             if device.type == "cpu" or step % 20 == 0:  # on a GPU, reading the loss waits for the step
                 recent = ranks.average(loss)
             observer.step(
@@ -455,9 +471,11 @@ def evaluation_logits(net: nn.Module, images: LabeledImages, recipe: Recipe, dev
     out = []
     with torch.inference_mode(), autocast(recipe, device):
         for start in range(0, len(images), size):
-            pixels = images.pixels[start : start + size].numpy()
-            transformed = np.stack([test_transform(Image.fromarray(image), spec) for image in pixels])
-            batch = normalise(torch.from_numpy(transformed).to(device), recipe)
+            pixels = images.pixels[start : start + size]
+            if not pixels.shape[1] == pixels.shape[2] == spec.resize == spec.crop:
+                transformed = [test_transform(Image.fromarray(image), spec) for image in pixels.numpy()]
+                pixels = torch.from_numpy(np.stack(transformed))
+            batch = normalise(pixels.to(device), recipe)
             out.append(net(batch).float().cpu())
     return torch.cat(out)
 

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.card import InputSpec, OutlierImages
 from model.decode import decode
-from model.errors import DataError, ImageError
+from model.errors import DataError, ImageError, RecipeError
 from model.image import test_transform
+from model.nets.base import Network
+from model.training.recipes import Recipe
 
 _MAX_PIXELS = 50_000_000
 _SEED = 20181211
@@ -30,14 +32,21 @@ class Outliers:
 
     Attributes:
         pixels: uint8[N, S, S, 3].
+        folders: number of the folder of each image, from 0 in the order of their paths, int64[N]; -1 for generated
+            images.
         about: their number, origin and hash, for the card.
     """
 
     pixels: Tensor
+    folders: Tensor
     about: OutlierImages
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def to(self, device: torch.device) -> "Outliers":
+        """The same with its tensors on the device."""
+        return Outliers(self.pixels.to(device), self.folders.to(device), self.about)
 
 
 def load_outliers(root: Path, *, side: int, without: Collection[str] = (), generated_share: float = 0.0) -> Outliers:
@@ -58,24 +67,27 @@ def load_outliers(root: Path, *, side: int, without: Collection[str] = (), gener
     if not root.is_dir():
         raise DataError(f"the folder {root} does not exist: give --outliers a folder of images")
     paths = sorted(path for path in root.rglob("*") if path.is_file())
-    folders = {path: set(path.relative_to(root).parts[:-1]) for path in paths}
-    if unknown := set(without) - set[str]().union(*folders.values()):
+    inside = {path: set(path.relative_to(root).parts[:-1]) for path in paths}
+    if unknown := set(without) - set[str]().union(*inside.values()):
         raise DataError(f"{root} contains no folder {', '.join(sorted(unknown))}: correct --outliers-without")
     spec = InputSpec(resize=side, crop=side, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    images, unreadable = [], 0
+    images, origins, unreadable = [], [], 0
     for path in paths:
-        if folders[path].isdisjoint(without):
+        if inside[path].isdisjoint(without):
             try:
                 decoded = decode(path.read_bytes(), side=4 * side, max_pixels=_MAX_PIXELS)
             except ImageError:
                 unreadable += 1
             else:
                 images.append(test_transform(decoded.image, spec))
+                origins.append(path.parent)
     if not images:
         raise DataError(f"{root} contains no readable image: give --outliers a folder of images")
     read = torch.from_numpy(np.stack(images))
     generated = generate_outliers(round(len(read) * generated_share / (1 - generated_share)), side)
     pixels = torch.cat([read, generated])
+    numbers = {folder: number for number, folder in enumerate(sorted(set(origins)))}
+    folders = torch.tensor([numbers[folder] for folder in origins] + [-1] * len(generated))
     about = OutlierImages(
         images=len(read),
         generated=len(generated),
@@ -83,7 +95,7 @@ def load_outliers(root: Path, *, side: int, without: Collection[str] = (), gener
         unreadable=unreadable,
         sha256=hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
     )
-    return Outliers(pixels, about)
+    return Outliers(pixels, folders, about)
 
 
 def uniform_cross_entropy(logits: Tensor) -> Tensor:
@@ -98,6 +110,47 @@ def uniform_cross_entropy(logits: Tensor) -> Tensor:
         float[N], nats.
     """
     return torch.logsumexp(logits, dim=1) - logits.mean(dim=1)
+
+
+class FolderClassifier(nn.Module):
+    """A network with a second classifier, of the folders of the outliers, on its features. It is for training only.
+
+    Several tasks on shared features: Caruana, "Multitask Learning", Machine Learning 28, 1997.
+
+    Args:
+        net: the network.
+        width: D of its features, float[N, D].
+        folders: number of folders.
+    """
+
+    def __init__(self, net: Network, width: int, folders: int) -> None:
+        super().__init__()
+        self.net = net
+        self.classifier = nn.Linear(width, folders)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images, float[N, 3, H, W], to the logits of the classes and then of the folders, float[N, C+K]."""
+        out = self.net.forward_head(self.net.forward_features(x))
+        return torch.cat([out.logits, self.classifier(out.features)], dim=1)
+
+
+def with_folder_classifier(net: Network, outliers: Outliers, recipe: Recipe) -> FolderClassifier | None:
+    """A second classifier for the network, on the CPU, if the recipe has one.
+
+    Raises:
+        RecipeError: the outliers are all in one folder.
+    """
+    if not recipe.outlier_folder_weight:
+        return None
+    folders = int(outliers.folders.max()) + 1
+    if folders < 2:
+        raise RecipeError(
+            "outlier_folder_weight needs outliers in two or more folders, one for each class of theirs: set it to 0"
+        )
+    with torch.inference_mode():
+        images = torch.zeros(2, 3, recipe.crop, recipe.crop)
+        features = net.eval().forward_head(net.forward_features(images)).features
+    return FolderClassifier(net, features.shape[1], folders)
 
 
 def generate_outliers(count: int, side: int) -> Tensor:

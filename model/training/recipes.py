@@ -71,6 +71,11 @@ class Recipe:
     aspect: Factor = 1.0
     """A random crop is stretched by up to this factor in width relative to its height, or in height relative to its
     width, evenly in the logarithm."""
+    shift: Share = 0.0
+    """A crop that `zoom` or `aspect` has changed is moved from the centre by up to this share of the distance to the
+    border of the image."""
+    rotation: NotNegative = 0.0
+    """Each image is rotated by up to this angle, degrees."""
     sharpness: Share = 0.0
     """Largest change of sharpness, 0..1: each image is moved away from or towards its 3 x 3 blur by up to this share
     of the difference."""
@@ -120,6 +125,9 @@ class Recipe:
     """Number of outliers in a batch, as a share of the number of images of the classes."""
     outlier_generated: BelowOne = 0.0
     """Share 0..1 of generated images among the outliers: one colour, gradients, noise, text and windows."""
+    outlier_folder_weight: NotNegative = 0.0
+    """Weight of the cross-entropy of the outliers' folders, which a second classifier on the same features predicts. It
+    is for folders that are classes, as those of CIFAR-100 are, and is not part of the trained network. 0 for none."""
 
     teacher_weight: Share = 0.9
     """Weight 0..1 of the distillation loss, if there is a teacher (Hinton et al. 2015, arXiv:1503.02531). The loss of
@@ -356,11 +364,24 @@ RECIPES: Mapping[str, Recipe] = {
         replace(
             STANDARD,
             name="best",
-            summary="200 epochs at 32 x 32 with cutout and a cosine schedule, for a GPU",
+            summary="200 epochs with strong augmentation and --outliers, for a GPU",
+            holdout=2500,
+            arguments={"stem": "cifar", "width": 64, "zero_init_residual": True},
+            zoom=1.4,
+            aspect=1.3,
+            shift=0.5,
+            rotation=10.0,
+            sharpness=0.6,
+            colour=0.2,
+            flip="alternating",
             epochs=200,
+            lr=0.4,
             schedule="cosine",
-            warmup=0.05,
-            ema_decay=0.999,
+            warmup=0.03,
+            ema_decay=0.998,
+            outlier_ratio=0.4,
+            outlier_generated=0.06,
+            outlier_folder_weight=0.3,
         ),
         Recipe(
             name="article",

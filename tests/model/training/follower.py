@@ -41,7 +41,17 @@ SHORT = replace(
 )
 RECIPES: dict[str, Recipe] = {
     "SGD with a teacher": SHORT,  # 20 steps
-    "Muon and outliers": replace(SHORT, epochs=2, muon_lr=0.0001, flip="alternating", zoom=1.2, outlier_ratio=0.4),
+    "Muon and outliers": replace(
+        SHORT,
+        epochs=2,
+        muon_lr=0.0001,
+        flip="alternating",
+        zoom=1.2,
+        shift=0.5,
+        rotation=10.0,
+        outlier_ratio=0.4,
+        outlier_folder_weight=0.3,
+    ),
     # The last batches of later epochs may have two images, whose statistics depend on rounding most.
     "a selection": replace(SHORT, epochs=3, batch_size=33, prune=0.5, lr=0.00005),
 }
@@ -78,7 +88,7 @@ def trained(case: str, bundle: Path, folder: Path, ranks: Ranks) -> dict[str, An
     if "outliers" in case:
         about = OutlierImages(images=9, generated=0, without=[], unreadable=0, sha256="0" * 64)
         pixels = torch.randint(0, 256, (9, 32, 32, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-        options["outliers"] = Outliers(pixels, about)
+        options["outliers"] = Outliers(pixels, torch.arange(9) % 4 - 1, about)
     elif "teacher" in case:
         teacher = Teacher.from_bundle(bundle, recipe=recipe, labels=CIFAR10_LABELS, device="cpu")
         # By itself, the engine of a process chooses the precision that is the faster one in a short trial.

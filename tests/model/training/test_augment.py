@@ -172,6 +172,51 @@ def test_the_aspect_ratio_changes_within_bounds_and_the_area_stays() -> None:
     torch.testing.assert_close(across * down, torch.full((400,), 144.0), atol=10, rtol=0)
 
 
+def positions(count: int) -> Tensor:
+    """Images whose first two channels are the column and the row of each pixel."""
+    rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    image = torch.stack([columns, rows, rows], dim=-1).to(torch.uint8)
+    return image.expand(count, 32, 32, 3).contiguous()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_an_enlarged_crop_is_moved_within_the_image(share: float) -> None:
+    batch = augmented(positions(400), replace(RAW, pad=0, flip="none", zoom=1.5, shift=share))[:, :2]
+    centre = (batch.mean((2, 3)) - 15.5) / 16
+    extent = torch.stack(
+        [
+            batch[:, 0, :, 16:].mean((1, 2)) - batch[:, 0, :, :16].mean((1, 2)),
+            batch[:, 1, 16:].mean((1, 2)) - batch[:, 1, :16].mean((1, 2)),
+        ],
+        dim=1,
+    )
+    extent /= 16
+    mirrored = (batch[:, 0].diff(dim=2) < 0).any((1, 2)) | (batch[:, 1].diff(dim=1) < 0).any((1, 2))
+    enlarged = ~mirrored & (extent[:, 0] < 0.9)
+    distance = (1 - extent)[enlarged] * share
+    assert enlarged.sum() > 100
+    assert (centre[enlarged].abs() <= distance + 0.02).all()
+    if share:
+        relative = centre[enlarged] / distance
+        assert (relative < -0.8).any(0).all()
+        assert (relative > 0.8).any(0).all()
+        assert relative[:, 0].dot(relative[:, 1]).abs() < 0.2 * len(relative), "independent of each other"
+
+
+def test_images_are_rotated_both_ways_within_bounds() -> None:
+    bars = torch.zeros(400, 32, 32, 3, dtype=torch.uint8)
+    bars[:, 14:18, 6:26] = 255
+    batch = augmented(bars, replace(RAW, pad=0, zoom=1.0, rotation=20.0))[:, 0]
+    across = torch.arange(32) - 15.5
+    # The angle of the longest axis, from the second moments.
+    mixed = (batch * across[:, None] * across).sum((1, 2))
+    columns, rows = (batch * across**2).sum((1, 2)), (batch * across[:, None] ** 2).sum((1, 2))
+    angles = torch.rad2deg(0.5 * torch.atan2(2 * mixed, columns - rows))
+    assert angles.abs().max() < 20.5
+    assert torch.histc(angles, 5, -20, 20).min() > 50
+    torch.testing.assert_close(batch.sum((1, 2)), bars[:, :, :, 0].sum((1, 2)).float(), rtol=0.03, atol=0)
+
+
 def test_sharpness_moves_an_edge_both_ways_and_keeps_flat_parts() -> None:
     halves = torch.full((200, 32, 32, 3), 100, dtype=torch.uint8)
     halves[:, 16:] = 200

@@ -57,9 +57,9 @@ def trained(recipe: Recipe, data: DataSet, folder: Path, observer: Observer | No
 
 
 def others(grey: int = 128, count: int = 30) -> Outliers:
-    """Images of one grey."""
+    """Images of one grey, in three folders."""
     about = OutlierImages(images=count, generated=0, without=["bus"], unreadable=0, sha256=f"{grey:064}")
-    return Outliers(torch.full((count, 32, 32, 3), grey, dtype=torch.uint8), about)
+    return Outliers(torch.full((count, 32, 32, 3), grey, dtype=torch.uint8), torch.arange(count) % 3, about)
 
 
 def guide(tiny_bundle: Path) -> Teacher:
@@ -208,12 +208,14 @@ def test_a_resumed_run_repeats_the_random_numbers_of_the_network(data: DataSet, 
 
 @pytest.mark.usefixtures("own_networks")
 @pytest.mark.parametrize(
-    ("network", "outliers"), [("resnet18", None), ("mixed", others())], ids=["classes only", "dropout and outliers"]
+    ("network", "outliers", "folder_weight"),
+    [("resnet18", None, 0.0), ("mixed", others(), 0.0), ("resnet18", others(), 0.3)],
+    ids=["classes only", "dropout and outliers", "folders of outliers"],
 )
 def test_a_run_resumes_within_an_epoch_that_was_saved_unfinished(
-    network: str, outliers: Outliers | None, data: DataSet, tmp_path: Path
+    network: str, outliers: Outliers | None, folder_weight: float, data: DataSet, tmp_path: Path
 ) -> None:
-    recipe = QUICK.with_network(network)
+    recipe = replace(QUICK.with_network(network), outlier_folder_weight=folder_weight)
     whole = trained(recipe, data, tmp_path / "whole", outliers=outliers)
     with pytest.raises(KeyboardInterrupt):
         trained(recipe, data, tmp_path / "stopped", StopsAt(steps=5), outliers=outliers, save_every=0)
@@ -285,6 +287,97 @@ def test_the_outliers_add_their_weighted_loss_to_the_first_step(data: DataSet, t
     of_classes = F.cross_entropy(logits[:120], symmetric.labels)
     of_others = F.cross_entropy(logits[120:], torch.full((30, 10), 0.1))
     assert losses == pytest.approx([of_classes.item(), (of_classes + 0.5 * of_others).item()], rel=1e-4)
+
+
+def first_loss(recipe: Recipe, data: DataSet, folder: Path, outliers: Outliers) -> float:
+    observer = Records()
+    with pytest.raises(KeyboardInterrupt):
+        trained(recipe, data, folder, First(observer), outliers=outliers)
+    loss = observer.losses[0]
+    assert loss is not None
+    return loss
+
+
+class First(Records):
+    """Ctrl-C after the first step, which another observer sees."""
+
+    def __init__(self, inner: Records) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def step(self, **values: Any) -> None:
+        self.inner.step(**values)
+        raise KeyboardInterrupt
+
+
+def test_the_folders_of_the_outliers_add_their_weighted_loss(data: DataSet, tmp_path: Path) -> None:
+    recipe = replace(SHORT, batch_size=120, outlier_ratio=1.0)
+    none, half, whole = (
+        first_loss(replace(recipe, outlier_folder_weight=weight), data, tmp_path / str(weight), others())
+        for weight in (0.0, 0.5, 1.0)
+    )
+    assert whole - none == pytest.approx(2 * (half - none), rel=1e-3)
+    assert whole - none == pytest.approx(math.log(3), abs=0.5), "the folders are not known yet"
+
+
+def test_generated_outliers_have_no_folder(data: DataSet, tmp_path: Path) -> None:
+    recipe = replace(SHORT, batch_size=120, outlier_ratio=1.0, outlier_folder_weight=1.0)
+    plain = first_loss(replace(recipe, outlier_folder_weight=0.0), data, tmp_path / "plain", others())
+    images = others()
+    generated = replace(images, folders=torch.where(torch.arange(30) < 2, torch.arange(30), -1))
+    known = first_loss(recipe, data, tmp_path / "known", images) - plain
+    assert first_loss(recipe, data, tmp_path / "generated", generated) - plain < 0.3 * known
+
+
+def test_the_classifier_of_folders_is_trained_but_is_no_part_of_the_network(data: DataSet, tmp_path: Path) -> None:
+    recipe = replace(SHORT, epochs=1, outlier_folder_weight=1.0)
+    states = []
+    for epochs in (1, 2):
+        trained(recipe.lasting(epochs), data, tmp_path / str(epochs), outliers=others())
+        states.append(checkpoint.load(tmp_path / str(epochs) / "checkpoint.pt"))
+    first, second = (state["folder_classifier"]["weight"] for state in states)
+    assert first.shape == (3, 128)
+    assert not torch.equal(first, second)
+    assert set(states[0]["net"]) == set(build("resnet18", **SHORT.network_arguments(10)).state_dict())
+
+
+def test_a_classifier_of_folders_needs_two_of_them(data: DataSet, tmp_path: Path) -> None:
+    one = replace(others(), folders=torch.zeros(30, dtype=torch.int64))
+    with pytest.raises(RecipeError, match="outlier_folder_weight needs outliers in two or more folders"):
+        trained(replace(SHORT, outlier_folder_weight=0.1), data, tmp_path, outliers=one)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_on_a_gpu_begins_as_on_the_cpu(data: DataSet, tmp_path: Path) -> None:
+    recipe = replace(
+        SHORT,
+        lr=0.01,
+        zoom=1.2,
+        shift=0.5,
+        rotation=10.0,
+        sharpness=0.3,
+        colour=0.2,
+        muon_lr=0.001,
+        outlier_folder_weight=0.3,
+    )
+    runs = {}
+    for name in ("cpu", "cuda"):
+        observer = Records()
+        run = train(
+            recipe,
+            data,
+            device=torch.device(name),
+            seed=3,
+            folder=tmp_path / name,
+            observer=observer,
+            outliers=others(),
+        )
+        runs[name] = run.history
+        assert next(run.net.parameters()).device.type == name
+    for on_cpu, on_gpu in zip(runs["cpu"], runs["cuda"], strict=True):
+        assert on_gpu["train_loss"] == pytest.approx(on_cpu["train_loss"], rel=0.05)
 
 
 def test_a_run_keeps_what_is_known_of_its_outliers(data: DataSet, tmp_path: Path) -> None:

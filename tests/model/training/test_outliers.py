@@ -40,6 +40,7 @@ def test_images_are_read_from_any_layout_and_other_files_are_counted(folder: Pat
     assert outliers.pixels.shape == (5, 32, 32, 3)
     assert reds(outliers.pixels) == [2, 5, 3, 4, 1], "in the order of their paths"
     assert len(outliers) == 5
+    assert outliers.folders.tolist() == [1, 2, 3, 3, 0]
     assert outliers.about == OutlierImages(
         images=5,
         generated=0,
@@ -71,6 +72,7 @@ def test_generated_images_make_up_the_given_share(folder: Path) -> None:
     outliers = load_outliers(folder, side=32, generated_share=0.5)
     assert (outliers.about.images, outliers.about.generated, len(outliers)) == (5, 5, 10)
     assert torch.equal(outliers.pixels[5:], generate_outliers(5, 32))
+    assert outliers.folders[5:].tolist() == [-1] * 5
 
 
 @pytest.mark.parametrize(
