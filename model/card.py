@@ -293,17 +293,20 @@ class Metrics(_Strict):
 
 
 class Calibration(_Strict):
-    """Temperature scaling (Guo et al. 2017, arXiv:1706.04599).
+    """From logits to probabilities, `model.calibration.scaled_logits`.
 
     Attributes:
         temperature: divides the logits of each view before the softmax. The probabilities of an image are the mean
             over its views.
+        exponent: the temperature of a view is multiplied by its spread to the power of this. The spread is the largest
+            logit less the mean of the logits. 0 for temperature scaling.
         views: number of views per image in the fit. The temperature is applied unchanged to images with another
             number of views, for which the probabilities are not exactly calibrated.
         pictures: number of held-out images in the fit; 0 if none were held out, and the temperature is then 1.
     """
 
     temperature: Annotated[float, Field(gt=0)]
+    exponent: Annotated[float, Field(ge=-1, le=1)] = 0.0
     views: Annotated[int, Field(ge=1)]
     pictures: Annotated[int, Field(ge=0)]
 
@@ -587,6 +590,8 @@ class ModelCard(_Strict):
         the same engine.
         """
         constants = self.model_dump(mode="json", include=_DECISIVE)
+        if not self.calibration.exponent:  # bundles from before this field keep their version
+            del constants["calibration"]["exponent"]
         return hashlib.sha256(json.dumps(constants, sort_keys=True).encode()).hexdigest()[:12]
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:

@@ -109,7 +109,8 @@ class Classifier:
         counts = [len(image) for image in images]
         starts = [0, *accumulate(counts[:-1])]
         per_image = np.asarray(counts)
-        by_view = softmax(out.logits, self.card.calibration.temperature)
+        calibration = self.card.calibration
+        by_view = softmax(out.logits, calibration.temperature, calibration.exponent)
         probabilities = (np.add.reduceat(by_view, starts) / per_image[:, None]).astype(np.float32)
         scores = self._score.of_images(out.logits, out.features, pixel_statistics(views), starts)
         fractions = self._score.fractions(scores)
@@ -188,10 +189,12 @@ class Classifier:
         scores = self._score.of_views(out.logits, out.features)
         quantiles = self.card.out_of_distribution.quantiles
         spread = max(quantiles[-1] - quantiles[0], 0.1 * np.abs(test.scores).max())
+        calibration = self.card.calibration
+        probabilities = softmax(out.logits, calibration.temperature, calibration.exponent)
         compared = [
             ("logits", out.logits, test.logits, largest),
             ("scores", scores, test.scores, spread),
-            ("probabilities", softmax(out.logits, self.card.calibration.temperature), test.probabilities, 1.0),
+            ("probabilities", probabilities, test.probabilities, 1.0),
             ("in_distribution", self._score.fractions(scores), test.in_distribution, 1.0),
         ]
         if out.maps is not None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.calibration import OutOfDistributionScore, class_mean_cosine, energy, softmax
+from model.calibration import MIN_SPREAD, OutOfDistributionScore, class_mean_cosine, energy, softmax
 from model.card import (
     Calibration,
     Energy,
@@ -35,6 +35,9 @@ UNCALIBRATED = Calibration(temperature=1.0, views=1, pictures=0)
 
 TEMPERATURE_RANGE = 20.0
 """Largest factor between a temperature and 1. That of an untrained network would have no limit."""
+
+EXPONENT_GAIN = 5.0
+"""Nats by which an exponent must raise the log-likelihood of the held-out images. Otherwise it is 0."""
 
 _QUANTILES = 101
 # Number of training images that replace the held-out images if there are none.
@@ -93,7 +96,7 @@ def fit(images: Fitted, *, outliers: bool) -> Constants:
     """
     out, truth, held_out = images
     logits, features, statistics = out.logits[:, None], out.features[:, None], out.statistics[:, None]
-    calibration = fit_temperature(logits, truth) if held_out else UNCALIBRATED
+    calibration = fit_calibration(logits, truth) if held_out else UNCALIBRATED
     ood = fit_out_of_distribution(logits, features, statistics, truth, outliers=outliers)
     return Constants(calibration, ood, reference_of(out, calibration, ood) if held_out else None)
 
@@ -123,7 +126,7 @@ def reference_of(out: Observed, calibration: Calibration, out_of_distribution: O
         calibration: of the card.
         out_of_distribution: of the card.
     """
-    probabilities = softmax(out.logits, calibration.temperature)
+    probabilities = softmax(out.logits, calibration.temperature, calibration.exponent)
     score = OutOfDistributionScore(out_of_distribution)
     fractions = score.fractions(score.of_images(out.logits, out.features, out.statistics))
     images, classes = probabilities.shape
@@ -144,10 +147,12 @@ def _histogram(values: NDArray[np.floating[Any]]) -> Histogram:
     return Histogram(edges=edges, pictures=np.bincount(places, minlength=len(edges) + 1).tolist())
 
 
-def fit_temperature(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Calibration:
-    """Find the temperature with the smallest negative log-likelihood (Guo et al. 2017, arXiv:1706.04599).
+def fit_calibration(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Calibration:
+    """Find the temperature and the exponent with the smallest negative log-likelihood (`scaled_logits`).
 
-    As in `model.classifier`, the probabilities of an image are the mean over its views.
+    A network that was trained with outliers is often right about images that it gives a low confidence, and an exponent
+    above 0 raises it. The exponent remains 0 unless it raises the log-likelihood by `EXPONENT_GAIN`. As in
+    `model.classifier`, the probabilities of an image are the mean over its views.
 
     Args:
         logits: of N >= 1 images with V views each, float32[N, V, C].
@@ -156,16 +161,27 @@ def fit_temperature(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Ca
     images, views, _ = logits.shape
     values = torch.from_numpy(logits).double()
     labels = torch.from_numpy(truth)[:, None, None].expand(images, views, 1)
+    spread = (values.amax(2, keepdim=True) - values.mean(2, keepdim=True)).clamp(min=MIN_SPREAD)
     # log(1 / T). For one view the loss is convex in 1 / T.
     inverse = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    exponent = torch.zeros((), dtype=torch.float64, requires_grad=True)
 
     def loss() -> Tensor:
-        by_view = F.log_softmax(values * inverse.exp(), dim=2).gather(2, labels)[..., 0]
+        scale = inverse.exp() * spread ** -exponent.clamp(-1, 1)
+        by_view = F.log_softmax(values * scale, dim=2).gather(2, labels)[..., 0]
         return math.log(views) - by_view.logsumexp(dim=1).mean()
 
     minimise(loss, inverse)
-    temperature = float(torch.exp(-inverse.detach()).clamp(1 / TEMPERATURE_RANGE, TEMPERATURE_RANGE))
-    return Calibration(temperature=round(temperature, 4), views=views, pictures=images)
+    alone, temperature = loss().item(), _temperature(inverse)
+    minimise(loss, inverse, exponent)
+    found = round(float(exponent.detach().clamp(-1, 1)), 4)
+    if images * (alone - loss().item()) < EXPONENT_GAIN or not 1 / TEMPERATURE_RANGE < temperature < TEMPERATURE_RANGE:
+        return Calibration(temperature=temperature, views=views, pictures=images)
+    return Calibration(temperature=_temperature(inverse), exponent=found, views=views, pictures=images)
+
+
+def _temperature(inverse: Tensor) -> float:
+    return round(float(torch.exp(-inverse.detach()).clamp(1 / TEMPERATURE_RANGE, TEMPERATURE_RANGE)), 4)
 
 
 def minimise(loss: Callable[[], Tensor], *parameters: Tensor) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.calibration import OutOfDistributionScore, pixel_statistics, softmax
+from model.calibration import OutOfDistributionScore, pixel_statistics, scaled_logits, softmax
 from model.card import Calibration, InputSpec, Mistake, OutOfDistribution, ReliabilityBin
 from model.classifier import Classifier, load
 from model.engines.base import DeviceName, Engine, EngineName
@@ -53,7 +53,9 @@ class Scores:
     truth: NDArray[np.int64]
 
 
-def score(logits: NDArray[np.float32], truth: NDArray[np.int64], temperature: float = 1.0) -> Scores:
+def score(
+    logits: NDArray[np.float32], truth: NDArray[np.int64], temperature: float = 1.0, exponent: float = 0.0
+) -> Scores:
     """Score logits against the right classes.
 
     The expected calibration error is that of Guo et al. 2017 (arXiv:1706.04599): 15 bins of equal width over the
@@ -63,15 +65,16 @@ def score(logits: NDArray[np.float32], truth: NDArray[np.int64], temperature: fl
     Args:
         logits: float32[N, C].
         truth: right classes, int64[N].
-        temperature: divides the logits.
+        temperature: of `scaled_logits`.
+        exponent: likewise.
     """
     count, classes = logits.shape
-    logits = logits / np.float32(temperature)
-    probabilities = softmax(logits)
+    scaled = scaled_logits(logits, temperature, exponent)
+    probabilities = softmax(logits, temperature, exponent)
     chosen = probabilities.argmax(1)
     right = chosen == truth
     confidence = probabilities[np.arange(count), chosen].astype(np.float64)
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    shifted = scaled - scaled.max(1, keepdims=True)
     log_likelihood = shifted[np.arange(count), truth] - np.log(np.exp(shifted).sum(1))
 
     confusion = np.zeros((classes, classes), np.int64)
@@ -191,7 +194,7 @@ class Assessment:
 
     Attributes:
         scores: of the calibrated probabilities.
-        uncalibrated: of the probabilities at temperature 1.
+        uncalibrated: of the softmax of the logits.
         auroc: of the out-of-distribution score, test images against each other kind of images, 0..1.
         accepted: fraction of the test images ("test") and of each other kind of images with the verdict "accepted",
             0..1.
@@ -242,7 +245,7 @@ def assess(
         by_kind[name] = ood_score.of_images(*outputs(engine, spec, images, progress=advance))
     fractions = {name: ood_score.fractions(values) for name, values in by_kind.items()}
     return Assessment(
-        scores=score(out.logits, truth, calibration.temperature),
+        scores=score(out.logits, truth, calibration.temperature, calibration.exponent),
         uncalibrated=score(out.logits, truth),
         auroc={name: auroc(by_kind["test"], by_kind[name]) for name in unknown},
         accepted={name: float((values >= thresholds.accepted).mean()) for name, values in fractions.items()},

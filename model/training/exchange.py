@@ -38,7 +38,8 @@ def to_onnx(bundle: Bundle) -> bytes:
 
     The input is "pixels", uint8[batch, crop, crop, 3], RGB after the test transform. The normalisation is in the model.
     The outputs are "logits", "features" and, if the network has them, "maps", as in `Outputs`. The metadata has the
-    name, the labels and the temperature of the card, its test transform as `input`, and the hash of the weights.
+    name, the labels, the temperature and its exponent of the card, its test transform as `input`, and the hash of the
+    weights.
 
     Raises:
         TrainingError: the network cannot be exported, or ONNX Runtime computes something else.
@@ -53,6 +54,7 @@ def to_onnx(bundle: Bundle) -> bytes:
         "weights_sha256": card.files[WEIGHTS_FILE],
         "labels": json.dumps(card.labels),
         "temperature": str(card.calibration.temperature),
+        "exponent": str(card.calibration.exponent),
         "input": card.input.model_dump_json(),
     }
     onnx.helper.set_model_props(model, about)

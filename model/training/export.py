@@ -167,7 +167,7 @@ def expected_of(
         seed=_SELF_TEST_SEED,
         logits=out.logits.tolist(),
         scores=scores.tolist(),
-        probabilities=softmax(out.logits, calibration.temperature).tolist(),
+        probabilities=softmax(out.logits, calibration.temperature, calibration.exponent).tolist(),
         in_distribution=ood_score.fractions(scores).tolist(),
         tolerance=_SELF_TEST_TOLERANCE,
     )

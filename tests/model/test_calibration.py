@@ -46,6 +46,16 @@ def test_a_temperature_above_one_flattens_and_one_below_sharpens() -> None:
     assert np.array_equal(softmax(logits, 1.0), softmax(logits))
 
 
+def test_an_exponent_scales_each_row_by_its_own_spread() -> None:
+    logits = np.array([[7.0, 1.0, 1.0], [0.0, 13.0, 2.0], [0.2, 0.0, 0.1], [0.0, 0.0, 0.0]], np.float32)
+    spreads = np.array([4.0, 8.0, 1.0, 1.0])  # the last two are below the limit
+    for exponent in (0.5, -0.5):
+        expected = softmax((logits / (1.5 * spreads[:, None] ** exponent)).astype(np.float32))
+        np.testing.assert_allclose(softmax(logits, 1.5, exponent), expected, rtol=1e-5)
+    sharp = softmax(logits, 1.5 / 4**0.5, 0.0)[0].max()
+    assert softmax(logits, 1.5, -0.5)[0].max() == pytest.approx(sharp)
+
+
 def test_the_cosine_is_that_with_the_nearest_class() -> None:
     rng = np.random.default_rng(0)
     directions, mean = rng.normal(size=(5, 7)), rng.normal(size=7)

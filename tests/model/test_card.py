@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -5,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from model.card import ModelCard, read_card
+from model.card import _DECISIVE, ModelCard, read_card
 from model.errors import CardError
 
 DELETED = object()
@@ -258,11 +259,21 @@ def test_a_version_is_12_hex_digits_and_does_not_change(card: dict[str, Any], tm
     assert read(json.loads(found.model_dump_json()), tmp_path).version == found.version
 
 
+def test_a_card_from_before_the_exponent_keeps_its_version(card: dict[str, Any], tmp_path: Path) -> None:
+    earlier = json.loads(json.dumps(card))
+    earlier["calibration"].pop("exponent", None)
+    found = read(earlier, tmp_path)
+    constants = found.model_dump(mode="json", include=_DECISIVE)
+    constants["calibration"] = earlier["calibration"]
+    assert found.version == hashlib.sha256(json.dumps(constants, sort_keys=True).encode()).hexdigest()[:12]
+
+
 @pytest.mark.parametrize(
     ("where", "value"),
     [
         ("files", {"model.safetensors": "0123456789abcdef" * 4}),
         ("calibration.temperature", 1.5),
+        ("calibration.exponent", 0.5),
         ("calibration.views", 2),
         ("out_of_distribution.thresholds.accepted", 0.1),
         ("out_of_distribution.thresholds.uncertain", 0.01),

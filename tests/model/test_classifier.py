@@ -117,7 +117,7 @@ def test_a_prediction_is_the_mean_over_the_views_of_the_image(
     logits = rng.normal(0, 3, (sum(counts), 10)).astype(np.float32)
     features = rng.normal(0, 1, (sum(counts), 64)).astype(np.float32)
     card = tiny_classifier.card
-    calibration = card.calibration.model_copy(update={"temperature": 1.7})
+    calibration = card.calibration.model_copy(update={"temperature": 1.7, "exponent": 0.4})
     spec = card.out_of_distribution
     by_view = OutOfDistributionScore(spec).of_views(logits, features)
     spec = spec.model_copy(update={"quantiles": np.quantile(by_view, [0, 0.3, 1]).tolist(), "least_coarseness": 0.0})
@@ -132,7 +132,7 @@ def test_a_prediction_is_the_mean_over_the_views_of_the_image(
     for prediction, count in zip(predictions, counts, strict=True):
         own = slice(start, start + count)
         start += count
-        expected = softmax(logits[own], 1.7).mean(axis=0)
+        expected = softmax(logits[own], 1.7, 0.4).mean(axis=0)
         np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-6)
         assert prediction.probabilities.dtype == np.float32
         score = by_view[own].mean(keepdims=True)

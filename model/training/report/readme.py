@@ -5,6 +5,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from model.calibration import MIN_SPREAD
 from model.card import ModelCard, Training
 
 README_FILE = "README.md"
@@ -219,8 +220,14 @@ def _calibration(card: ModelCard) -> str:
     calibration = card.calibration
     if not calibration.pictures:
         return "No images were held out for a temperature. The probabilities are not calibrated."
+    power = ""
+    if calibration.exponent:
+        power = (
+            f" times their spread to the power of {calibration.exponent}. The spread is the largest logit less the "
+            f"mean of the logits, but at least {MIN_SPREAD:g}"
+        )
     return _wrapped(
-        f"The logits are divided by a temperature of {calibration.temperature}. It minimises the negative "
+        f"The logits are divided by a temperature of {calibration.temperature}{power}. This minimises the negative "
         f"log-likelihood on {calibration.pictures:,} held-out images{_in_views(calibration.views)}."
     )
 

@@ -71,6 +71,7 @@ def test_the_file_states_its_inputs_outputs_and_labels(onnx_file: Path, tiny_bun
     assert json.loads(about["labels"]) == card.labels
     assert json.loads(about["input"]) == card.input.model_dump(mode="json")
     assert float(about["temperature"]) == card.calibration.temperature
+    assert float(about["exponent"]) == card.calibration.exponent
 
 
 def test_onnx_runtime_gives_the_same_first_class(onnx_file: Path, tiny_bundle: Path) -> None:

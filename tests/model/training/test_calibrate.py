@@ -7,8 +7,8 @@ from model.card import Mixture, OutOfDistribution
 from model.training.calibrate import (
     THRESHOLDS,
     UNCALIBRATED,
+    fit_calibration,
     fit_out_of_distribution,
-    fit_temperature,
     reference_of,
 )
 from model.training.evaluate import Observed
@@ -19,18 +19,35 @@ def logits() -> NDArray[np.float32]:
     return np.random.default_rng(0).normal(0, 3, (20_000, 10)).astype(np.float32)
 
 
-def labels_of(logits: NDArray[np.float32], temperature: float) -> NDArray[np.int64]:
-    """Classes drawn from the softmax at a temperature."""
-    cumulative = softmax(logits, temperature).cumsum(axis=1)
+def labels_of(logits: NDArray[np.float32], temperature: float, exponent: float = 0.0) -> NDArray[np.int64]:
+    """Classes drawn from the softmax at a temperature and an exponent."""
+    cumulative = softmax(logits, temperature, exponent).cumsum(axis=1)
     draws: NDArray[np.int64] = (np.random.default_rng(1).random((len(logits), 1)) > cumulative).sum(axis=1)
     return draws.clip(0, logits.shape[1] - 1)
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
 def test_the_fit_finds_the_temperature_of_the_labels(logits: NDArray[np.float32], temperature: float) -> None:
-    found = fit_temperature(logits[:, None], labels_of(logits, temperature))
+    found = fit_calibration(logits[:, None], labels_of(logits, temperature))
     assert found.temperature == pytest.approx(temperature, rel=0.03)
-    assert found.pictures == 20_000
+    assert (found.exponent, found.pictures) == (0, 20_000)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize(("temperature", "exponent"), [(0.4, 0.6), (1.5, -0.5)])
+def test_the_fit_finds_the_exponent_of_the_labels(
+    logits: NDArray[np.float32], temperature: float, exponent: float, views: int
+) -> None:
+    spread = np.random.default_rng(2).uniform(0.1, 3, (len(logits), 1)).astype(np.float32)
+    varied = logits * spread
+    found = fit_calibration(np.stack([varied] * views, axis=1), labels_of(varied, temperature, exponent))
+    assert found.temperature == pytest.approx(temperature, rel=0.1)
+    assert found.exponent == pytest.approx(exponent, abs=0.05)
+
+
+def test_an_exponent_needs_enough_images(logits: NDArray[np.float32]) -> None:
+    few = logits[:40]
+    assert fit_calibration(few[:, None], labels_of(few, 0.4, 0.6)).exponent == 0
 
 
 def test_other_temperatures_have_a_lower_likelihood(logits: NDArray[np.float32]) -> None:
@@ -40,22 +57,22 @@ def test_other_temperatures_have_a_lower_likelihood(logits: NDArray[np.float32])
     def likelihood(temperature: float) -> float:
         return float(np.log(softmax(few, temperature).astype(np.float64)[np.arange(300), truth]).mean())
 
-    best = fit_temperature(few[:, None], truth).temperature
+    best = fit_calibration(few[:, None], truth).temperature
     assert all(likelihood(best) >= likelihood(best * factor) for factor in (0.8, 0.99, 1.01, 1.25))
 
 
 @pytest.mark.parametrize("factor", [0.2, 3.0])
 def test_the_temperature_scales_with_the_logits(logits: NDArray[np.float32], factor: float) -> None:
     truth = labels_of(logits, 1.5)
-    one, other = fit_temperature(logits[:, None], truth), fit_temperature(logits[:, None] * np.float32(factor), truth)
+    one, other = fit_calibration(logits[:, None], truth), fit_calibration(logits[:, None] * np.float32(factor), truth)
     assert other.temperature == pytest.approx(one.temperature * factor, abs=2e-3)
 
 
 def test_the_temperature_is_bounded(logits: NDArray[np.float32]) -> None:
     few = logits[:100]
-    assert fit_temperature(few[:, None], few.argmax(axis=1)).temperature == pytest.approx(0.05), "always right"
-    assert fit_temperature(few[:, None], few.argmin(axis=1)).temperature == pytest.approx(20), "always wrong"
-    assert fit_temperature(few[:1, None], few[:1].argmax(axis=1)).pictures == 1
+    assert fit_calibration(few[:, None], few.argmax(axis=1)).temperature == pytest.approx(0.05), "always right"
+    assert fit_calibration(few[:, None], few.argmin(axis=1)).temperature == pytest.approx(20), "always wrong"
+    assert fit_calibration(few[:1, None], few[:1].argmax(axis=1)).pictures == 1
 
 
 def test_without_held_out_images_the_temperature_is_1() -> None:
@@ -163,10 +180,10 @@ def test_the_temperature_is_that_of_the_mean_over_the_views() -> None:
         by_view = softmax(logits.reshape(-1, 4), temperature).reshape(logits.shape).astype(np.float64)
         return float(-np.log(by_view.mean(axis=1)[np.arange(len(truth)), truth]).mean())
 
-    fitted = fit_temperature(logits, truth)
+    fitted = fit_calibration(logits, truth)
     assert (fitted.views, fitted.pictures) == (2, 5000)
     assert all(nll(fitted.temperature) <= nll(fitted.temperature * factor) for factor in (0.8, 0.97, 1.03, 1.25))
-    one_view = fit_temperature(logits[:, :1], truth)
+    one_view = fit_calibration(logits[:, :1], truth)
     assert one_view.views == 1
     # The mean over the views is less confident than one view, so it needs a lower temperature.
     assert fitted.temperature < 0.95 * one_view.temperature
@@ -187,8 +204,8 @@ def test_equal_views_have_the_constants_of_one_view(outliers: bool) -> None:
     )
     assert two.model_copy(update={"views": 1}) == one
     logits, truth = two_views()
-    assert fit_temperature(np.repeat(logits[:, :1], 2, axis=1), truth).temperature == pytest.approx(
-        fit_temperature(logits[:, :1], truth).temperature, abs=2e-4
+    assert fit_calibration(np.repeat(logits[:, :1], 2, axis=1), truth).temperature == pytest.approx(
+        fit_calibration(logits[:, :1], truth).temperature, abs=2e-4
     )
 
 
@@ -207,7 +224,7 @@ def test_the_reference_counts_the_predictions(logits: NDArray[np.float32]) -> No
     count = len(logits)
     features, statistics = np.zeros((count, 1), np.float32), np.full((count, 2), 1.0)
     truth = logits.argmax(axis=1)
-    calibration = fit_temperature(logits[:, None], labels_of(logits, 1.5))
+    calibration = fit_calibration(logits[:, None], labels_of(logits, 1.5))
     ood = fit_out_of_distribution(logits[:, None], features[:, None], statistics[:, None], truth, outliers=True)
     found = reference_of(Observed(logits, features, statistics), calibration, ood)
     assert (found.pictures, found.views) == (count, 1)

@@ -57,6 +57,10 @@ def test_a_temperature_changes_the_probabilities_but_not_the_class() -> None:
         -np.log(softmax(logits).astype(np.float64)[np.arange(200), truth]).mean(), rel=1e-5
     )
     assert cooler.ece < plain.ece - 0.1, "random labels: lower confidence is better calibrated"
+    powers = score(logits, truth, 2.5, 0.3)
+    np.testing.assert_allclose(powers.probabilities, softmax(logits, 2.5, 0.3), atol=1e-6)
+    likelihood = np.log(softmax(logits, 2.5, 0.3).astype(np.float64)[np.arange(200), truth])
+    assert powers.nll == pytest.approx(-likelihood.mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("values", [3, 20, 10**9], ids=["many ties", "some ties", "no ties"])

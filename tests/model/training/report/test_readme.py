@@ -75,8 +75,11 @@ def test_the_readme_describes_the_calibration(card: ModelCard) -> None:
     text = " ".join(readme(card).split())
     metrics = card.metrics
     assert f"{metrics.ece:.2%}, before calibration {metrics.ece_uncalibrated:.2%}" in text
-    assert f"a temperature of {card.calibration.temperature}. It minimises" in text
+    assert f"a temperature of {card.calibration.temperature}. This minimises" in text
     assert "log-likelihood on 40 held-out images in one view each." in text
+    calibration = card.calibration.model_copy(update={"exponent": 0.25})
+    other = " ".join(readme(card.model_copy(update={"calibration": calibration})).split())
+    assert f"a temperature of {calibration.temperature} times their spread to the power of 0.25. The spread is" in other
     assert "at least 5% of 40 held-out images in one view each do not score higher" in text
     assert f"| test | | {metrics.accepted['test']:.1%} |" in text
     for kind, area in metrics.auroc.items():
