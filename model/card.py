@@ -299,7 +299,7 @@ class Calibration(_Strict):
         temperature: divides the logits of each view before the softmax. The probabilities of an image are the mean
             over its views.
         exponent: the temperature of a view is multiplied by its spread to the power of this. The spread is the largest
-            logit less the mean of the logits. 0 for temperature scaling.
+            logit less the mean of the logits, but at least 1. 0 for temperature scaling.
         views: number of views per image in the fit. The temperature is applied unchanged to images with another
             number of views, for which the probabilities are not exactly calibrated.
         pictures: number of held-out images in the fit; 0 if none were held out, and the temperature is then 1.

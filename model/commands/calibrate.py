@@ -13,6 +13,20 @@ def main(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     data: Data = "data",
     cache: Cache = Path("runs/cache"),
+    accepted: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Lowest in_distribution of an accepted image. The default is that of the card."
+        ),
+    ] = None,
+    uncertain: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Lowest in_distribution of an uncertain image, others are `other`. The default is that of the card.",
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT images of each part.")] = None,
     reference_only: Annotated[
         bool,
@@ -29,14 +43,21 @@ def main(
     """
     with exit_codes():
         from model.bundle import open_bundle
+        from model.card import Thresholds
         from model.training.data import load_again
         from model.training.progress import image_bar
         from model.training.recalibrate import add_reference, recalibrate
 
-        with image_bar() as progress:
-            dataset = load_again(
-                open_bundle(bundle).card, data, limit=limit, cache=cache, report=typer.echo, progress=progress
+        known = open_bundle(bundle).card
+        limits = known.out_of_distribution.thresholds
+        accepted = limits.accepted if accepted is None else accepted
+        uncertain = limits.uncertain if uncertain is None else uncertain
+        if uncertain > accepted:
+            raise typer.BadParameter(
+                f"--uncertain ({uncertain}) is above --accepted ({accepted}): lower it", param_hint="--uncertain"
             )
+        with image_bar() as progress:
+            dataset = load_again(known, data, limit=limit, cache=cache, report=typer.echo, progress=progress)
         if reference_only:
             card = add_reference(bundle, dataset)
             typer.echo(
@@ -44,8 +65,10 @@ def main(
             )
             return
         with image_bar() as progress:
-            card = recalibrate(bundle, dataset, progress=progress)
+            thresholds = Thresholds(accepted=accepted, uncertain=uncertain)
+            card = recalibrate(bundle, dataset, thresholds=thresholds, progress=progress)
+        exponent = f", exponent {card.calibration.exponent}" if card.calibration.exponent else ""
         typer.echo(
-            f"{bundle} has version {card.version}: temperature {card.calibration.temperature}, score "
+            f"{bundle} has version {card.version}: temperature {card.calibration.temperature}{exponent}, score "
             f"{card.out_of_distribution.score.method}, test images accepted {card.metrics.accepted['test']:.1%}"
         )

@@ -59,9 +59,13 @@ class Network(nn.Module, ABC):
     def get_classifier(self) -> nn.Module:
         """The last layer. Its shape depends on the number of classes, and no other layer's does."""
 
+    def forward_logits(self, features: Tensor) -> Tensor:
+        """The logits of `forward_head`, float[N, C], without what training does not need."""
+        return self.forward_head(features).logits
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images, float[N, 3, H, W], to logits, float[N, C]."""
-        return self.forward_head(self.forward_features(x)).logits
+        return self.forward_logits(self.forward_features(x))
 
     def classifier_keys(self) -> set[str]:
         """The keys of the classifier's parameters in the state dict."""
@@ -108,9 +112,9 @@ class PooledNetwork(Network):
         classifier, pooled = self.get_classifier(), self.pool(features)
         return HeadOutputs(classifier(pooled), pooled, class_activation_maps(features, classifier))
 
-    def forward(self, x: Tensor) -> Tensor:
-        # Without the maps, which training does not need.
-        logits: Tensor = self.get_classifier()(self.pool(self.forward_features(x)))
+    def forward_logits(self, features: Tensor) -> Tensor:
+        # Without the maps.
+        logits: Tensor = self.get_classifier()(self.pool(features))
         return logits
 
 

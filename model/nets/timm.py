@@ -83,9 +83,9 @@ class TimmNetwork(Network):
         maps = class_activation_maps(features, self.get_classifier()) if self._exact else None
         return HeadOutputs(logits, pooled, maps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        # As timm runs it, with the dropout of its head.
-        logits: Tensor = self.net(x)
+    def forward_logits(self, features: Tensor) -> Tensor:
+        # Once, because the head can have dropout and BatchNorm.
+        logits: Tensor = self.net.forward_head(self._native(features))
         return logits
 
     def get_classifier(self) -> Any:

@@ -32,7 +32,7 @@ class _Draws:
 
 
 def moved(values: Tensor, device: torch.device) -> Tensor:
-    """A copy of values in CPU memory on the device, without a wait: a plain copy to a GPU waits for its queue."""
+    """Values in CPU memory, on the device. A plain copy to a GPU would wait for the work that is queued there."""
     if device.type == "cuda":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
@@ -89,7 +89,7 @@ def training_batch(
         flip = draws.uniform() < 0.5
 
     if device != pixels.device:
-        pixels, index = pixels[index].to(device), torch.arange(count)
+        pixels, index = moved(pixels[index], device), torch.arange(count)
     source, number = pixels, index
     if recipe.resize != pixels.shape[1]:
         source, number = _resized(pixels[moved(index, device)], recipe.resize), torch.arange(count)

@@ -172,12 +172,15 @@ def fit_calibration(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Ca
         return math.log(views) - by_view.logsumexp(dim=1).mean()
 
     minimise(loss, inverse)
-    alone, temperature = loss().item(), _temperature(inverse)
+    nll, alone = loss().item(), _temperature(inverse)
     minimise(loss, inverse, exponent)
+    gain, temperature = images * (nll - loss().item()), _temperature(inverse)
+    # At a limit, the exponent belongs to a temperature outside of it.
+    inside = all(1 / TEMPERATURE_RANGE < value < TEMPERATURE_RANGE for value in (alone, temperature))
+    if gain < EXPONENT_GAIN or not inside:
+        return Calibration(temperature=alone, views=views, pictures=images)
     found = round(float(exponent.detach().clamp(-1, 1)), 4)
-    if images * (alone - loss().item()) < EXPONENT_GAIN or not 1 / TEMPERATURE_RANGE < temperature < TEMPERATURE_RANGE:
-        return Calibration(temperature=temperature, views=views, pictures=images)
-    return Calibration(temperature=_temperature(inverse), exponent=found, views=views, pictures=images)
+    return Calibration(temperature=temperature, exponent=found, views=views, pictures=images)
 
 
 def _temperature(inverse: Tensor) -> float:

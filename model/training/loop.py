@@ -1,5 +1,6 @@
 """The training loop."""
 
+import hashlib
 import math
 import platform
 import subprocess
@@ -171,6 +172,8 @@ def train(
     identity = {"recipe": asdict(recipe), "seed": seed, "pictures": len(data.train)}
     if outliers:
         identity["outliers"] = outliers.about.sha256
+    if outliers and folder_classifier:
+        identity["outlier_folders"] = hashlib.sha256(outliers.folders.numpy().tobytes()).hexdigest()
     if teacher:
         identity["teacher"] = teacher.about.sha256
     trained = cast(Network, ema.module) if ema else net

@@ -3,6 +3,7 @@
 Source: Hendrycks, Mazeika, Dietterich, "Deep Anomaly Detection with Outlier Exposure", ICLR 2019 (arXiv:1812.04606).
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -113,13 +114,14 @@ def uniform_cross_entropy(logits: Tensor) -> Tensor:
 
 
 class FolderClassifier(nn.Module):
-    """A network with a second classifier, of the folders of the outliers, on its features. It is for training only.
+    """A network with a second classifier, of the folders of the outliers, on its pooled last feature map. It is for
+    training only.
 
     Several tasks on shared features: Caruana, "Multitask Learning", Machine Learning 28, 1997.
 
     Args:
         net: the network.
-        width: D of its features, float[N, D].
+        width: D of its last feature map, float[N, D, h, w].
         folders: number of folders.
     """
 
@@ -130,8 +132,9 @@ class FolderClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images, float[N, 3, H, W], to the logits of the classes and then of the folders, float[N, C+K]."""
-        out = self.net.forward_head(self.net.forward_features(x))
-        return torch.cat([out.logits, self.classifier(out.features)], dim=1)
+        features = self.net.forward_features(x)
+        folders = self.classifier(features.mean(dim=(2, 3)))
+        return torch.cat([self.net.forward_logits(features), folders], dim=1)
 
 
 def with_folder_classifier(net: Network, outliers: Outliers, recipe: Recipe) -> FolderClassifier | None:
@@ -147,9 +150,10 @@ def with_folder_classifier(net: Network, outliers: Outliers, recipe: Recipe) -> 
         raise RecipeError(
             "outlier_folder_weight needs outliers in two or more folders, one for each class of theirs: set it to 0"
         )
+    evaluated = copy.deepcopy(net).eval()
     with torch.inference_mode():
         images = torch.zeros(2, 3, recipe.crop, recipe.crop)
-        features = net.eval().forward_head(net.forward_features(images)).features
+        features = evaluated.forward_features(images)
     return FolderClassifier(net, features.shape[1], folders)
 
 

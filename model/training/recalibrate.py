@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from model.bundle import open_bundle, update_bundle
-from model.card import ONNX_FILE, ModelCard
+from model.card import ONNX_FILE, ModelCard, Thresholds
 from model.engines.choose import choose
 from model.engines.torch import TorchEngine, load_network
 from model.training.calibrate import fit, measure_reference, observe
@@ -14,14 +14,17 @@ from model.training.report.plots import result_plots
 from model.training.report.readme import README_FILE, readme_of
 
 
-def recalibrate(folder: Path, data: DataSet, *, progress: Progress | None = None) -> ModelCard:
-    """Fit the temperature and the out-of-distribution score of a bundle again, and test it in float32 on the CPU.
+def recalibrate(
+    folder: Path, data: DataSet, *, thresholds: Thresholds | None = None, progress: Progress | None = None
+) -> ModelCard:
+    """Fit the calibration and the out-of-distribution score of a bundle again, and test it in float32 on the CPU.
 
     The weights stay the same.
 
     Args:
         folder: of the bundle.
         data: that the bundle was trained on.
+        thresholds: new limits of the verdicts; None for those of the card.
         progress: called after each batch of the test.
 
     Returns:
@@ -35,6 +38,7 @@ def recalibrate(folder: Path, data: DataSet, *, progress: Progress | None = None
     card, spec = bundle.card, bundle.card.input
     engine = TorchEngine(load_network(bundle), spec, device="cpu", precision="float32")
     calibration, ood, reference = fit(observe(engine, spec, data), outliers=card.training.outliers is not None)
+    ood = ood.model_copy(update={"thresholds": thresholds or card.out_of_distribution.thresholds})
     assessment = assess(engine, spec, calibration, ood, data.test, progress=progress)
     about = card.openvino
     if about is not None:
@@ -58,7 +62,7 @@ def recalibrate(folder: Path, data: DataSet, *, progress: Progress | None = None
         return card
     from model.training.exchange import add_onnx
 
-    return add_onnx(folder)  # the file contains the temperature
+    return add_onnx(folder)  # the file contains the calibration
 
 
 def add_reference(folder: Path, data: DataSet) -> ModelCard:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
 from rich.console import Console
@@ -24,6 +25,7 @@ from benchmarks.serving.machine import versions
 from benchmarks.serving.mixed import MixedResults, measure_mixed
 from benchmarks.serving.openloop import OpenLoop, open_loop
 from benchmarks.serving.payloads import Encoding, Payload, body_of, large_jpeg, small_pngs
+from benchmarks.serving.peers.network import top1
 from benchmarks.serving.report import mixed_rows, rows_of, summary, table, tensor_rows
 from benchmarks.serving.rounds import Case, Comparison, Results, cases_of
 from benchmarks.serving.servers import SERVERS, RunningServer, Server, ServerError
@@ -31,7 +33,8 @@ from benchmarks.serving.tensors import CASES as TENSOR_CASES
 from benchmarks.serving.tensors import PNG as TENSOR_PNG
 from benchmarks.serving.tensors import TensorResults, measure_tensors
 from benchmarks.serving.wrk import Load, drive, parse_output
-from model.card import read_card
+from model.calibration import softmax
+from model.card import Calibration, read_card
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed: apt install wrk")
 
@@ -53,6 +56,15 @@ Transfer/sec:      5.35KB
 """
 
 CONSTANT = Server("constant", "tests.benchmarks.constant")
+
+
+def test_the_peers_return_calibrated_probabilities() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (20, 10)).astype(np.float32)
+    calibration = Calibration(temperature=0.4, exponent=0.6, views=1, pictures=9)
+    expected = softmax(logits, 0.4, 0.6)
+    found = top1(torch.from_numpy(logits), calibration)
+    assert [index for index, _ in found] == expected.argmax(axis=1).tolist()
+    assert [probability for _, probability in found] == pytest.approx(expected.max(axis=1).tolist(), abs=1e-5)
 
 
 def load_of(rate: float, *, p50: float = 10.0, p99: float = 20.0, rejected: int = 0) -> Load:

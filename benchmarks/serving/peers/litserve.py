@@ -42,7 +42,7 @@ class ResNetAPI(litserve.LitAPI):
 
     def unbatch(self, logits: Tensor) -> list[tuple[int, float]]:
         """Class index and probability of each image."""
-        return network.top1(logits, self._card.calibration.temperature)
+        return network.top1(logits, self._card.calibration)
 
     def encode_response(self, output: tuple[int, float]) -> dict[str, str | float]:
         """A prediction as JSON."""

@@ -52,7 +52,7 @@ class Inference(Worker):
             logits = self._net(batch.to(self._device, self._dtype, memory_format=torch.channels_last))
         return [
             {"label": self._card.labels[index], "probability": probability}
-            for index, probability in network.top1(logits, self._card.calibration.temperature)
+            for index, probability in network.top1(logits, self._card.calibration)
         ]
 
 

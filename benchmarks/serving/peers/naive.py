@@ -22,7 +22,7 @@ async def predict(file: UploadFile) -> dict[str, str | float]:
     image = Image.open(io.BytesIO(await file.read())).convert("RGB")
     with torch.no_grad():
         logits = net(transform(image).unsqueeze(0).to(device))
-    ((index, probability),) = network.top1(logits, bundle.card.calibration.temperature)
+    ((index, probability),) = network.top1(logits, bundle.card.calibration)
     return {"label": bundle.card.labels[index], "probability": probability}
 
 

@@ -38,7 +38,7 @@ def predict(file: UploadFile) -> dict[str, str | float]:
     batch = transform(image).unsqueeze(0).to(device, dtype, memory_format=torch.channels_last)
     with torch.inference_mode():
         logits = net(batch)
-    ((index, probability),) = network.top1(logits, bundle.card.calibration.temperature)
+    ((index, probability),) = network.top1(logits, bundle.card.calibration)
     return {"label": bundle.card.labels[index], "probability": probability}
 
 

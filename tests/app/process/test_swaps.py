@@ -59,7 +59,8 @@ def with_temperature(card: ModelCard, temperature: float) -> ModelCard:
     for part in (content, content["openvino"], content["onnx"]):
         if part:
             test = part["self_test"]
-            test["probabilities"] = softmax(np.array(test["logits"], np.float32), temperature).tolist()
+            exponent = content["calibration"]["exponent"]
+            test["probabilities"] = softmax(np.array(test["logits"], np.float32), temperature, exponent).tolist()
     return ModelCard.model_validate(content)
 
 

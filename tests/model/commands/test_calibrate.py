@@ -44,6 +44,28 @@ def test_the_constants_and_the_metrics_are_those_of_the_export(bundle: Path, int
     assert f"temperature of {found.calibration.temperature}" in (bundle / "README.md").read_text()
 
 
+def test_the_limits_of_the_verdicts_change_on_request_only(bundle: Path) -> None:
+    before = read_card(bundle / "card.json").out_of_distribution.thresholds
+    result = invoke(main, bundle, "--limit", "40", "--accepted", "0.5")
+    assert result.exit_code == 0, result.output
+    half = read_card(bundle / "card.json")
+    assert half.out_of_distribution.thresholds == before.model_copy(update={"accepted": 0.5})
+    assert half.metrics.accepted["test"] < 0.8
+    result = invoke(main, bundle, "--limit", "40", "--uncertain", "0.4")
+    assert result.exit_code == 0, result.output
+    both = read_card(bundle / "card.json").out_of_distribution.thresholds
+    assert (both.accepted, both.uncertain) == (0.5, 0.4)
+    assert "at least 50% of" in " ".join((bundle / "README.md").read_text().split())
+
+
+def test_the_limits_must_be_in_order(bundle: Path) -> None:
+    before = (bundle / "card.json").read_bytes()
+    result = invoke(main, bundle, "--limit", "40", "--uncertain", "0.06")
+    assert result.exit_code == 2
+    assert "--uncertain (0.06) is above --accepted (0.05)" in " ".join(result.stderr.replace("│", " ").split())
+    assert (bundle / "card.json").read_bytes() == before
+
+
 def test_without_the_data_the_bundle_is_unchanged(bundle: Path, tmp_path: Path) -> None:
     card = json.loads((bundle / "card.json").read_text())
     card["training"]["recipe"]["data"] = "cifar10"

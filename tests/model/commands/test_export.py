@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import model
 from model.bundle import open_bundle
+from model.card import Calibration
 from model.classifier import self_test_pixels
 from model.commands.export import main
 from model.engines.torch import TorchEngine, load_network
@@ -23,7 +25,7 @@ from model.nets.zoo import BUILDERS
 from model.training import data as datasets
 from model.training.data import load_cifar10_test
 from model.training.evaluate import outputs
-from model.training.exchange import write
+from model.training.exchange import to_onnx, write
 from model.training.export import export
 from model.training.loop import Run, describe
 from model.training.recipes import recipe_named
@@ -71,7 +73,14 @@ def test_the_file_states_its_inputs_outputs_and_labels(onnx_file: Path, tiny_bun
     assert json.loads(about["labels"]) == card.labels
     assert json.loads(about["input"]) == card.input.model_dump(mode="json")
     assert float(about["temperature"]) == card.calibration.temperature
-    assert float(about["exponent"]) == card.calibration.exponent
+
+
+def test_the_file_has_the_constants_of_the_calibration(tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    calibration = Calibration(temperature=1.5, exponent=0.25, views=1, pictures=9)
+    contents = to_onnx(replace(bundle, card=bundle.card.model_copy(update={"calibration": calibration})))
+    about = onnxruntime.InferenceSession(contents).get_modelmeta().custom_metadata_map
+    assert (float(about["temperature"]), float(about["exponent"])) == (1.5, 0.25)
 
 
 def test_onnx_runtime_gives_the_same_first_class(onnx_file: Path, tiny_bundle: Path) -> None:

@@ -3,7 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from model.calibration import OutOfDistributionScore, class_mean_cosine, energy, softmax
-from model.card import Mixture, OutOfDistribution
+from model.card import Calibration, Mixture, OutOfDistribution
 from model.training.calibrate import (
     THRESHOLDS,
     UNCALIBRATED,
@@ -43,6 +43,13 @@ def test_the_fit_finds_the_exponent_of_the_labels(
     found = fit_calibration(np.stack([varied] * views, axis=1), labels_of(varied, temperature, exponent))
     assert found.temperature == pytest.approx(temperature, rel=0.1)
     assert found.exponent == pytest.approx(exponent, abs=0.05)
+
+
+def test_there_is_no_exponent_if_its_temperature_is_out_of_bounds(logits: NDArray[np.float32]) -> None:
+    varied = logits * np.random.default_rng(2).uniform(0.1, 3, (len(logits), 1)).astype(np.float32)
+    found = fit_calibration(varied[:, None], labels_of(varied, 60, -1.0))
+    assert found.exponent == 0
+    assert found.temperature < 20
 
 
 def test_an_exponent_needs_enough_images(logits: NDArray[np.float32]) -> None:
@@ -224,12 +231,12 @@ def test_the_reference_counts_the_predictions(logits: NDArray[np.float32]) -> No
     count = len(logits)
     features, statistics = np.zeros((count, 1), np.float32), np.full((count, 2), 1.0)
     truth = logits.argmax(axis=1)
-    calibration = fit_calibration(logits[:, None], labels_of(logits, 1.5))
+    calibration = Calibration(temperature=1.5, exponent=0.3, views=1, pictures=count)
     ood = fit_out_of_distribution(logits[:, None], features[:, None], statistics[:, None], truth, outliers=True)
     found = reference_of(Observed(logits, features, statistics), calibration, ood)
     assert (found.pictures, found.views) == (count, 1)
     assert found.classes == np.bincount(truth, minlength=10).tolist()
-    confidence = softmax(logits, calibration.temperature).max(axis=1)
+    confidence = softmax(logits, 1.5, 0.3).max(axis=1)
     for histogram, values in (
         (found.confidence, confidence),
         (found.in_distribution, np.argsort(np.argsort(energy(logits))) / count),

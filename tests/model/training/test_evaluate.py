@@ -147,7 +147,7 @@ def fitted(out: Observed, images: LabeledImages, count: int) -> OutOfDistributio
 
 def test_an_assessment_includes_the_test_images_and_each_other_kind() -> None:
     test = random_images(50)
-    calibration = Calibration(temperature=1.8, views=1, pictures=9)
+    calibration = Calibration(temperature=1.8, exponent=0.4, views=1, pictures=9)
     out = outputs(Recorder(), SPEC, test.pixels.numpy())
     spec = fitted(out, test, 25)
     progress = list[tuple[int, int]]()
@@ -155,8 +155,8 @@ def test_an_assessment_includes_the_test_images_and_each_other_kind() -> None:
         Recorder(), SPEC, calibration, spec, test, progress=lambda done, total: progress.append((done, total))
     )
     truth = test.labels.numpy()
-    for found, temperature in ((assessment.scores, 1.8), (assessment.uncalibrated, 1.0)):
-        expected = score(out.logits, truth, temperature)
+    for found, constants in ((assessment.scores, (1.8, 0.4)), (assessment.uncalibrated, (1.0, 0.0))):
+        expected = score(out.logits, truth, *constants)
         assert (found.top1, found.nll, found.ece) == (expected.top1, expected.nll, expected.ece)
         assert np.array_equal(found.truth, truth)
     assert assessment.scores.nll != assessment.uncalibrated.nll

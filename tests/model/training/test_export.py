@@ -152,7 +152,8 @@ def test_the_card_agrees_with_the_weights(exported: Exported) -> None:
     scores = OutOfDistributionScore(spec).of_views(out.logits, out.features)
     np.testing.assert_allclose(test.logits, out.logits, atol=1e-4)
     np.testing.assert_allclose(test.scores, scores, rtol=1e-3)
-    np.testing.assert_allclose(test.probabilities, softmax(out.logits, card.calibration.temperature), atol=1e-4)
+    constants = card.calibration.temperature, card.calibration.exponent
+    np.testing.assert_allclose(test.probabilities, softmax(out.logits, *constants), atol=1e-4)
     np.testing.assert_allclose(test.in_distribution, OutOfDistributionScore(spec).fractions(scores), atol=0.01)
 
 

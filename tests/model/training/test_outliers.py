@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,11 @@ from PIL import Image
 
 from model.card import OutlierImages
 from model.errors import DataError
-from model.training.outliers import generate_outliers, load_outliers, uniform_cross_entropy
+from model.nets.base import Network
+from model.nets.zoo import build
+from model.training.outliers import generate_outliers, load_outliers, uniform_cross_entropy, with_folder_classifier
+from model.training.recipes import recipe_named
+from tests.model.nets.plain import MixedNetwork, PlainCNN
 
 
 def write(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> None:
@@ -92,6 +97,19 @@ def test_what_cannot_be_used_is_an_error(
     make(root)  # type: ignore[operator]
     with pytest.raises(DataError, match=message):
         load_outliers(root, side=32, without=without)
+
+
+@pytest.mark.parametrize("net", [PlainCNN(), MixedNetwork(), build("resnet18", num_classes=10, width=8)])
+def test_the_classifier_of_the_folders_leaves_the_logits_of_the_network_alone(net: Network, folder: Path) -> None:
+    recipe = replace(recipe_named("smoke"), outlier_folder_weight=0.5)
+    both = with_folder_classifier(net, load_outliers(folder, side=32), recipe)
+    assert both is not None
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, folders = both.eval()(images).tensor_split([net.num_classes], dim=1)
+        torch.testing.assert_close(logits, net(images))
+    assert folders.shape == (3, 4)
+    assert with_folder_classifier(net, load_outliers(folder, side=32), recipe_named("smoke")) is None
 
 
 def test_generated_images_are_of_five_kinds_and_the_same_each_time() -> None:
