@@ -28,7 +28,6 @@ from tests.app.fakes import CARD, LABELS, image_file
 EXPLAIN = "**/explain?*"
 # The browser logs this for failed requests and for responses with status 4xx or 5xx.
 _NETWORK_ERROR = "Failed to load resource"
-_FAKE_CAMERA = "--use-fake-device-for-media-stream"
 _RECORD_VIOLATIONS = """
 window.violations = [];
 addEventListener("securitypolicyviolation", (e) => violations.push(`${e.violatedDirective} ${e.blockedURI}`));
@@ -48,9 +47,21 @@ def browsing() -> Iterator[Browser]:
         pytest.skip("no Chromium: install it to test the page")
     expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", _FAKE_CAMERA])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@contextlib.contextmanager
+def browsing_with_camera(browser: Browser, *, allowed: bool) -> Iterator[Browser]:
+    """Start another browser like `browser`, with a camera that pages may use or not.
+
+    A flag answers the question for permission, because the headless shell cannot ask.
+    """
+    answer = "--use-fake-ui-for-media-stream" + ("" if allowed else "=deny")
+    flags = ["--no-sandbox", "--use-fake-device-for-media-stream", answer]
+    with browser.browser_type.launch(executable_path=chromium(), args=flags) as other:
+        yield other
 
 
 class Tab:

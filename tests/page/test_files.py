@@ -6,10 +6,21 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.app.fakes import image_file
-from tests.page.browsing import add, explanation, fail, headline, mock_explain, succeed, wait_until
+from tests.app.running import Running
+from tests.page.browsing import (
+    add,
+    browsing_with_camera,
+    explanation,
+    fail,
+    headline,
+    mock_explain,
+    succeed,
+    visiting,
+    wait_until,
+)
 
 
 @pytest.fixture
@@ -111,26 +122,29 @@ def test_a_file_over_the_limit(page: Page) -> None:
     expect(page.locator(".lead")).to_have_text("This file is over 20 MB.")
 
 
-def test_a_photo_from_the_camera_of_a_computer(own_page: Page) -> None:
-    own_page.context.grant_permissions(["camera"])
-    requests = mock_explain(own_page)
-    own_page.get_by_role("button", name="Take a photo").click()
-    video = own_page.locator("#webcam-video")
-    wait_until(own_page, lambda: video.evaluate("e => e.videoWidth > 0"), "the camera has an image")
-    own_page.get_by_role("button", name="Take the photo").click()
-    expect(own_page.locator("#name")).to_have_text("photo.jpg")
-    expect(headline(own_page)).to_have_text("Cat")
-    assert (requests[0].post_data_buffer or b"").startswith(b"\xff\xd8")
-    assert video.evaluate("e => e.srcObject === null")
-    own_page.get_by_role("button", name="Take a photo").click()
-    own_page.get_by_role("button", name="Cancel").click()
-    expect(own_page.locator("#webcam")).to_be_hidden()
-    assert len(requests) == 1
+def test_a_photo_from_the_camera_of_a_computer(browser: Browser, running: Running) -> None:
+    url = f"{running.client.base_url}/"
+    with browsing_with_camera(browser, allowed=True) as other, visiting(other, url) as page:
+        requests = mock_explain(page)
+        page.get_by_role("button", name="Take a photo").click()
+        video = page.locator("#webcam-video")
+        wait_until(page, lambda: video.evaluate("e => e.videoWidth > 0"), "the camera has an image")
+        page.get_by_role("button", name="Take the photo").click()
+        expect(page.locator("#name")).to_have_text("photo.jpg")
+        expect(headline(page)).to_have_text("Cat")
+        assert (requests[0].post_data_buffer or b"").startswith(b"\xff\xd8")
+        assert video.evaluate("e => e.srcObject === null")
+        page.get_by_role("button", name="Take a photo").click()
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator("#webcam")).to_be_hidden()
+        assert len(requests) == 1
 
 
-def test_a_camera_that_may_not_be_used(own_page: Page) -> None:
-    own_page.get_by_role("button", name="Take a photo").click()
-    expect(own_page.locator("#notice-text")).to_have_text("This page may not use the camera.")
+def test_a_camera_that_may_not_be_used(browser: Browser, running: Running) -> None:
+    url = f"{running.client.base_url}/"
+    with browsing_with_camera(browser, allowed=False) as other, visiting(other, url) as page:
+        page.get_by_role("button", name="Take a photo").click()
+        expect(page.locator("#notice-text")).to_have_text("This page may not use the camera.")
 
 
 def test_the_image_with_its_result_can_be_saved(page: Page) -> None:
