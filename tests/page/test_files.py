@@ -126,9 +126,14 @@ def test_a_photo_from_the_camera_of_a_computer(browser: Browser, running: Runnin
     url = f"{running.client.base_url}/"
     with browsing_with_camera(browser, allowed=True) as other, visiting(other, url) as page:
         requests = mock_explain(page)
+        dialogue, video = page.locator("#webcam"), page.locator("#webcam-video")
+        dialogue.evaluate("e => e.showModal()")
+        before = page.get_by_role("button", name="Cancel").bounding_box()
+        dialogue.evaluate("e => e.close()")
         page.get_by_role("button", name="Take a photo").click()
-        video = page.locator("#webcam-video")
         wait_until(page, lambda: video.evaluate("e => e.videoWidth > 0"), "the camera has an image")
+        now = page.get_by_role("button", name="Cancel").bounding_box()
+        assert now == before, "the buttons do not move when the image arrives"
         page.get_by_role("button", name="Take the photo").click()
         expect(page.locator("#name")).to_have_text("photo.jpg")
         expect(headline(page)).to_have_text("Cat")
@@ -136,7 +141,7 @@ def test_a_photo_from_the_camera_of_a_computer(browser: Browser, running: Runnin
         assert video.evaluate("e => e.srcObject === null")
         page.get_by_role("button", name="Take a photo").click()
         page.get_by_role("button", name="Cancel").click()
-        expect(page.locator("#webcam")).to_be_hidden()
+        expect(dialogue).to_be_hidden()
         assert len(requests) == 1
 
 
