@@ -41,6 +41,10 @@ def main(
     The distributions that a service compares live images with are measured again too. The weights stay the same.
     Commands that train a bundle do all this already.
     """
+    if reference_only and (accepted is not None or uncertain is not None):
+        raise typer.BadParameter(
+            "it changes no limits: leave out --accepted and --uncertain", param_hint="--reference-only"
+        )
     with exit_codes():
         from model.bundle import open_bundle
         from model.card import Thresholds

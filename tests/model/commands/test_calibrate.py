@@ -66,6 +66,15 @@ def test_the_limits_must_be_in_order(bundle: Path) -> None:
     assert (bundle / "card.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("option", ["--accepted", "--uncertain"])
+def test_a_limit_cannot_be_given_if_only_the_reference_is_measured(bundle: Path, option: str) -> None:
+    before = (bundle / "card.json").read_bytes()
+    result = invoke(main, bundle, "--limit", "40", "--reference-only", option, "0.03")
+    assert result.exit_code == 2
+    assert "leave out --accepted and --uncertain" in " ".join(result.stderr.replace("│", " ").split())
+    assert (bundle / "card.json").read_bytes() == before
+
+
 def test_without_the_data_the_bundle_is_unchanged(bundle: Path, tmp_path: Path) -> None:
     card = json.loads((bundle / "card.json").read_text())
     card["training"]["recipe"]["data"] = "cifar10"
