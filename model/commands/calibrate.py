@@ -16,7 +16,7 @@ def main(
     accepted: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Lowest in_distribution of an accepted image. The default is that of the card."
+            min=0, max=1, help="An image with a lower in_distribution is not accepted. The default is that of the card."
         ),
     ] = None,
     uncertain: Annotated[
@@ -24,7 +24,7 @@ def main(
         typer.Option(
             min=0,
             max=1,
-            help="Lowest in_distribution of an uncertain image, others are `other`. The default is that of the card.",
+            help="An image with a lower in_distribution has the verdict other. The default is that of the card.",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT images of each part.")] = None,
@@ -36,7 +36,7 @@ def main(
         ),
     ] = False,
 ) -> None:
-    """Fit the temperature and the out-of-distribution score of a bundle again, and test it again.
+    """Fit the calibration and the out-of-distribution score of a bundle again, and test it again.
 
     The distributions that a service compares live images with are measured again too. The weights stay the same.
     Commands that train a bundle do all this already.
