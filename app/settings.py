@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     views: Annotated[
         int,
         Field(ge=1, le=MAX_VIEWS, description="Default of the parameter `views`: maximum number of views per image."),
-    ] = 2
+    ] = 5
     min_confidence: Annotated[
         FiniteFloat,
         Field(

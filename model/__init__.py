@@ -33,10 +33,12 @@ from model.errors import (
     UnsupportedImage,
 )
 from model.heatmap import overlay, overlay_memory, png
-from model.image import MAX_VIEWS, PreprocessedImage, decode_memory, preprocess
+from model.image import PreprocessedImage, decode_memory, preprocess
+from model.views import FIRST_VIEWS, MAX_VIEWS
 
 __all__ = [
     "CARD_FILE",
+    "FIRST_VIEWS",
     "FORMATS",
     "MAX_VIEWS",
     "BundleError",

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.card import ClassMeanCosine, Energy, Mixture, OutOfDistribution, Thresholds
+from model.views import mean_over_views, starts_of
 
 Verdict = Literal["accepted", "uncertain", "other"]
 """accepted: the image appears to be one of the classes. uncertain: it may be. other: it is probably none of them."""
@@ -49,8 +50,32 @@ def softmax(logits: NDArray[np.float32], temperature: float = 1.0, exponent: flo
     Returns:
         float32[N, C].
     """
-    scaled = scaled_logits(logits, temperature, exponent)
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return _softmax(scaled_logits(logits, temperature, exponent))
+
+
+def probabilities_of_images(
+    logits: NDArray[np.float32], counts: Sequence[int], temperature: float, exponent: float = 0.0
+) -> NDArray[np.float32]:
+    """The probabilities of images in several views: the softmax of the mean of their scaled logits.
+
+    This is the weighted geometric mean of the probabilities of the views, divided by its sum, also called logarithmic
+    opinion pool (Genest & Zidek 1986, "Combining Probability Distributions", Statistical Science 1). A view whose
+    probabilities are nearly equal, such as a close-up of the background, hardly changes the result.
+
+    Args:
+        logits: of all N views, one image after the other, float32[N, C].
+        counts: numbers of views of the M images, whose sum is N.
+        temperature: as in `scaled_logits`.
+        exponent: likewise.
+
+    Returns:
+        float32[M, C].
+    """
+    return _softmax(mean_over_views(scaled_logits(logits, temperature, exponent), counts))
+
+
+def _softmax(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    powers = np.exp(values - values.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
     return probabilities.astype(np.float32)
 
@@ -148,9 +173,9 @@ class OutOfDistributionScore:
         logits: NDArray[np.float32],
         features: NDArray[np.float32],
         statistics: NDArray[np.float64],
-        starts: Sequence[int] | None = None,
+        counts: Sequence[int] | None = None,
     ) -> NDArray[np.float64]:
-        """The scores of images: the mean over their views, or -inf if no view has content.
+        """The scores of images: the mean over their views by `view_weights`, or -inf if no view has content.
 
         A view has content if both statistics of its pixels are at least the lowest of the held-out images.
 
@@ -158,16 +183,16 @@ class OutOfDistributionScore:
             logits: of all N views, float32[N, C].
             features: pooled, penultimate, float32[N, D].
             statistics: of the pixels, float64[N, 2], see `pixel_statistics`.
-            starts: index of the first view of each image, int[M]; by default each image has one view.
+            counts: numbers of views of the M images, whose sum is N; by default each image has one view.
 
         Returns:
             float64[M]. High for images that resemble the training images.
         """
         scores = self.of_views(logits, features)
         has_content = (statistics >= self._least).all(axis=1)
-        if starts is not None:
-            scores = np.add.reduceat(scores, starts) / np.diff([*starts, len(scores)])
-            has_content = np.logical_or.reduceat(has_content, starts)
+        if counts is not None:
+            scores = mean_over_views(scores, counts)
+            has_content = np.logical_or.reduceat(has_content, starts_of(counts))
         return np.where(has_content, scores, -np.inf)
 
     def of_views(self, logits: NDArray[np.float32], features: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -296,8 +296,8 @@ class Calibration(_Strict):
     """From logits to probabilities, `model.calibration.scaled_logits`.
 
     Attributes:
-        temperature: divides the logits of each view before the softmax. The probabilities of an image are the mean
-            over its views.
+        temperature: divides the logits of each view. The probabilities of an image are the softmax of their mean over
+            its views.
         exponent: the temperature of a view is multiplied by its spread to the power of this. The spread is the largest
             logit less the mean of the logits, but at least 1. 0 for temperature scaling.
         views: number of views per image in the fit. The temperature is applied unchanged to images with another
@@ -382,7 +382,7 @@ class Thresholds(_Strict):
 class OutOfDistribution(_Strict):
     """Constants that separate images of the classes from other images.
 
-    The score of an image is the mean over its views.
+    The score of an image is the weighted mean over its views.
 
     Attributes:
         score: which score, and its constants.

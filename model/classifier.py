@@ -1,19 +1,26 @@
 """From pixels to predictions: an engine with the card of its bundle."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.bundle import open_bundle
-from model.calibration import OutOfDistributionScore, Verdict, pixel_statistics, softmax, verdict
+from model.calibration import (
+    OutOfDistributionScore,
+    Verdict,
+    pixel_statistics,
+    probabilities_of_images,
+    softmax,
+    verdict,
+)
 from model.card import ModelCard, Thresholds
 from model.engines.base import DeviceName, Engine, EngineName, GradientEngine, Outputs
 from model.engines.choose import choose
 from model.errors import EngineError, IntegrityError, NotExplainable
+from model.views import CONFIDENT, FIRST_VIEWS, MAX_VIEWS, starts_of, view_weights
 
 SELF_TEST_IMAGES = 4
 
@@ -39,11 +46,12 @@ class Prediction:
 
     Attributes:
         labels: names of all C classes.
-        probabilities: calibrated, the mean over the V views of the image, float32[C]. Their sum is 1.
+        probabilities: calibrated, of the V views that were run together, float32[C]. Their sum is 1. See
+            `model.calibration.probabilities_of_images`.
         score: the out-of-distribution score, -inf for an image without content; see `OutOfDistributionScore`.
         in_distribution: fraction of held-out images that do not score higher, 0..1.
         thresholds: of the card.
-        logits: of each view, before calibration, float32[V, C].
+        logits: of each view that was run, before calibration, float32[V, C].
         maps: class-activation maps of each view, float32[V, C, h, w]; see `Outputs`. None if the network has none.
     """
 
@@ -62,6 +70,16 @@ class Prediction:
             min_confidence: an image is not accepted if its most probable class has a lower probability.
         """
         return verdict(self.in_distribution, float(self.probabilities.max()), self.thresholds, min_confidence)
+
+    @property
+    def views(self) -> int:
+        """How many views of the image were run, the first ones."""
+        return len(self.logits)
+
+    @property
+    def mean_logits(self) -> NDArray[np.float32]:
+        """The mean of the logits over the views by `model.views.view_weights`, float32[C]."""
+        return (view_weights(self.views) @ self.logits).astype(np.float32)
 
     def accepted(self, min_confidence: float = 0.0) -> bool:
         """Whether the verdict is "accepted"."""
@@ -92,7 +110,10 @@ class Classifier:
         self._score = OutOfDistributionScore(card.out_of_distribution)
 
     def classify(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
-        """Classify a batch of images in one call of the engine.
+        """Classify a batch of images.
+
+        The engine first runs up to `FIRST_VIEWS` views of each image, then the other views of the images whose first
+        views give no class a probability of `CONFIDENT`.
 
         Args:
             images: N >= 1 images in one or more views after the test transform, each uint8[V, crop, crop, 3].
@@ -103,16 +124,25 @@ class Classifier:
         Raises:
             EngineError: the engine returned outputs of another shape, or values that are not finite.
         """
-        views = np.concatenate(images)
-        out = self.engine.run(views)
-        self._validate(out, len(views))
-        counts = [len(image) for image in images]
-        starts = [0, *accumulate(counts[:-1])]
-        per_image = np.asarray(counts)
-        calibration = self.card.calibration
-        by_view = softmax(out.logits, calibration.temperature, calibration.exponent)
-        probabilities = (np.add.reduceat(by_view, starts) / per_image[:, None]).astype(np.float32)
-        scores = self._score.of_images(out.logits, out.features, pixel_statistics(views), starts)
+        counts = [min(len(image), FIRST_VIEWS) for image in images]
+        views = np.concatenate([image[:FIRST_VIEWS] for image in images])
+        out = self._run(views)
+        probabilities = self._probabilities(out.logits, counts)
+        unsure = [
+            number
+            for number, image in enumerate(images)
+            if len(image) > FIRST_VIEWS and probabilities[number].max() < CONFIDENT
+        ]
+        if unsure:
+            further = np.concatenate([images[number][FIRST_VIEWS:] for number in unsure])
+            # No call gets more views than the first one, except for those of one image.
+            size = max(len(views), MAX_VIEWS - FIRST_VIEWS)
+            outs = [self._run(further[start : start + size]) for start in range(0, len(further), size)]
+            counts, order = _with_further(counts, {number: len(images[number]) for number in unsure})
+            out = _joined([out, *outs], order)
+            views = np.concatenate([views, further])[order]
+            probabilities = self._probabilities(out.logits, counts)
+        scores = self._score.of_images(out.logits, out.features, pixel_statistics(views), counts)
         fractions = self._score.fractions(scores)
         thresholds = self.card.out_of_distribution.thresholds
         return [
@@ -126,9 +156,18 @@ class Classifier:
                 maps=None if out.maps is None else out.maps[start : start + count],
             )
             for row, score, fraction, start, count in zip(
-                probabilities, scores.tolist(), fractions.tolist(), starts, counts, strict=True
+                probabilities, scores.tolist(), fractions.tolist(), starts_of(counts).tolist(), counts, strict=True
             )
         ]
+
+    def _run(self, views: NDArray[np.uint8]) -> Outputs:
+        out = self.engine.run(views)
+        self._validate(out, len(views))
+        return out
+
+    def _probabilities(self, logits: NDArray[np.float32], counts: Sequence[int]) -> NDArray[np.float32]:
+        calibration = self.card.calibration
+        return probabilities_of_images(logits, counts, calibration.temperature, calibration.exponent)
 
     def grad_cam(self, pixels: NDArray[np.uint8], index: int) -> NDArray[np.float32]:
         """Grad-CAM of one image, for a network whose predictions have no maps. It takes another forward pass.
@@ -211,6 +250,33 @@ class Classifier:
             f"the self-test of {self.card.name} failed in its {what} on {self.engine.name} ({self.engine.device}, "
             f"{self.engine.precision}): fetch the bundle again or choose another engine"
         )
+
+
+def _with_further(counts: Sequence[int], totals: Mapping[int, int]) -> tuple[list[int], list[int]]:
+    """Where the rows of further views belong among those of the first views.
+
+    Args:
+        counts: numbers of first views of the images.
+        totals: by number of an image, how many views it has with the further ones, which follow all first views.
+
+    Returns:
+        The numbers of views of the images, and the order of the rows that puts the views of each image together.
+    """
+    found, order = [], []
+    first, further = 0, sum(counts)
+    for number, count in enumerate(counts):
+        more = totals.get(number, count) - count
+        found.append(count + more)
+        order += [*range(first, first + count), *range(further, further + more)]
+        first, further = first + count, further + more
+    return found, order
+
+
+def _joined(outs: Sequence[Outputs], order: Sequence[int]) -> Outputs:
+    """The rows of all, in this order."""
+    logits, features = (np.concatenate(parts)[order] for parts in zip(*(out[:2] for out in outs), strict=True))
+    maps = [out.maps for out in outs if out.maps is not None]
+    return Outputs(logits, features, np.concatenate(maps)[order] if maps else None)
 
 
 def load(

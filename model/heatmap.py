@@ -9,6 +9,7 @@ from PIL import Image, ImageEnhance
 
 from model.decode import decode, inspect
 from model.image import PreprocessedImage
+from model.views import view_weights
 
 LONGEST: Final = 1024
 """Pixels of the longer side of a drawing, at most."""
@@ -44,12 +45,13 @@ _ADDED = (1 - _LEFT) * np.stack(
 def overlay(data: bytes, image: PreprocessedImage, maps: NDArray[np.float32], *, max_pixels: int) -> NDArray[np.uint8]:
     """Draw the positive part of a class's activation maps over the upload.
 
-    The maps of all views are added up at their places in the upload. The hottest place sets the scale.
+    The maps of all views, times their weights in the prediction, are added up at their places in the upload. The
+    hottest place sets the scale.
 
     Args:
         data: the whole file.
         image: the result of `preprocess` for this file.
-        maps: of one class, the contribution of each cell of each view to its logit, float32[V, h, w].
+        maps: of one class, the contribution of each cell to its logit in the first V views, float32[V, h, w].
         max_pixels: as for `preprocess`. Memory is limited as for it, too.
 
     Returns:
@@ -101,18 +103,18 @@ def _reduced(data: bytes, image: PreprocessedImage, max_pixels: int) -> NDArray[
 
 
 def _heat(image: PreprocessedImage, maps: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
-    """The positive part of the views' maps, summed for each pixel of the drawing, float32[height, width].
+    """The positive part of the views' maps, times their weights, summed for each pixel, float32[height, width].
 
     The value of a cell is spread over the pixels that it covers. Values are interpolated between the centres of cells.
     They fade out beyond the edge of a view, but not at the edge of the image.
     """
     heat = np.zeros((height, width), np.float32)
     across, down = width / image.width, height / image.height
-    for box, cells in zip(image.boxes, maps, strict=True):
+    for box, cells, weight in zip(image.boxes[: len(maps)], maps, view_weights(len(maps)), strict=True):
         rows, columns = cells.shape
         left, top, right, bottom = box[0] * across, box[1] * down, box[2] * across, box[3] * down
         wide, high = (right - left) / columns, (bottom - top) / rows
-        grid = np.pad(np.maximum(cells, 0) / (wide * high), 1)
+        grid = np.pad(np.maximum(cells, 0) * (weight / (wide * high)), 1)
         # Left, right, top and bottom, with the corners.
         if left < 0.5:
             grid[:, 0] = grid[:, 1]

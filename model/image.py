@@ -4,7 +4,6 @@ Evaluation and serving share this code, so that they cannot differ.
 """
 
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,20 +11,12 @@ from PIL import Image
 
 from model.card import InputSpec
 from model.decode import STRIP, Box, LargeImage, decode, estimate
+from model.views import further_views
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 # A JPEG is decoded at the smallest of 1/8, 1/4, 1/2 that leaves this many times spec.resize on each side.
 _DRAFT_MARGIN = 4
-
-# Views after the first: side as a share of the shorter side (0: the whole image, squeezed to a square), and position,
-# 0 to 1 from left to right and from top to bottom. Closer views lowered the accuracy on the photo benchmark.
-_VIEWS = ((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-MAX_VIEWS: Final = 1 + len(_VIEWS)
-"""Views of one image, at most."""
-
-# Images with at least this ratio of their sides get more than one view.
-_OBLONG = 1.1
 
 # Views after the first are cut from the image, reduced to this many times spec.resize.
 _VIEW_SOURCE = 4
@@ -57,7 +48,8 @@ def preprocess(data: bytes, spec: InputSpec, *, max_pixels: int, views: int = 1)
         data: the whole file, in one of `FORMATS`; of an animation the first frame counts.
         spec: of the card.
         max_pixels: the largest width x height, checked from the header before any pixel is decoded.
-        views: number of views, 1 to `MAX_VIEWS`, of an image that is large and oblong. Others have one.
+        views: number of views, 1 to `MAX_VIEWS`, of an image that is large and oblong. A large image that is nearly
+            square has two at most, and a small one has one.
 
     Raises:
         UnsupportedImage: not one of the formats.
@@ -159,23 +151,23 @@ def _central_box(width: int, height: int, spec: InputSpec) -> Box:
 
 
 def views_of(image: Image.Image | LargeImage, spec: InputSpec, count: int) -> tuple[NDArray[np.uint8], list[Box]]:
-    """The image after the test transform, then other squares of it, in the order of `_VIEWS`.
+    """The image after the test transform, then `further_views` of it.
 
     Args:
         image: RGB.
         spec: of the card.
-        count: 1 to `MAX_VIEWS`. An image that is nearly square, or has a side under twice spec.resize, has one view
-            for any count, since the others would show the same.
+        count: 1 to `MAX_VIEWS`.
 
     Returns:
-        The views, uint8[V, crop, crop, 3], V = count or 1, and the part of the image that each shows, pixels.
+        The views, uint8[V, crop, crop, 3], V <= count, and the part of the image that each shows, pixels.
     """
     first, boxes = test_transform(image, spec), [_central_box(*image.size, spec)]
-    short, long = sorted(image.size)
-    if count == 1 or short < 2 * spec.resize or long < _OBLONG * short:
+    further = further_views(*image.size, side=spec.resize, count=count)
+    if not further:
         return first[None], boxes
+    short, long = sorted(image.size)
     if long > STRIP * short:
-        boxes += [_box(*image.size, *view) for view in _VIEWS[: count - 1]]
+        boxes += [view.box(*image.size) for view in further]
         return np.stack([first, *(_view_of_strip(image, box, spec) for box in boxes[1:])]), boxes
     across = down = 1.0
     # Once, so that each view costs little however large the image is.
@@ -185,8 +177,8 @@ def views_of(image: Image.Image | LargeImage, spec: InputSpec, count: int) -> tu
         across, down = image.width / size[0], image.height / size[1]
         image = image.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
     views = [first]
-    for view in _VIEWS[: count - 1]:
-        left, top, right, bottom = box = _box(*image.size, *view)
+    for view in further:
+        left, top, right, bottom = box = view.box(*image.size)
         views.append(np.array(image.resize((spec.crop, spec.crop), _FILTERS[spec.interpolation], box=box)))
         boxes.append((left * across, top * down, right * across, bottom * down))
     return np.stack(views), boxes
@@ -198,10 +190,3 @@ def _view_of_strip(image: Image.Image | LargeImage, box: Box, spec: InputSpec) -
     part = image.crop((round(left), round(top), round(right), round(bottom)))
     size = spec.crop, spec.crop
     return np.array(part.resize(size, _FILTERS[spec.interpolation], reducing_gap=_VIEW_SOURCE))
-
-
-def _box(width: int, height: int, share: float, x: float, y: float) -> Box:
-    """Left, top, right and bottom of a view."""
-    across, down = (share * min(width, height),) * 2 if share else (width, height)
-    left, top = x * (width - across), y * (height - down)
-    return left, top, left + across, top + down

@@ -300,7 +300,7 @@ def test_the_example_of_the_readme_is_true() -> None:
     image = model.preprocess(file.getvalue(), card.input, max_pixels=10**6, views=views)
     (prediction,) = classifier.classify([image.pixels])
     assert (result["width"], result["height"]) == (image.width, image.height)
-    assert result["views"] == len(image.pixels)
+    assert result["views"] == prediction.views
     assert result["warnings"] == list(image.warnings)
     assert result["accepted"] == prediction.accepted()
     assert result["top_k"][0]["label"] == prediction.top_k(1)[0].label

@@ -44,7 +44,7 @@ class PredictParams(BaseModel):
         Field(
             ge=1,
             le=MAX_VIEWS,
-            description="Views of a large, oblong image to average. 1 is the test transform alone. "
+            description="Largest number of views of an image. 1 is the test transform alone. "
             "The default is a setting of the service.",
         ),
     ] = None

@@ -51,7 +51,7 @@ class ImageResult(BaseModel):
         ),
     ]
     accepted: Annotated[bool, Field(description="Whether the verdict is accepted.")]
-    views: Annotated[int, Field(ge=1, description="Number of views of the image that were averaged.")]
+    views: Annotated[int, Field(ge=1, description="Number of views of the image that were combined.")]
     warnings: Annotated[list[str], Field(examples=[["upscaled from 8x8"]])]
 
 
@@ -72,7 +72,7 @@ def image_result(
         in_distribution=round(prediction.in_distribution, 6),
         verdict=verdict,
         accepted=verdict == "accepted",
-        views=len(image.pixels),
+        views=prediction.views,
         warnings=list(image.warnings),
     )
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from app.serving.admission import Admission
 from app.serving.errors import NotAlive
 from app.telemetry.metrics import Telemetry
-from model import Prediction
+from model import FIRST_VIEWS, Prediction
 
 _T = TypeVar("_T")
 
@@ -55,7 +55,7 @@ class Batcher:
         model: name of the model.
         classify: N images, each uint8[V, S, S, 3], to N predictions. Called in `engine_thread` only.
         engine_thread: an executor with one thread, which `stop` releases.
-        max_batch: largest number of views in one call of `classify`. An image with more views has a call to itself.
+        max_batch: largest number of views in one forward pass. An image with more first views is a batch of its own.
         stall_timeout: seconds that one call may take before `check` reports the engine as not alive.
         admission: of the model. It counts completed images.
         telemetry: records batch sizes.
@@ -146,7 +146,6 @@ class Batcher:
             if not batch:
                 continue
             began = self._batch_began = time.monotonic()
-            self._telemetry.batch(self._model, sum(len(item.pixels) for item in batch))
             try:
                 images = [item.pixels for item in batch]
                 predictions = await loop.run_in_executor(self._engine_thread, self._classify, images)
@@ -162,6 +161,7 @@ class Batcher:
                         item.future.set_exception(error)
             else:
                 self._failures = 0
+                self._telemetry.batch(self._model, sum(result.prediction.views for result in results))
                 for item, result in zip(batch, results, strict=True):
                     if not item.future.done():
                         item.future.set_result(result)
@@ -182,7 +182,7 @@ class Batcher:
             if item.future.done() or item.deadline <= now:
                 self._queue.popleft()
                 continue
-            views += len(item.pixels)
+            views += min(len(item.pixels), FIRST_VIEWS)
             if batch and views > self._max_batch:
                 break
             batch.append(self._queue.popleft())

@@ -70,7 +70,7 @@ class LoadedModel:
 
         Args:
             uploads: one or more image files.
-            views: of large, oblong images. See `model.preprocess`.
+            views: largest number of views of an image. See `model.preprocess`.
             deadline: as time.monotonic(). An image is not run if its turn comes later.
 
         Returns:

@@ -181,7 +181,7 @@ class Telemetry:
             multiprocess_mode="livemax",
         )
         self._batch_views = Histogram(
-            "tenfold_batch_views", "Views in a forward pass.", ("model",), buckets=_VIEWS, registry=self.registry
+            "tenfold_batch_views", "Views in a batch that were run.", ("model",), buckets=_VIEWS, registry=self.registry
         )
         self._stages = {
             name: Histogram(f"tenfold_{name}_seconds", about, ("model",), buckets=_SECONDS, registry=self.registry)
@@ -381,7 +381,7 @@ class Telemetry:
                 self._feedback.labels(outcome, model)
 
     def batch(self, model: str, views: int) -> None:
-        """Count a forward pass over so many views."""
+        """Count a batch in which so many views were run."""
         self._batch_views.labels(model).observe(views)
         self._last_batch.labels(model).set_to_current_time()
 

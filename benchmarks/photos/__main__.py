@@ -91,6 +91,7 @@ def evaluate(classifier: Classifier, photos: list[Photo]) -> list[Row]:
         top1: accuracy on the photos of the classes.
         top1_by_class: mean over the classes of the accuracy, since most photos are birds and cats.
         top1_of_accepted: accuracy on the accepted photos of the classes.
+        run: mean number of views that were run of the photos of the classes.
         ece: expected calibration error on the photos of the classes, 15 bins.
         auroc: of the out-of-distribution score, photos of the classes against all others.
         accepted, uncertain, other: shares of the photos of the classes with these verdicts.
@@ -139,6 +140,7 @@ def measure(predictions: Sequence[Prediction], truth: NDArray[np.int64]) -> dict
         "top1": float(correct[known].mean()),
         "top1_by_class": float(np.mean([correct[truth == label].mean() for label in np.unique(truth[known])])),
         "top1_of_accepted": float(correct[known & accepted].mean()),
+        "run": float(np.mean([prediction.views for prediction, one in zip(predictions, known, strict=True) if one])),
         "ece": score(np.log(np.maximum(probabilities[known], 1e-12)), truth[known]).ece,
         "auroc": auroc(scores[known], scores[~known]),
         **{verdict: float((verdicts[known] == verdict).mean()) for verdict in get_args(Verdict)},
@@ -152,15 +154,16 @@ def table(rows: list[Row], classifier: Classifier) -> Table:
     out = Table(
         title=f"{classifier.card.name} {classifier.card.version} on {runtime.name}, {runtime.device}, "
         f"{runtime.precision}: {rows[-1]['photos']} photos of the classes and {rows[-1]['others']} others, "
-        "with % accepted/uncertain/other",
+        "with % accepted/uncertain/other. max, run: views at most, and as many as were run on average of the photos",
         title_justify="left",
     )
-    headings = ("views", "half", "top-1", "by class", "ECE", "AUROC", "photos", "others", "ms")
+    headings = ("max", "run", "of", "top-1", "class", "ECE", "AUROC", "photos", "others", "ms")
     for heading in headings:
         out.add_column(heading, justify="right")
     for row in rows:
         out.add_row(
             str(row["views"]),
+            f"{row['run']:.1f}",
             str(row["half"]),
             *(f"{row[name]:.1%}" for name in ("top1", "top1_by_class", "ece")),
             f"{row['auroc']:.3f}",

@@ -26,6 +26,7 @@ from model.engines.base import Engine
 from model.errors import DataError
 from model.training.data import DataSet
 from model.training.evaluate import Observed, outputs
+from model.views import view_weights
 
 THRESHOLDS = Thresholds(accepted=0.05, uncertain=0.02)
 """95 % of the held-out images are accepted, and 2 % are classified as other images."""
@@ -151,8 +152,8 @@ def fit_calibration(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Ca
     """Find the temperature and the exponent with the smallest negative log-likelihood (`scaled_logits`).
 
     A network that was trained with outliers is often right about images that it gives a low confidence, and an exponent
-    above 0 raises it. The exponent remains 0 unless it raises the log-likelihood by `EXPONENT_GAIN`. As in
-    `model.classifier`, the probabilities of an image are the mean over its views.
+    above 0 raises it. The exponent remains 0 unless it raises the log-likelihood by `EXPONENT_GAIN`. The probabilities
+    of an image are those of `model.calibration.probabilities_of_images`.
 
     Args:
         logits: of N >= 1 images with V views each, float32[N, V, C].
@@ -160,16 +161,15 @@ def fit_calibration(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Ca
     """
     images, views, _ = logits.shape
     values = torch.from_numpy(logits).double()
-    labels = torch.from_numpy(truth)[:, None, None].expand(images, views, 1)
+    labels, weights = torch.from_numpy(truth), torch.from_numpy(view_weights(views).copy())[:, None]
     spread = (values.amax(2, keepdim=True) - values.mean(2, keepdim=True)).clamp(min=MIN_SPREAD)
-    # log(1 / T). For one view the loss is convex in 1 / T.
+    # log(1 / T). For each exponent the loss is convex in 1 / T.
     inverse = torch.zeros((), dtype=torch.float64, requires_grad=True)
     exponent = torch.zeros((), dtype=torch.float64, requires_grad=True)
 
     def loss() -> Tensor:
         scale = inverse.exp() * spread ** -exponent.clamp(-1, 1)
-        by_view = F.log_softmax(values * scale, dim=2).gather(2, labels)[..., 0]
-        return math.log(views) - by_view.logsumexp(dim=1).mean()
+        return F.cross_entropy((values * scale * weights).sum(dim=1), labels)
 
     minimise(loss, inverse)
     nll, alone = loss().item(), _temperature(inverse)
@@ -214,7 +214,7 @@ def fit_out_of_distribution(
     mean of the energy and the class-mean cosine, each divided by its standard deviation, for any other network. The
     measurements that led to this rule are in docs/training.md.
 
-    As in `model.classifier`, the score of an image is the mean over its views.
+    As in `model.classifier`, the score of an image is the mean over its views by `view_weights`.
 
     Args:
         logits: of N >= 1 images with V views each, float32[N, V, C].
@@ -235,7 +235,7 @@ def fit_out_of_distribution(
         views=views,
         pictures=images,
     )
-    scores = OutOfDistributionScore(spec).of_views(*rows).reshape(images, views).mean(axis=1)
+    scores = OutOfDistributionScore(spec).of_views(*rows).reshape(images, views) @ view_weights(views)
     quantiles = np.quantile(scores, np.linspace(0, 1, _QUANTILES))
     return spec.model_copy(update={"quantiles": np.round(quantiles, 6).tolist()})
 

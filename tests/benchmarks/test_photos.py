@@ -38,6 +38,7 @@ def test_known_values_of_the_metrics() -> None:
     found = measure(PREDICTIONS, TRUTH)
     assert found == {
         "photos": 4,
+        "run": 1.0,
         "others": 2,
         "top1": 0.25,
         "top1_by_class": pytest.approx((1 / 3 + 0) / 2),
@@ -72,13 +73,13 @@ def test_the_metrics_are_written_to_the_card_and_its_page(shipped: Path, tmp_pat
     folder = shutil.copytree(shipped, tmp_path / "bundle")
     classifier = model.load(folder)
     rows = [
-        {"views": views, "half": "all", **measure(PREDICTIONS[views - 2 :], TRUTH[views - 2 :])} for views in (3, 2)
+        {"views": views, "half": "all", **measure(PREDICTIONS[5 - views :], TRUTH[5 - views :])} for views in (4, 5)
     ]
     write_metrics(folder, classifier, rows)
     card = read_card(folder / "card.json")
     assert card.version == classifier.card.version
     assert card.metrics.photos == PhotoMetrics(
-        images=4, top1=0.25, accepted=0.5, others=2, others_accepted=0.5, views=2
+        images=4, top1=0.25, accepted=0.5, others=2, others_accepted=0.5, views=5
     )
     assert "**25.0%** of 4;" in (folder / "README.md").read_text()
     model.load(folder)

@@ -94,12 +94,12 @@ def test_the_energy_needs_no_features_and_the_others_as_many_as_the_class_means_
     assert [OutOfDistributionScore(spec_of(score)).width for score in (ENERGY, COSINE, MIXTURE)] == [None, 2, 2]
 
 
-def test_the_score_of_an_image_is_the_mean_over_its_views() -> None:
+def test_the_score_of_an_image_is_the_weighted_mean_over_its_views() -> None:
     logits = np.array([[1, 0], [3, 0], [8, 0]], np.float32)
     statistics = np.array([[50, 0.8]] * 3)
     score = OutOfDistributionScore(spec_of())
-    found = score.of_images(logits, logits, statistics, [0, 2])
-    assert found == pytest.approx([energy(logits[:2]).mean(), energy(logits)[2]])
+    found = score.of_images(logits, logits, statistics, [2, 1])
+    assert found == pytest.approx([np.average(energy(logits[:2]), weights=[2, 1]), energy(logits)[2]])
     assert np.array_equal(score.of_images(logits, logits, statistics), energy(logits)), "one view per image"
 
 
@@ -109,7 +109,7 @@ def test_an_image_without_content_scores_lower_than_all_others() -> None:
     score = OutOfDistributionScore(spec_of())
     assert np.isfinite(score.of_images(logits, logits, statistics)).tolist() == [True, False, False, False, True, False]
     assert score.fractions(np.array([-np.inf]))[0] == 0
-    assert np.isfinite(score.of_images(logits, logits, statistics, [0, 1, 4])).tolist() == [True, False, True], (
+    assert np.isfinite(score.of_images(logits, logits, statistics, [1, 3, 2])).tolist() == [True, False, True], (
         "one view with content is enough"
     )
 

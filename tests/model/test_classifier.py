@@ -109,38 +109,89 @@ def test_each_image_has_its_own_prediction(tiny_classifier: Classifier) -> None:
     assert first.thresholds == tiny_classifier.card.out_of_distribution.thresholds
 
 
-@pytest.mark.parametrize("counts", [(1, 3, 2), (1,), (4,), (2, 1, 1, 1, 5), (1, 1, 1)])
-def test_a_prediction_is_the_mean_over_the_views_of_the_image(
-    tiny_classifier: Classifier, counts: tuple[int, ...]
+class Numbered(Fixed):
+    """An engine whose outputs for a view are the row with the number in its first value."""
+
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+        super().run(pixels)
+        rows = pixels[:, 0, 0, 0]
+        logits, features, maps = self.outputs
+        return Outputs(logits[rows], features[rows], None if maps is None else maps[rows])
+
+
+@pytest.mark.parametrize(
+    ("counts", "confident"),
+    [
+        ((1, 3, 2), ()),
+        ((1, 3, 2), (1,)),
+        ((1,), ()),
+        ((4,), ()),
+        ((5,), (0,)),
+        ((2, 1, 1, 1, 5), ()),
+        ((5, 5, 1, 4, 5), (0, 2, 4)),
+        ((1, 1, 1), (1,)),
+    ],
+)
+@pytest.mark.parametrize("has_maps", [True, False])
+def test_a_prediction_is_the_weighted_mean_over_the_views_of_the_image(
+    tiny_classifier: Classifier, counts: tuple[int, ...], confident: tuple[int, ...], has_maps: bool
 ) -> None:
     rng = np.random.default_rng(0)
-    logits = rng.normal(0, 3, (sum(counts), 10)).astype(np.float32)
-    features = rng.normal(0, 1, (sum(counts), 64)).astype(np.float32)
+    total, starts = sum(counts), np.cumsum([0, *counts])
+    logits = rng.normal(0, 3, (total, 10)).astype(np.float32)
+    for image in confident:
+        logits[starts[image] : starts[image + 1], 4] += 400
+    features = rng.normal(0, 1, (total, 64)).astype(np.float32)
+    maps = rng.normal(0, 1, (total, 10, 4, 5)).astype(np.float32)
     card = tiny_classifier.card
     calibration = card.calibration.model_copy(update={"temperature": 1.7, "exponent": 0.4})
     spec = card.out_of_distribution
     by_view = OutOfDistributionScore(spec).of_views(logits, features)
     spec = spec.model_copy(update={"quantiles": np.quantile(by_view, [0, 0.3, 1]).tolist(), "least_coarseness": 0.0})
     card = card.model_copy(update={"calibration": calibration, "out_of_distribution": spec})
-    maps = rng.normal(0, 1, (sum(counts), 10, 4, 5)).astype(np.float32)
-    engine = Fixed(Outputs(logits, features, maps))
-    images = [rng.integers(0, 256, (count, 32, 32, 3), np.uint8) for count in counts]
-    predictions = Classifier(card, engine).classify(images)
+    engine = Numbered(Outputs(logits, features, maps if has_maps else None))
+    pixels = rng.integers(0, 256, (total, 32, 32, 3), np.uint8)
+    pixels[:, 0, 0, 0] = np.arange(total)
+    predictions = Classifier(card, engine).classify(np.split(pixels, starts[1:-1]))
     assert len(predictions) == len(counts)
-    assert [seen.tolist() for seen in engine.seen] == [np.concatenate(images).tolist()], "one call, in order"
-    start = 0
-    for prediction, count in zip(predictions, counts, strict=True):
-        own = slice(start, start + count)
-        start += count
-        expected = softmax(logits[own], 1.7, 0.4).mean(axis=0)
-        np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-6)
-        assert prediction.probabilities.dtype == np.float32
-        score = by_view[own].mean(keepdims=True)
+
+    rows = [list(range(start, start + count)) for start, count in zip(starts, counts, strict=False)]
+    first = [row for one in rows for row in one[:2]]
+    further = [row for number, one in enumerate(rows) if number not in confident for row in one[2:]]
+    passes = [first, further] if further else [first]
+    assert [seen[:, 0, 0, 0].tolist() for seen in engine.seen] == passes, "first views, then those of unsure images"
+    for number, prediction in enumerate(predictions):
+        own = rows[number][:2] if number in confident else rows[number]
+        assert prediction.views == len(own)
+        weights = {1: [1], 2: [2, 1], 3: [1, 2, 1], 4: [1, 2, 1, 1], 5: [1, 2, 1, 1, 1]}[len(own)]
+        product = np.exp(np.average(np.log(softmax(logits[own], 1.7, 0.4) + 1e-30), axis=0, weights=weights))
+        np.testing.assert_allclose(prediction.probabilities, product / product.sum(), atol=1e-6)
+        assert prediction.probabilities.dtype == prediction.mean_logits.dtype == np.float32
+        np.testing.assert_allclose(prediction.mean_logits, np.average(logits[own], axis=0, weights=weights), rtol=1e-5)
+        score = np.average(by_view[own], weights=weights, keepdims=True)
         assert prediction.score == pytest.approx(score[0])
         assert prediction.in_distribution == pytest.approx(OutOfDistributionScore(spec).fractions(score)[0])
         assert type(prediction.in_distribution) is float  # plain JSON
         np.testing.assert_array_equal(prediction.logits, logits[own])
-        np.testing.assert_array_equal(prediction.maps, maps[own])
+        if has_maps:
+            np.testing.assert_array_equal(prediction.maps, maps[own])
+        else:
+            assert prediction.maps is None
+
+
+@pytest.mark.parametrize(("probability", "views", "found"), [(0.9795, 3, 0.913), (0.9805, 2, 0.9805)])
+def test_further_views_are_run_below_a_probability(
+    tiny_classifier: Classifier, probability: float, views: int, found: float
+) -> None:
+    card = tiny_classifier.card
+    calibration = card.calibration.model_copy(update={"temperature": 1.0, "exponent": 0.0})
+    logits = np.zeros((3, 10), np.float32)
+    logits[:2, 0] = np.log(9 * probability / (1 - probability))
+    engine = Numbered(Outputs(logits, np.zeros((3, 64), np.float32), None))
+    pixels = np.arange(3, dtype=np.uint8)[:, None, None, None].repeat(32, 1).repeat(32, 2).repeat(3, 3)
+    (prediction,) = Classifier(card.model_copy(update={"calibration": calibration}), engine).classify([pixels])
+    assert prediction.views == views
+    assert prediction.probabilities[0] == pytest.approx(found, abs=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(2, 10), (0, 10), (1, 9), (10,)])

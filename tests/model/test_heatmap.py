@@ -13,6 +13,7 @@ from model.card import InputSpec
 from model.errors import ImageTooLarge
 from model.heatmap import LONGEST, overlay, png
 from model.image import PreprocessedImage, preprocess
+from model.views import MAX_VIEWS
 
 LIMIT = 50_000_000
 
@@ -69,7 +70,14 @@ def test_a_hot_cell_is_hottest_at_its_middle(row: int, column: int, spec: InputS
 
 
 @settings(max_examples=60)
-@given(st.integers(64, 500), st.integers(64, 500), st.integers(0, 3), st.integers(0, 3), st.integers(1, 4), st.data())
+@given(
+    st.integers(64, 500),
+    st.integers(64, 500),
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.integers(1, MAX_VIEWS),
+    st.data(),
+)
 def test_the_heat_of_a_cell_lies_where_the_view_shows_it(
     width: int, height: int, row: int, column: int, views: int, data: st.DataObject
 ) -> None:
@@ -88,14 +96,25 @@ def test_the_heat_of_a_cell_lies_where_the_view_shows_it(
 
 def test_the_heat_of_all_views_adds_up_where_they_lie(spec: InputSpec) -> None:
     data = black(320, 160)
-    image = preprocess(data, spec, max_pixels=LIMIT, views=4)
-    _, _, left, right = image.boxes
+    image = preprocess(data, spec, max_pixels=LIMIT, views=5)
+    _, _, _, left, right = image.boxes
     assert (left, right) == ((0, 0, 160, 160), (160, 0, 320, 160))
-    maps = np.zeros((4, 4, 4), np.float32)
-    maps[2, 1, 1], maps[3, 1, 1] = 1, 0.4
+    maps = np.zeros((5, 4, 4), np.float32)
+    maps[3, 1, 1], maps[4, 1, 1] = 1, 0.4
     heat = heat_of(data, image, maps)
     assert heat[60, 60] > 1.8 * heat[60, 220] > 50
     assert heat[:, 130:180].max() <= 1
+
+
+def test_the_heat_of_the_whole_image_counts_twice(spec: InputSpec) -> None:
+    data = black(320, 160)
+    image = preprocess(data, spec, max_pixels=LIMIT, views=5)
+    maps = np.zeros((5, 4, 4), np.float32)
+    # Cells of 80 x 40 and 40 x 40 pixels, so the same value is half as hot for each pixel of the first.
+    maps[1, 1, 1], maps[4, 2, 2] = 1, 1
+    heat = heat_of(data, image, maps)
+    assert heat[60, 120] == pytest.approx(heat[100, 260], rel=0.02)
+    assert heat[60, 120] > 200
 
 
 def test_beyond_the_edge_of_a_view_the_heat_fades_out_and_at_the_images_it_continues(spec: InputSpec) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 import model
-from model import Classifier, preprocess
+from model import MAX_VIEWS, Classifier, preprocess
 from tests.app.running import ROOT
 from tests.shipped import for_each_bundle
 
@@ -20,12 +20,12 @@ WORDS = ("total", "status", "page", "report", "error", "settings", "update", "of
 
 
 def verdicts(classifier: Classifier, images: Iterator[Image.Image]) -> Counter[str]:
-    """How often each verdict is given to these images, sent as PNG with the default number of views."""
+    """How often each verdict is given to these images, sent as PNG with all views, as by default."""
     pixels = []
     for image in images:
         file = io.BytesIO()
         image.save(file, "PNG")
-        pixels.append(preprocess(file.getvalue(), classifier.card.input, max_pixels=10**7, views=2).pixels)
+        pixels.append(preprocess(file.getvalue(), classifier.card.input, max_pixels=10**7, views=MAX_VIEWS).pixels)
     return Counter(prediction.verdict() for prediction in classifier.classify(pixels))
 
 

@@ -49,7 +49,7 @@ def classify(
     api_key: Annotated[str | None, typer.Option(envvar="TENFOLD_API_KEY", help="API key of the service.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Classes per image, most probable first.")] = 1,
     views: Annotated[
-        int | None, typer.Option(min=1, max=4, help="Views that are averaged for a large oblong image.  [default: 2]")
+        int | None, typer.Option(min=1, max=5, help="Largest number of views of an image.  [default: 5]")
     ] = None,
     min_confidence: Annotated[
         float | None, typer.Option(min=0, max=1, help="Lowest probability of an accepted prediction.  [default: 0]")

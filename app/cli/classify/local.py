@@ -13,7 +13,17 @@ from app.cli.classify.pipeline import ordered_map, prefetch
 from app.cli.classify.results import CommandError, Result
 from app.http.schemas import image_result
 from app.settings import Settings, default_weights, error_messages
-from model import Classifier, ImageError, InputSpec, ModelError, Prediction, PreprocessedImage, load, preprocess
+from model import (
+    FIRST_VIEWS,
+    Classifier,
+    ImageError,
+    InputSpec,
+    ModelError,
+    Prediction,
+    PreprocessedImage,
+    load,
+    preprocess,
+)
 
 # Files that a thread decodes at a time. Decoding one small file takes less time than waking a thread.
 _FILES_PER_TASK = 16
@@ -66,7 +76,7 @@ class LocalClassifier:
             groups = prefetch(paths, batch_size=_FILES_PER_TASK, buffer_size=4 * _FILES_PER_TASK)
             decoded = ordered_map(decoders, read, groups, ahead=2 * settings.decoders)
             max_views = settings.max_batch or self._classifier.engine.preferred_batch
-            batch_size = max(1, max_views // settings.views)
+            batch_size = max(1, max_views // min(settings.views, FIRST_VIEWS))
             batches = prefetch(chain.from_iterable(decoded), batch_size=batch_size, buffer_size=2 * batch_size)
             yield from ordered_map(engine, self._classify_batch, batches, ahead=1)
         finally:

@@ -162,8 +162,8 @@ class ServedModel:
     def respond(self, request: InferRequest, predictions: Sequence[Prediction]) -> list[OutputTensor]:
         """The requested outputs, or all.
 
-        The logits of an image with several views are their mean. A classification has at most as many elements as
-        there are classes.
+        The logits of an image with several views are their weighted mean. A classification has at most as many
+        elements as there are classes.
         """
         requested = request.outputs or [RequestedOutput(output.name, request.binary, 0) for output in self.outputs]
         return [self._output(output, predictions) for output in requested]
@@ -188,7 +188,7 @@ class ServedModel:
             return OutputTensor(output.name, labels, (count, 1), output.binary)
         values = np.stack(
             [
-                prediction.probabilities if output.name == "probabilities" else prediction.logits.mean(axis=0)
+                prediction.probabilities if output.name == "probabilities" else prediction.mean_logits
                 for prediction in predictions
             ]
         )

@@ -60,7 +60,7 @@ async def explain(request: Request) -> Response:
             if outcome.prediction.maps is not None:
                 maps = outcome.prediction.maps[:, index]
             else:
-                maps = await model.grad_cam(outcome.image.pixels, index)
+                maps = await model.grad_cam(outcome.image.pixels[: outcome.prediction.views], index)
             began = time.monotonic()
             drawn: bytes | list[ExplainedView]
             if params.format == "png":
@@ -95,16 +95,17 @@ async def _heat_map(
 
 
 async def _views(model: LoadedModel, image: PreprocessedImage, maps: NDArray[np.float32]) -> list[ExplainedView]:
-    """Each view with its map."""
+    """Each view that was run with its map."""
+    pixels, boxes = image.pixels[: len(maps)], image.boxes[: len(maps)]
     return await model.decoder.run(
         lambda: [
             ExplainedView(
                 box=(round(left, 3), round(top, 3), round(right, 3), round(bottom, 3)),
-                input="data:image/png;base64," + base64.b64encode(png(pixels)).decode(),
+                input="data:image/png;base64," + base64.b64encode(png(view)).decode(),
                 map=[[round(value, 6) for value in row] for row in cells.tolist()],
             )
-            for (left, top, right, bottom), pixels, cells in zip(image.boxes, image.pixels, maps, strict=True)
+            for (left, top, right, bottom), view, cells in zip(boxes, pixels, maps, strict=True)
         ],
-        size=image.pixels.nbytes,
+        size=pixels.nbytes,
         flow=Flow(model.name),
     )

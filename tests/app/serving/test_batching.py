@@ -15,6 +15,7 @@ from app.serving.errors import NotAlive
 from app.telemetry.metrics import Telemetry
 from model import EngineError, Prediction
 from model.calibration import OutOfDistributionScore
+from model.views import view_weights
 from tests.app.fakes import CARD, FakeEngine, fake_classifier, random_pixels
 
 
@@ -135,15 +136,17 @@ def test_images_with_different_numbers_of_views_share_a_batch() -> None:
             engine.release()
             results = await asyncio.gather(*others)
             await first
-        assert engine.batches == [1, sum(counts)]
+        # The first two views of each image, then the others.
+        assert engine.batches == [1, 2 + 1 + 2 + 1 + 2, 1 + 7]
         alone = fake_classifier(FakeEngine())
         for seed, (count, result) in enumerate(zip(counts, results, strict=True), start=1):
             by_view = alone.classify([view[None] for view in views_of(seed, count)])
-            expected = np.mean([prediction.probabilities for prediction in by_view], axis=0)
-            np.testing.assert_allclose(result.prediction.probabilities, expected, rtol=1e-5, atol=1e-7)
+            weights = view_weights(count)
+            product = np.exp(weights @ np.log([prediction.probabilities for prediction in by_view]))
+            np.testing.assert_allclose(result.prediction.probabilities, product / product.sum(), rtol=1e-4, atol=1e-7)
             out = FakeEngine().run(views_of(seed, count))
             score = OutOfDistributionScore(CARD.out_of_distribution)
-            (share,) = score.fractions(score.of_views(out.logits, out.features).mean(keepdims=True))
+            (share,) = score.fractions((weights @ score.of_views(out.logits, out.features))[None])
             assert result.prediction.in_distribution == pytest.approx(share, rel=1e-5)
 
     asyncio.run(main())
@@ -153,14 +156,14 @@ def test_images_with_different_numbers_of_views_share_a_batch() -> None:
     ("counts", "batches"),
     [
         ((2, 2, 1), [4, 1]),
-        ((3, 2, 2), [3, 4]),
-        ((6, 1, 1), [6, 2]),
-        ((1, 6, 1), [1, 6, 1]),
-        ((6, 9, 4), [6, 9, 4]),
+        ((3, 2, 2), [4, 1, 2]),
+        ((1, 5, 1, 1), [4, 3, 1]),
+        ((1, 1, 1, 2), [3, 2]),
+        ((5, 5, 5), [4, 4, 2, 2, 3]),
+        ((6, 9, 4), [4, 4, 4, 3, 2, 2]),
     ],
-    ids=["filled up", "the rest is in the next batch", "more than a batch", "more than a batch between", "each alone"],
 )
-def test_max_batch_counts_views_and_an_image_with_more_runs_alone(counts: tuple[int, ...], batches: list[int]) -> None:
+def test_max_batch_limits_the_views_of_each_forward_pass(counts: tuple[int, ...], batches: list[int]) -> None:
     async def main() -> None:
         engine = FakeEngine()
         async with batching(engine, max_batch=4) as batcher:

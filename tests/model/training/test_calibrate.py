@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.calibration import OutOfDistributionScore, class_mean_cosine, energy, softmax
+from model.calibration import OutOfDistributionScore, class_mean_cosine, energy, probabilities_of_images, softmax
 from model.card import Calibration, Mixture, OutOfDistribution
 from model.training.calibrate import (
     THRESHOLDS,
@@ -180,19 +180,19 @@ def two_views() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     return logits.astype(np.float32), classes
 
 
-def test_the_temperature_is_that_of_the_mean_over_the_views() -> None:
+def test_the_temperature_is_that_of_the_views_together() -> None:
     logits, truth = two_views()
+    fitted = fit_calibration(logits, truth)
 
     def nll(temperature: float) -> float:
-        by_view = softmax(logits.reshape(-1, 4), temperature).reshape(logits.shape).astype(np.float64)
-        return float(-np.log(by_view.mean(axis=1)[np.arange(len(truth)), truth]).mean())
+        together = probabilities_of_images(logits.reshape(-1, 4), [2] * len(logits), temperature, fitted.exponent)
+        return float(-np.log(together.astype(np.float64)[np.arange(len(truth)), truth]).mean())
 
-    fitted = fit_calibration(logits, truth)
     assert (fitted.views, fitted.pictures) == (2, 5000)
     assert all(nll(fitted.temperature) <= nll(fitted.temperature * factor) for factor in (0.8, 0.97, 1.03, 1.25))
     one_view = fit_calibration(logits[:, :1], truth)
     assert one_view.views == 1
-    # The mean over the views is less confident than one view, so it needs a lower temperature.
+    # The mean of two views has less noise than one view, so it needs a lower temperature.
     assert fitted.temperature < 0.95 * one_view.temperature
 
 
@@ -216,14 +216,14 @@ def test_equal_views_have_the_constants_of_one_view(outliers: bool) -> None:
     )
 
 
-def test_the_quantiles_are_those_of_the_mean_score_of_the_views() -> None:
+def test_the_quantiles_are_those_of_the_weighted_mean_score_of_the_views() -> None:
     features, classes = features_of(500, seed=0)
     views = np.stack([features, features[::-1]], axis=1)
     logits = np.ascontiguousarray(views[..., :4])
     spec = fit_out_of_distribution(logits, views, statistics_of(500, 2), classes, outliers=False)
     by_view = OutOfDistributionScore(spec).of_views(logits.reshape(-1, 4), views.reshape(-1, 6))
     assert (spec.views, spec.pictures) == (2, 500)
-    expected = np.quantile(by_view.reshape(500, 2).mean(axis=1), np.linspace(0, 1, 101))
+    expected = np.quantile(np.average(by_view.reshape(500, 2), axis=1, weights=[2, 1]), np.linspace(0, 1, 101))
     assert spec.quantiles == pytest.approx(expected, abs=1e-5)
 
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from app.http.oip.messages import HEADER_LENGTH
-from model import Classifier
+from model import MAX_VIEWS, Classifier, preprocess
 from tests.app.fakes import CARD, LABELS, FakeEngine, fake_classifier, image_file, photo, random_pixels
 from tests.app.running import Running, eventually, serving
 
@@ -167,8 +167,12 @@ def test_images_get_the_probabilities_and_labels_of_predict(running: Running, pr
 
 def test_an_image_with_several_views_has_the_mean_of_their_logits(running: Running) -> None:
     expected = running.post(photo()).json()["results"][0]
-    assert expected["views"] == 2
+    assert expected["views"] == MAX_VIEWS
     found = outputs(running.client.post(INFER_IMAGE, json=images(photo())))
+    prepared = preprocess(photo(), CARD.input, max_pixels=10**9, views=MAX_VIEWS)
+    (prediction,) = fake_classifier(FakeEngine()).classify([prepared.pixels])
+    mean = np.average(prediction.logits, axis=0, weights=[1, 2, 1, 1, 1])
+    np.testing.assert_allclose(found["logits"]["data"], mean, rtol=1e-5, atol=1e-5)
     assert found["logits"]["shape"] == [1, 10]
     assert found["label"]["data"] == [expected["top_k"][0]["label"]]
     assert max(found["probabilities"]["data"]) == pytest.approx(expected["top_k"][0]["probability"], abs=1e-6)
