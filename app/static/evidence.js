@@ -97,7 +97,10 @@ export class Evidence {
 			find("view-list").querySelectorAll("button")[i].focus();
 		};
 		const whole = right - left > 0.99 * width && bottom - top > 0.99 * height;
-		const part = whole ? "the whole image" : `the part ${placeOf([(left + right) / 2 / width, (top + bottom) / 2 / height])}`;
+		const closeUp = right - left < 0.6 * Math.min(width, height);
+		// Where it lies among all parts of its size, 0 to 1. A part as wide as the image is in the middle.
+		const place = [[left, right, width], [top, bottom, height]].map(([from, to, side]) => (from + 0.1) / (side - to + from + 0.2));
+		const part = whole ? "the whole image" : `${closeUp ? "a close-up" : "the part"} ${placeOf(place)}`;
 		const name = `View ${i + 1} of ${explained.views.length}: ${part}`;
 		const image = h("img", { src: input, alt: "" });
 		return h("li", h("button", { "aria-label": `${name}: show it in the image`, "aria-pressed": `${pressed}`, onclick }, image), h("p.note", name));

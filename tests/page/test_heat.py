@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.app.fakes import image_file
+from model import MAX_VIEWS, preprocess
+from tests.app.fakes import CARD, image_file
 from tests.page.browsing import add, explanation, mock_explain, succeed
 
 # Machado et al. 2009, severity 1: linear RGB as people without M cones see it.
@@ -74,6 +75,28 @@ def test_views_that_cover_the_image_leave_nothing_hatched(page: Page) -> None:
     expect(page.locator("#uncovered")).to_be_hidden()
     expect(page.locator("#view-list li")).to_have_text(
         ["View 1 of 2: the part in the middle", "View 2 of 2: the whole image"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "ends"),
+    [
+        ((400, 300), ["the part on the left", "the part on the right"]),
+        ((300, 400), ["the part at the top", "the part at the bottom"]),
+        ((340, 300), ["the part on the left", "the part on the right"]),
+    ],
+)
+def test_every_view_is_named_by_its_part_of_the_image(page: Page, size: tuple[int, int], ends: list[str]) -> None:
+    body = explanation()
+    view, data = body["views"][0], image_file(size=size)
+    boxes = preprocess(data, CARD.input, max_pixels=10**6, views=MAX_VIEWS).boxes
+    body["result"].update(width=size[0], height=size[1], views=MAX_VIEWS)
+    body["views"] = [{**view, "box": [round(edge, 3) for edge in box]} for box in boxes]
+    mock_explain(page, lambda route: succeed(route, body))
+    add(page, ("a.png", data))
+    parts = ["the part in the middle", "the whole image", "a close-up in the middle", *ends]
+    expect(page.locator("#view-list li")).to_have_text(
+        [f"View {number} of {MAX_VIEWS}: {part}" for number, part in enumerate(parts, start=1)]
     )
 
 
