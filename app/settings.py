@@ -72,7 +72,12 @@ class Settings(BaseSettings):
         int, Field(ge=0, description="Number of threads that decode images. 0 selects one for every CPU, at least 2.")
     ] = 0
     max_batch: Annotated[
-        int, Field(ge=0, description="Maximum number of views in one forward pass. 0 selects that of the engine.")
+        int,
+        Field(
+            ge=0,
+            description="Maximum number of views in one forward pass, except for those of one image. 0 selects that of "
+            "the engine.",
+        ),
     ] = 0
     views: Annotated[
         int,
@@ -132,7 +137,7 @@ class Settings(BaseSettings):
         FiniteFloat, Field(gt=0, description="Seconds from the first byte of a request to its response.")
     ] = 10.0
     stall_timeout: Annotated[
-        FiniteFloat, Field(gt=0, description="Seconds that one forward pass may take. After that the process exits.")
+        FiniteFloat, Field(gt=0, description="Seconds that one batch may take. After that the process exits.")
     ] = 60.0
     keep_alive_timeout: Annotated[
         int,

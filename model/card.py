@@ -229,7 +229,7 @@ class PhotoMetrics(_Strict):
         accepted: fraction of them with the verdict "accepted", 0..1.
         others: number of photos of other things.
         others_accepted: fraction of those with the verdict "accepted", 0..1.
-        views: number of views per image.
+        views: largest number of views of an image.
     """
 
     images: Annotated[int, Field(ge=1)]

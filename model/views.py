@@ -39,11 +39,11 @@ MAX_VIEWS: Final = 1 + len(_OBLONG)
 """Views of one image, at most."""
 
 FIRST_VIEWS: Final = 2
-"""Views that are run before the others. Together they show the whole image."""
+"""Views that are run before the others. Those of an oblong image show all of it."""
 
 CONFIDENT: Final = 0.98
 """No further views are run of an image whose first views give a class at least this probability. On the photo
-benchmark this skips a quarter of the views, and no prediction changes."""
+benchmark this skips a quarter of the views, and no photo becomes right or wrong by it."""
 
 # An image with a lower ratio of its sides is nearly square: the test transform shows nearly all of it.
 _OBLONG_RATIO = 1.1
@@ -69,9 +69,9 @@ def further_views(width: int, height: int, *, side: int, count: int) -> tuple[Vi
 def view_weights(count: int) -> NDArray[np.float64]:
     """How much each view of an image counts, float64[count] with the sum 1, read-only.
 
-    The view that shows the whole image counts twice. It is the first of two views and the second of more: a nearly
-    square image has two views at most, and the first shows nearly all of it. With equal weights, the close-up reduced
-    the accuracy on enlarged images of CIFAR-10, whose objects fill the image.
+    One view counts twice: the second, which shows the whole image, or the first if there are only two. In a nearly
+    square image, which has two at most, the first shows nearly all of it. With equal weights, its close-up reduced the
+    accuracy on enlarged images of CIFAR-10, whose objects fill the image.
 
     Args:
         count: 1 or more views.

@@ -55,7 +55,7 @@ class Batcher:
         model: name of the model.
         classify: N images, each uint8[V, S, S, 3], to N predictions. Called in `engine_thread` only.
         engine_thread: an executor with one thread, which `stop` releases.
-        max_batch: largest number of views in one forward pass. An image with more first views is a batch of its own.
+        max_batch: largest number of first views in a batch. An image with more is a batch of its own.
         stall_timeout: seconds that one call may take before `check` reports the engine as not alive.
         admission: of the model. It counts completed images.
         telemetry: records batch sizes.
@@ -125,9 +125,9 @@ class Batcher:
         if self._task.done():
             raise NotAlive("the batching task has ended: restart the service")
         if self._failures >= _MAX_FAILURES:
-            raise NotAlive(f"{self._failures} forward passes in succession have failed: restart the service")
+            raise NotAlive(f"{self._failures} batches in succession have failed: restart the service")
         if self._batch_began is not None and time.monotonic() - self._batch_began > self._stall_timeout:
-            raise NotAlive(f"a forward pass has run for more than {self._stall_timeout:g} s: restart the service")
+            raise NotAlive(f"a batch has run for more than {self._stall_timeout:g} s: restart the service")
 
     async def stop(self) -> None:
         """End the task and release the thread. Images that are still queued get no result: drain before."""

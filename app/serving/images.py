@@ -22,7 +22,7 @@ class ClassifiedImage:
         prediction: of the classifier.
         decode: seconds of decoding and preprocessing, the wait for a thread included.
         queued: seconds in the queue of the batcher.
-        inference: seconds of the forward pass of its batch.
+        inference: seconds of its batch in the engine.
     """
 
     image: PreprocessedImage

@@ -98,8 +98,8 @@ export class Evidence {
 		};
 		const whole = right - left > 0.99 * width && bottom - top > 0.99 * height;
 		const closeUp = right - left < 0.6 * Math.min(width, height);
-		// Where it lies among all parts of its size, 0 to 1. A part as wide as the image is in the middle.
-		const place = [[left, right, width], [top, bottom, height]].map(([from, to, side]) => (from + 0.1) / (side - to + from + 0.2));
+		// Where it lies among all parts of its size, 0 to 1. The tolerance is for views that are centred to a pixel of the network.
+		const place = [[left, right, width], [top, bottom, height]].map(([from, to, side]) => (from + side / 20) / (side - to + from + side / 10));
 		const part = whole ? "the whole image" : `${closeUp ? "a close-up" : "the part"} ${placeOf(place)}`;
 		const name = `View ${i + 1} of ${explained.views.length}: ${part}`;
 		const image = h("img", { src: input, alt: "" });

@@ -87,13 +87,13 @@ class ModelTotals:
 
     Attributes:
         images: that were classified.
-        batches: forward passes.
+        batches: that were successful.
         success: requests with status 200.
         failure: requests with another status.
         decode: images that were decoded and preprocessed.
         queue: images, with their wait for a batch.
-        inference: images, with the forward pass of their batch.
-        last_batch: Unix time of the last forward pass; 0 before it.
+        inference: images, with the time of their batch in the engine.
+        last_batch: Unix time at which the last successful batch ended; 0 before it.
     """
 
     images: int
@@ -181,7 +181,11 @@ class Telemetry:
             multiprocess_mode="livemax",
         )
         self._batch_views = Histogram(
-            "tenfold_batch_views", "Views in a batch that were run.", ("model",), buckets=_VIEWS, registry=self.registry
+            "tenfold_batch_views",
+            "Views that were run in a batch, first and further ones.",
+            ("model",),
+            buckets=_VIEWS,
+            registry=self.registry,
         )
         self._stages = {
             name: Histogram(f"tenfold_{name}_seconds", about, ("model",), buckets=_SECONDS, registry=self.registry)
@@ -199,7 +203,7 @@ class Telemetry:
         )
         self._last_batch = Gauge(
             "tenfold_last_batch_timestamp_seconds",
-            "Unix time of the last forward pass.",
+            "Unix time at which the last successful batch ended.",
             ("model",),
             registry=self.registry,
             multiprocess_mode="max",

@@ -80,11 +80,11 @@ def write_metrics(folder: Path, classifier: Classifier, rows: Sequence[Row]) -> 
 
 
 def evaluate(classifier: Classifier, photos: list[Photo]) -> list[Row]:
-    """Metrics for each number of views from 1 to `MAX_VIEWS`, of both halves of the photos and of all.
+    """Metrics for each largest number of views from 1 to `MAX_VIEWS`, of both halves of the photos and of all.
 
     Returns:
         Records with these keys.
-        views: number of views.
+        views: largest number of views.
         half: "A", "B" or "all".
         photos: number of photos of the classes.
         others: number of other images.
@@ -154,7 +154,8 @@ def table(rows: list[Row], classifier: Classifier) -> Table:
     out = Table(
         title=f"{classifier.card.name} {classifier.card.version} on {runtime.name}, {runtime.device}, "
         f"{runtime.precision}: {rows[-1]['photos']} photos of the classes and {rows[-1]['others']} others, "
-        "with % accepted/uncertain/other. max, run: views at most, and as many as were run on average of the photos",
+        "with % accepted/uncertain/other. max: largest number of views; run: mean number of views of the photos of the "
+        "classes",
         title_justify="left",
     )
     headings = ("max", "run", "of", "top-1", "class", "ECE", "AUROC", "photos", "others", "ms")

@@ -170,7 +170,7 @@ class InferenceStatistics(BaseModel):
     fail: Annotated[Duration, Field(description="Requests with another status.")]
     queue: Annotated[Duration, Field(description="The wait of each image for its batch.")]
     compute_input: Annotated[Duration, Field(description="Decoding and preprocessing of each image; 0 ns for pixels.")]
-    compute_infer: Annotated[Duration, Field(description="The forward pass of each image's batch.")]
+    compute_infer: Annotated[Duration, Field(description="The batch of each image in the engine.")]
     compute_output: Annotated[Duration, Field(description="Each image with 0 ns: it is not measured.")]
     cache_hit: Annotated[Duration, Field(description="Always 0: there is no cache.")]
     cache_miss: Annotated[Duration, Field(description="Always 0: there is no cache.")]
@@ -181,9 +181,11 @@ class ModelStatistics(BaseModel):
 
     name: str
     version: str
-    last_inference: Annotated[int, Field(description="Milliseconds from 1970 to the last forward pass; 0 before it.")]
+    last_inference: Annotated[
+        int, Field(description="Milliseconds from 1970 to the end of the last successful batch; 0 before it.")
+    ]
     inference_count: Annotated[int, Field(description="Images that were classified.")]
-    execution_count: Annotated[int, Field(description="Forward passes.")]
+    execution_count: Annotated[int, Field(description="Successful batches.")]
     inference_stats: InferenceStatistics
     batch_stats: Annotated[list[Any], Field(description="Always empty: times by batch size are not measured.")]
 

@@ -136,7 +136,7 @@ def _photos(card: ModelCard) -> str:
     if photos is None:
         return ""
     return (
-        f"\n| photos from other sources, {photos.views} views | **{photos.top1:.1%}** of {photos.images:,}; "
+        f"\n| photos from other sources, up to {photos.views} views | **{photos.top1:.1%}** of {photos.images:,}; "
         f"{photos.accepted:.0%} accepted, and {photos.others_accepted:.0%} of {photos.others:,} of other things |"
     )
 

@@ -32,7 +32,12 @@ def test_the_shipped_weights_classify_a_photo_of_a_cat(shipped: Path, cat_jpeg: 
 def test_two_views_are_enough_for_the_cat(shipped: Path, cat_jpeg: bytes) -> None:
     with serving(load=partial(model.load, shipped), name=shipped.name, views=model.MAX_VIEWS) as service:
         (result,) = service.upload(("chelsea.jpg", cat_jpeg)).json()["results"]
-    assert result["views"] == 2
+        found = service.client.post("/explain", content=cat_jpeg).json()
+        drawn = service.client.post("/explain?format=png", content=cat_jpeg)
+    assert result["views"] == len(found["views"]) == 2
+    assert found["result"] == {**result, "filename": None}
+    assert [view["box"][1::2] for view in found["views"]] == [[0, 300]] * 2
+    assert Image.open(io.BytesIO(drawn.content)).size == (451, 300)
     assert result["top_k"][0]["label"] == "cat"
     assert result["top_k"][0]["probability"] >= 0.98
 

@@ -153,20 +153,24 @@ def test_images_with_different_numbers_of_views_share_a_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "batches"),
+    ("max_batch", "counts", "batches"),
     [
-        ((2, 2, 1), [4, 1]),
-        ((3, 2, 2), [4, 1, 2]),
-        ((1, 5, 1, 1), [4, 3, 1]),
-        ((1, 1, 1, 2), [3, 2]),
-        ((5, 5, 5), [4, 4, 2, 2, 3]),
-        ((6, 9, 4), [4, 4, 4, 3, 2, 2]),
+        (4, (2, 2, 1), [4, 1]),
+        (4, (3, 2, 2), [4, 1, 2]),
+        (4, (1, 5, 1, 1), [4, 3, 1]),
+        (4, (1, 1, 1, 2), [3, 2]),
+        (4, (5, 5, 5), [4, 4, 2, 2, 3]),
+        (4, (6, 9, 4), [4, 4, 4, 3, 2, 2]),
+        (1, (1, 1, 5), [1, 1, 2, 3]),
+        (2, (5, 1, 1), [2, 3, 2]),
     ],
 )
-def test_max_batch_limits_the_views_of_each_forward_pass(counts: tuple[int, ...], batches: list[int]) -> None:
+def test_max_batch_limits_the_views_of_each_forward_pass(
+    max_batch: int, counts: tuple[int, ...], batches: list[int]
+) -> None:
     async def main() -> None:
         engine = FakeEngine()
-        async with batching(engine, max_batch=4) as batcher:
+        async with batching(engine, max_batch=max_batch) as batcher:
             first = await blocked(engine, batcher)
             others = queue_views(batcher, *counts)
             await asyncio.sleep(0)

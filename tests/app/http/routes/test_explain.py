@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model import MAX_VIEWS, Prediction, PreprocessedImage, overlay, preprocess
+from model.engines.base import Outputs
 from tests.app.fakes import CARD, HEAD, LABELS, FakeEngine, fake_classifier, image_file, photo
 from tests.app.running import Running, eventually, serving
 from tests.conftest import maps_of
@@ -151,6 +152,25 @@ def test_a_network_without_maps_is_explained_by_grad_cam() -> None:
         assert [view["map"] for view in found["views"]] == [[[6.0, 6.0], [6.0, 6.0]]] * 2
         assert service.post(photo(), params={"views": 2}).json()["results"] == [found["result"]]
         assert drawn(service, photo(), label="frog").shape == (150, 200, 3)
+
+
+class ConfidentEngine(GradientEngine):
+    """Its logits are so large that two views are enough."""
+
+    def run(self, pixels: NDArray[np.uint8]) -> Outputs:
+        logits, features, maps = super().run(pixels)
+        return Outputs(100 * logits, features, maps)
+
+
+@pytest.mark.parametrize("has_maps", [True, False])
+def test_only_the_views_that_were_run_are_explained(has_maps: bool) -> None:
+    engine = ConfidentEngine()
+    engine.has_maps = has_maps
+    with serving(engine) as service:
+        found = explain(service, photo(), views=5, label="frog")
+        assert found["result"]["views"] == len(found["views"]) == 2
+        assert drawn(service, photo(), views=5, label="frog").shape == (150, 200, 3)
+        assert engine.batches == [2, 2]
 
 
 def test_what_cannot_be_explained_is_a_problem_that_says_why() -> None:

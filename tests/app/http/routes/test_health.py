@@ -116,9 +116,7 @@ def test_an_engine_that_stalls_fails_the_service(caplog: pytest.LogCaptureFixtur
         running.engine.release()
         assert pending.result().status_code == 200, "the request that waited for it is answered"
         is_unready(running.client.get("/livez"), "restart the service")
-    assert (
-        f"the engine of {CARD.name} does not work any more: a forward pass has run for more than 0.1 s" in caplog.text
-    )
+    assert f"the engine of {CARD.name} does not work any more: a batch has run for more than 0.1 s" in caplog.text
 
 
 def test_three_failures_in_succession_fail_the_service() -> None:
@@ -126,10 +124,10 @@ def test_three_failures_in_succession_fail_the_service() -> None:
     with serving(on_failure=called.set) as running:
         running.engine.failure = RuntimeError("CUDA on fire")
         assert [running.post(image_file()).status_code for _ in range(3)] == [500] * 3
-        is_unready(running.client.get("/livez"), "3 forward passes in succession have failed")
+        is_unready(running.client.get("/livez"), "3 batches in succession have failed")
         assert called.wait(20), "on_failure is called"
         running.engine.failure = None
-        is_unready(running.post(image_file()), "3 forward passes in succession have failed")
+        is_unready(running.post(image_file()), "3 batches in succession have failed")
         assert running.engine.batches == [1] * 3, "nothing is run any more"
 
 
