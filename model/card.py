@@ -296,8 +296,8 @@ class Calibration(_Strict):
     """From logits to probabilities, `model.calibration.scaled_logits`.
 
     Attributes:
-        temperature: divides the logits of each view. The probabilities of an image are the softmax of their mean over
-            its views.
+        temperature: divides the logits of each view. The probabilities of an image are the softmax of their weighted
+            mean over its views.
         exponent: the temperature of a view is multiplied by its spread to the power of this. The spread is the largest
             logit less the mean of the logits, but at least 1. 0 for temperature scaling.
         views: number of views per image in the fit. The temperature is applied unchanged to images with another

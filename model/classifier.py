@@ -1,6 +1,6 @@
 """From pixels to predictions: an engine with the card of its bundle."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +138,12 @@ class Classifier:
             # No call gets more views than the first one, except for those of one image.
             size = max(len(views), MAX_VIEWS - FIRST_VIEWS)
             outs = [self._run(further[start : start + size]) for start in range(0, len(further), size)]
-            counts, order = _with_further(counts, {number: len(images[number]) for number in unsure})
+            image_of_row = np.repeat(np.arange(len(images)), counts)
+            added = np.repeat(unsure, [len(images[number]) - FIRST_VIEWS for number in unsure])
+            image_of_row = np.concatenate([image_of_row, added])
+            # Stable, so that the first views of an image stay before its further ones.
+            order = np.argsort(image_of_row, kind="stable")
+            counts = np.bincount(image_of_row).tolist()
             out = _joined([out, *outs], order)
             views = np.concatenate([views, further])[order]
             probabilities = self._probabilities(out.logits, counts)
@@ -252,28 +257,8 @@ class Classifier:
         )
 
 
-def _with_further(counts: Sequence[int], totals: Mapping[int, int]) -> tuple[list[int], list[int]]:
-    """Where the rows of further views belong among those of the first views.
-
-    Args:
-        counts: numbers of first views of the images.
-        totals: by number of an image, how many views it has with the further ones, which follow all first views.
-
-    Returns:
-        The numbers of views of the images, and the order of the rows that puts the views of each image together.
-    """
-    found, order = [], []
-    first, further = 0, sum(counts)
-    for number, count in enumerate(counts):
-        more = totals.get(number, count) - count
-        found.append(count + more)
-        order += [*range(first, first + count), *range(further, further + more)]
-        first, further = first + count, further + more
-    return found, order
-
-
-def _joined(outs: Sequence[Outputs], order: Sequence[int]) -> Outputs:
-    """The rows of all, in this order."""
+def _joined(outs: Sequence[Outputs], order: NDArray[np.int64]) -> Outputs:
+    """The rows of all, in this order, int64[N]."""
     logits, features = (np.concatenate(parts)[order] for parts in zip(*(out[:2] for out in outs), strict=True))
     maps = [out.maps for out in outs if out.maps is not None]
     return Outputs(logits, features, np.concatenate(maps)[order] if maps else None)

@@ -97,7 +97,7 @@ export class Evidence {
 			find("view-list").querySelectorAll("button")[i].focus();
 		};
 		const whole = right - left > 0.99 * width && bottom - top > 0.99 * height;
-		const closeUp = right - left < 0.6 * Math.min(width, height);
+		const closeUp = right - left < 0.6 * Math.min(width, height); // it has half the shorter side
 		// Where it lies among all parts of its size, 0 to 1. The tolerance is for views that are centred to a pixel of the network.
 		const place = [[left, right, width], [top, bottom, height]].map(([from, to, side]) => (from + side / 20) / (side - to + from + side / 10));
 		const part = whole ? "the whole image" : `${closeUp ? "a close-up" : "the part"} ${placeOf(place)}`;

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.calibration import OutOfDistributionScore, pixel_statistics, scaled_logits, softmax
+from model.calibration import OutOfDistributionScore, pixel_statistics, scaled_logits
 from model.card import Calibration, InputSpec, Mistake, OutOfDistribution, ReliabilityBin
 from model.classifier import Classifier, load
 from model.engines.base import DeviceName, Engine, EngineName
@@ -69,13 +69,14 @@ def score(
         exponent: likewise.
     """
     count, classes = logits.shape
-    scaled = scaled_logits(logits, temperature, exponent)
-    probabilities = softmax(logits, temperature, exponent)
+    shifted = scaled_logits(logits, temperature, exponent)
+    shifted -= shifted.max(1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    probabilities = np.exp(log_probabilities).astype(np.float32)
     chosen = probabilities.argmax(1)
     right = chosen == truth
     confidence = probabilities[np.arange(count), chosen].astype(np.float64)
-    shifted = scaled - scaled.max(1, keepdims=True)
-    log_likelihood = shifted[np.arange(count), truth] - np.log(np.exp(shifted).sum(1))
+    log_likelihood = log_probabilities[np.arange(count), truth]
 
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (truth, chosen), 1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from model.bundle import Bundle, open_bundle
-from model.calibration import MIN_SPREAD
+from model.calibration import softmax
 from model.card import Calibration, InputSpec
 from model.engines.torch import load_network as load
 from model.nets.base import Network
@@ -73,9 +73,6 @@ def decode_reduced(data: bytes, spec: InputSpec) -> Image.Image:
 
 
 def top1(logits: Tensor, calibration: Calibration) -> list[tuple[int, float]]:
-    """The most probable class of each row and its calibrated probability, as in `model.calibration`."""
-    values = logits.float()
-    spread = (values.amax(1, keepdim=True) - values.mean(1, keepdim=True)).clamp(min=MIN_SPREAD)
-    scaled = values / (calibration.temperature * spread**calibration.exponent)
-    probabilities, classes = scaled.softmax(1).max(1)
-    return list(zip(classes.tolist(), probabilities.tolist(), strict=True))
+    """The most probable class of each row and its calibrated probability."""
+    probabilities = softmax(logits.float().cpu().numpy(), calibration.temperature, calibration.exponent)
+    return list(zip(probabilities.argmax(1).tolist(), probabilities.max(1).tolist(), strict=True))
