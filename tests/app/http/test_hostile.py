@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +113,11 @@ def test_a_bomb_is_refused_by_its_header(sample: Sample, running: Running) -> No
 
 
 @pytest.mark.parametrize("name", [sample.name for sample in many_pieces(0)])
-def test_what_would_take_minutes_is_refused_in_seconds(name: str) -> None:
+def test_what_would_take_minutes_takes_seconds(name: str) -> None:
     (sample,) = (sample for sample in many_pieces(5_000_000) if sample.name == name)
     forget_peak("self")
     before, began = resident("self"), time.process_time()
-    with pytest.raises(UnreadableImage):
+    with nullcontext() if sample.status == OK else pytest.raises(UnreadableImage):
         preprocess(sample.data, CARD.input, max_pixels=50_000_000)
     assert time.process_time() - began < 2
     assert peak("self") - before < 10 * len(sample.data)
