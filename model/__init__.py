@@ -32,6 +32,7 @@ from model.errors import (
     UnreadableImage,
     UnsupportedImage,
 )
+from model.formats import is_small_and_plain
 from model.heatmap import overlay, overlay_memory, png
 from model.image import PreprocessedImage, decode_memory, preprocess
 from model.views import FIRST_VIEWS, MAX_VIEWS
@@ -67,6 +68,7 @@ __all__ = [
     "UnsupportedImage",
     "Verdict",
     "decode_memory",
+    "is_small_and_plain",
     "load",
     "overlay",
     "overlay_memory",

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from model.decode import decode, inspect
+from model.decode import decode, estimate
 from model.image import PreprocessedImage
 from model.views import view_weights
 
@@ -67,21 +67,16 @@ def overlay(data: bytes, image: PreprocessedImage, maps: NDArray[np.float32], *,
 
 
 def overlay_memory(data: bytes, *, max_pixels: int) -> int:
-    """Estimate how much memory `overlay` takes for an image file at most, from its header only.
+    """Estimate how much memory `overlay` takes for an image file, from its header only.
 
     Args:
         data: the whole file.
         max_pixels: as for `preprocess`.
 
     Returns:
-        Bytes.
-
-    Raises:
-        ImageError: as `preprocess`, as far as the header shows it.
+        Bytes, as for `decode_memory`.
     """
-    found = inspect(data, side=LONGEST, max_pixels=max_pixels)[1]
-    factor = max(1, max(found.width, found.height) // (2 * LONGEST))
-    return found.memory + min(4 * found.width * found.height // factor**2, _REDUCED) + _ARRAYS
+    return estimate(data, side=LONGEST, max_pixels=max_pixels) + _REDUCED + _ARRAYS
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:

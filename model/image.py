@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.card import InputSpec
-from model.decode import STRIP, Box, LargeImage, decode, estimate
+from model.decode import STRIP, decode, estimate
+from model.large import Box, LargeImage
 from model.views import further_views
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -65,7 +66,7 @@ def preprocess(data: bytes, spec: InputSpec, *, max_pixels: int, views: int = 1)
 
 
 def decode_memory(data: bytes, *, side: int, max_pixels: int) -> int:
-    """Estimate how much memory `preprocess` takes for an image file at most, from its header only.
+    """Estimate how much memory `preprocess` takes for an image file, from its header only.
 
     Args:
         data: the whole file.
@@ -73,10 +74,7 @@ def decode_memory(data: bytes, *, side: int, max_pixels: int) -> int:
         max_pixels: as for `preprocess`.
 
     Returns:
-        Bytes, at most 7.5 for each pixel of the limit.
-
-    Raises:
-        ImageError: as `preprocess`, as far as the header shows it.
+        Bytes, enough for an ordinary file with this header; at most 6.4 for each pixel of the limit, and 16 million.
     """
     return estimate(data, side=side * _DRAFT_MARGIN, max_pixels=max_pixels)
 

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model.decode import Box
+from model.large import Box
 
 
 class View(NamedTuple):

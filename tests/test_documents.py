@@ -29,7 +29,7 @@ from app.settings import Settings
 from app.telemetry.metrics import Telemetry
 from model.card import read_card
 from model.commands import calibrate, evaluate, export, networks, quantize, train, upgrade
-from model.guard import MEMORY_PER_PIXEL
+from model.formats import MEMORY_PER_PIXEL
 from model.nets.zoo import BUILDERS, TIMM_NETWORKS
 from model.training.data import folder_of
 from model.training.data.listing import list_images

@@ -42,7 +42,7 @@ class Service:
 
     Attributes:
         limits: over all requests and models.
-        decoder: the threads that decode.
+        decoder: the child processes that decode.
         models: what is loaded.
         state: what /readyz and /livez report.
         telemetry: the metrics.
@@ -57,15 +57,18 @@ class Service:
             max_uploads=settings.max_uploads,
             max_held_bytes=settings.max_held_bytes,
         )
-        self.decoder = Decoder(
-            threads=settings.decoders, max_bytes=settings.max_decode_bytes, max_pixels=settings.max_pixels
-        )
         self.models = Registry(models)
         self.state: State = "loading"
         self.telemetry = Telemetry(
             images=lambda: self.limits.images.used,
             uploads=lambda: self.limits.uploads.used,
             windows=lambda: {model.name: model.window.counts for model in self.models if model.window},
+        )
+        self.decoder = Decoder(
+            threads=settings.decoders,
+            max_bytes=settings.max_decode_bytes,
+            max_pixels=settings.max_pixels,
+            on_crash=self.telemetry.decoder_ended,
         )
         self.feedback: Recorder | None = None
         if settings.feedback:
@@ -81,6 +84,7 @@ class Service:
 
     async def start(self) -> None:
         """Begin to load the models, and to watch their engines."""
+        self.decoder.start()
         if self.feedback:
             self.feedback.start()
         self._tasks = [

@@ -153,6 +153,12 @@ class Telemetry:
             ("outcome", "model"),
             registry=self.registry,
         )
+        self._decoders_ended = Counter(
+            "tenfold_decoders_ended",
+            "Processes that ended while they decoded an image, by reason: crash or cpu-time.",
+            ("reason",),
+            registry=self.registry,
+        )
         self._images_in_progress = Gauge(
             "tenfold_pictures_under_way",
             "Images being decoded, waiting or in a batch.",
@@ -190,7 +196,7 @@ class Telemetry:
         self._stages = {
             name: Histogram(f"tenfold_{name}_seconds", about, ("model",), buckets=_SECONDS, registry=self.registry)
             for name, about in (
-                ("decode", "Seconds to decode and preprocess an image, including its wait for a thread."),
+                ("decode", "Seconds to decode and preprocess an image, including its wait for a process."),
                 ("queue", "Seconds that an image waits for its batch."),
                 ("inference", "Seconds of an image's batch."),
             )
@@ -341,6 +347,10 @@ class Telemetry:
     def image_rejected(self, model: str, problem: str) -> None:
         """Count an image that could not be classified, by the problem's slug."""
         self._pictures.labels(problem, model).inc()
+
+    def decoder_ended(self, reason: str) -> None:
+        """Count a process that ended while it decoded an image, by the reason: crash or cpu-time."""
+        self._decoders_ended.labels(reason).inc()
 
     def image_classified(
         self,

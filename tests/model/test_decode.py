@@ -15,7 +15,7 @@ from PIL import Image
 from model.card import InputSpec
 from model.errors import UnreadableImage, UnsupportedImage
 from model.image import preprocess
-from tests.hostile import after_header, chunk, encoded, photo, segment, tiff
+from tests.hostile import after_header, announcing, chunk, encoded, photo, segment, tiff
 
 SIDE = 64
 SPEC = InputSpec(resize=SIDE, crop=SIDE, interpolation="bilinear", mean=(0.5,) * 3, std=(0.2,) * 3)
@@ -296,3 +296,41 @@ def test_damaged_metadata_does_not_cost_a_webp() -> None:
     damaged = encoded(image, "WEBP", lossless=True, exif=b"Exif\0\0MM\0*\0\0\0\x08xyz", xmp=b"<x", icc_profile=b"no")
     assert error(damaged, decoded(plain)) == 0
     assert Image.open(io.BytesIO(damaged)).info["icc_profile"] == b"no"
+
+
+@pytest.mark.parametrize("size", [(300, 1100), (520, 550), (1100, 300), (12_000, 40), (40, 12_000)], ids=str)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_parts_of_a_large_image_are_converted_as_the_whole(size: tuple[int, int], orientation: int) -> None:
+    """The same colours, transparent over white, as a small image has; Pillow's own resize is the reference."""
+    spec = InputSpec(resize=32, crop=32, interpolation="bilinear", mean=(0.5,) * 3, std=(0.2,) * 3)
+    dice = np.random.default_rng(0)
+    stored = Image.fromarray(dice.integers(0, 256, (size[1], size[0], 4), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}.get(orientation)
+    upright = stored if turn is None else stored.transpose(Image.Transpose(turn))
+    white = Image.new("RGB", upright.size, "white")
+    white.paste(upright, mask=upright.getchannel("A"))
+    found = preprocess(encoded(stored, "PNG", exif=exif), spec, max_pixels=50_000_000)
+    assert (found.width, found.height) == upright.size
+    expected = preprocess(encoded(white, "PNG"), spec, max_pixels=50_000_000)
+    np.testing.assert_array_equal(found.pixels, expected.pixels)
+    short = min(upright.size)
+    if max(upright.size) <= 16 * short:
+        whole = white.resize((32 * upright.width // short, 32 * upright.height // short), Image.Resampling.BILINEAR)
+        left, top = round((whole.width - 32) / 2), round((whole.height - 32) / 2)
+        np.testing.assert_array_equal(found.pixels[0], np.asarray(whole.crop((left, top, left + 32, top + 32))))
+
+
+def test_a_second_header_of_a_png_is_ignored() -> None:
+    png = encoded(photo("L", (SIDE, SIDE)), "PNG")
+    assert error(png[:33] + announcing("PNG", 5000, 5000)[8:33] + png[33:], decoded(png)) == 0
+
+
+def test_the_first_image_of_an_avif_sequence_is_used() -> None:
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (600, 400), colour) for colour in ("red", "blue")]
+    frames[0].save(file, "AVIF", save_all=True, append_images=frames[1:], speed=10)
+    image = preprocess(file.getvalue(), SPEC, max_pixels=10**6)
+    assert image.warnings == ("only the first frame counts",)
+    assert image.pixels[0, 16, 16, 0] > 240

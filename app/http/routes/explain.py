@@ -15,7 +15,7 @@ from app.http.schemas import ExplainedView, Explanation, image_result
 from app.http.upload import read_uploads
 from app.serving.decoding import Flow
 from app.serving.models import LoadedModel
-from model import ImageError, NotExplainable, PreprocessedImage, overlay, overlay_memory, png
+from model import ImageError, NotExplainable, PreprocessedImage, png
 
 router = APIRouter(tags=["explain"])
 
@@ -64,8 +64,7 @@ async def explain(request: Request) -> Response:
             began = time.monotonic()
             drawn: bytes | list[ExplainedView]
             if params.format == "png":
-                max_pixels = service.settings.max_pixels
-                drawn = await _heat_map(model, uploads[0].data, outcome.image, maps, max_pixels)
+                drawn = await model.decoder.draw(uploads[0].data, outcome.image, maps, Flow(model.name))
             else:
                 drawn = await _views(model, outcome.image, maps)
 
@@ -82,16 +81,6 @@ async def explain(request: Request) -> Response:
         views=drawn,
     )
     return Response(explanation.model_dump_json(), media_type="application/json")
-
-
-async def _heat_map(
-    model: LoadedModel, data: bytes, image: PreprocessedImage, maps: NDArray[np.float32], max_pixels: int
-) -> bytes:
-    """The image with the maps drawn over it, as a PNG file."""
-    size = overlay_memory(data, max_pixels=max_pixels)
-    return await model.decoder.run(
-        lambda: png(overlay(data, image, maps, max_pixels=max_pixels)), size=size, flow=Flow(model.name)
-    )
 
 
 async def _views(model: LoadedModel, image: PreprocessedImage, maps: NDArray[np.float32]) -> list[ExplainedView]:

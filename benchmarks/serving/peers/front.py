@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.__main__ import limit_kept_memory
+from app.memory import limit_kept_memory
 from app.process.server import serve
 from app.settings import Settings
 from app.telemetry.logs import logging_to_stderr

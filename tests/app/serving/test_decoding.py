@@ -4,6 +4,7 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,8 +15,11 @@ from tests.app.fakes import CARD, image_file, photo
 
 
 @asynccontextmanager
-async def decoding(*, threads: int = 1, max_bytes: int = 1000, max_pixels: int = 10**6) -> AsyncIterator[Decoder]:
-    decoder = Decoder(threads=threads, max_bytes=max_bytes, max_pixels=max_pixels)
+async def decoding(
+    *, threads: int = 1, max_bytes: int = 1000, max_pixels: int = 10**6, isolated: bool = False
+) -> AsyncIterator[Decoder]:
+    decoder = Decoder(threads=threads, max_bytes=max_bytes, max_pixels=max_pixels, isolated=isolated)
+    decoder.start()
     try:
         yield decoder
     finally:
@@ -51,13 +55,16 @@ async def until_began(jobs: Jobs, count: int) -> None:
             await asyncio.sleep(0.001)
 
 
-@pytest.mark.parametrize("data", [image_file(), photo()], ids=["in the event loop", "in a thread"])
-def test_an_image_is_preprocessed(data: bytes) -> None:
+@pytest.mark.parametrize("isolated", [True, False], ids=["in a child", "in a thread"])
+@pytest.mark.parametrize("data", [image_file(), photo()], ids=["small", "large"])
+def test_an_image_is_preprocessed(data: bytes, isolated: bool) -> None:
     async def main() -> None:
-        async with decoding() as decoder:
+        async with decoding(isolated=isolated) as decoder:
             found = await decoder.preprocess(data, CARD.input, 2, Flow("a"))
         expected = preprocess(data, CARD.input, max_pixels=10**6, views=2)
         assert (found.pixels == expected.pixels).all()
+        assert found.pixels.flags.writeable  # torch warns of others
+        assert replace(found, pixels=expected.pixels) == expected
 
     asyncio.run(main())
 
@@ -73,9 +80,10 @@ def test_an_image_is_preprocessed(data: bytes) -> None:
     ],
     ids=["text", "a small one cut off", "a large one cut off", "too large", "small and too large"],
 )
-def test_a_bad_image_raises(data: bytes, error: type[Exception]) -> None:
+@pytest.mark.parametrize("isolated", [True, False], ids=["in a child", "in a thread"])
+def test_a_bad_image_raises(data: bytes, error: type[Exception], isolated: bool) -> None:
     async def main() -> None:
-        async with decoding(max_pixels=1039 if error is ImageTooLarge else 10**6) as decoder:
+        async with decoding(isolated=isolated, max_pixels=1039 if error is ImageTooLarge else 10**6) as decoder:
             with pytest.raises(error):
                 await decoder.preprocess(data, CARD.input, 1, Flow("a"))
 
