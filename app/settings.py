@@ -69,7 +69,8 @@ class Settings(BaseSettings):
         ),
     ] = 0
     decode_threads: Annotated[
-        int, Field(ge=0, description="Number of threads that decode images. 0 selects one for every CPU, at least 2.")
+        int,
+        Field(ge=0, description="Images that are decoded at once. 0 selects one for every CPU, at least 2."),
     ] = 0
     max_batch: Annotated[
         int,

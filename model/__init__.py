@@ -7,6 +7,8 @@
     if prediction.maps is not None:
         model.overlay(data, image, prediction.maps[:, 3], max_pixels=50_000_000)
 
+`preprocess` decodes in this process. The service limits the memory and the time of decoding by child processes.
+
 The public API is `__all__`. `app` uses nothing else.
 """
 

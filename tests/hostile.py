@@ -387,18 +387,19 @@ def many_pieces(size: int) -> Iterator[Sample]:
     def filled(piece: bytes) -> bytes:
         return piece * (size // len(piece))
 
+    exif = segment(0xE1, b"Exif\0\0123")
     for name, data, status in (
         ("JPEG of empty segments", jpeg[:2] + filled(segment(0xE5, b"")) + jpeg[2:], OK),
         ("JPEG of EXIF in crumbs", jpeg[:2] + filled(segment(0xE1, b"Exif\0\0" + bytes(10))) + jpeg[2:], OK),
         ("JPEG of EXIF in pieces", jpeg[:2] + filled(segment(0xE1, b"Exif\0\0" + bytes(590))) + jpeg[2:], OK),
         (
             "JPEG of EXIF behind an end",
-            jpeg[:2] + b"\xff\xd9" + filled(segment(0xE1, b"Exif\0\0123")) + jpeg[2:],
+            jpeg[:2] + b"\xff\xd9" + filled(exif) + jpeg[2:],
             UNREADABLE,
         ),
         (
             "JPEG of EXIF in a marker without length",
-            jpeg[:2] + b"\xff\xf0" + filled(segment(0xE1, b"Exif\0\0123")),
+            jpeg[:2] + b"\xff\xf0" + filled(exif),
             UNREADABLE,
         ),
         ("JPEG of filling", jpeg[:20] + b"\0" * size + jpeg[20:], UNREADABLE),

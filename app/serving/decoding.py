@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,9 @@ from model import (
 T = TypeVar("T")
 
 logger = logging.getLogger("tenfold")
+
+# Seconds until a file is given up where no request sets a deadline.
+_BLOCKING_TIMEOUT = 120
 
 
 @dataclass(slots=True)
@@ -246,6 +250,45 @@ class Decoder:
         if running and not running.cancelled():
             running.exception()  # perhaps nobody waits for it: mark it as retrieved
         self._start_jobs()
+
+
+class BlockingDecoder:
+    """A `Decoder` for threads, which runs in an event loop of its own.
+
+    Args:
+        threads: as for `Decoder`.
+        max_bytes: likewise.
+        max_pixels: likewise.
+    """
+
+    def __init__(self, *, threads: int, max_bytes: int, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+        self._decoder = Decoder(threads=threads, max_bytes=max_bytes, max_pixels=max_pixels)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="decoder", daemon=True).start()
+        self._loop.call_soon_threadsafe(self._decoder.start)
+
+    def preprocess(self, data: bytes, spec: InputSpec, views: int) -> PreprocessedImage:
+        """See `Decoder.preprocess`. It may be called in several threads at once.
+
+        Raises:
+            ImageError: the image is at fault.
+        """
+        if is_small_and_plain(data):
+            return preprocess(data, spec, max_pixels=self._max_pixels, views=views)
+        return asyncio.run_coroutine_threadsafe(self._preprocess(data, spec, views), self._loop).result()
+
+    def stop(self) -> None:
+        """End the children and the event loop."""
+        self._loop.call_soon_threadsafe(self._decoder.stop)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _preprocess(self, data: bytes, spec: InputSpec, views: int) -> PreprocessedImage:
+        try:
+            async with asyncio.timeout(_BLOCKING_TIMEOUT):
+                return await self._decoder.preprocess(data, spec, views, Flow(""))
+        except TimeoutError:
+            raise UnreadableImage(f"the image is not decoded after {_BLOCKING_TIMEOUT} s: save it again") from None
 
 
 # In a child

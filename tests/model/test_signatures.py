@@ -3,7 +3,7 @@
 import pytest
 
 from model import UnsupportedImage
-from model.decode import inspect
+from model.decode import decode
 from model.signatures import describe
 
 
@@ -30,4 +30,4 @@ def test_an_unsupported_file_is_refused_by_the_name_of_its_format() -> None:
     with pytest.raises(
         UnsupportedImage, match="this is a PDF document, which is not accepted: convert it to one of JPEG"
     ):
-        inspect(b"%PDF-1.7\n" + bytes(100), side=32, max_pixels=1_000_000)
+        decode(b"%PDF-1.7\n" + bytes(100), side=32, max_pixels=1_000_000)

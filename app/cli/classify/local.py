@@ -1,4 +1,4 @@
-"""Classification in this process. Files are decoded in threads while the engine runs in another."""
+"""Classification in this process. Files are decoded in child processes while the engine runs in a thread."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +12,7 @@ from app.cli.classify.paths import BadPath, FileContent, FileSizeError, check_si
 from app.cli.classify.pipeline import ordered_map, prefetch
 from app.cli.classify.results import CommandError, Result
 from app.http.schemas import image_result
+from app.serving.decoding import BlockingDecoder
 from app.settings import Settings, default_weights, error_messages
 from model import (
     FIRST_VIEWS,
@@ -22,7 +23,6 @@ from model import (
     Prediction,
     PreprocessedImage,
     load,
-    preprocess,
 )
 
 # Files that a thread decodes at a time. Decoding one small file takes less time than waking a thread.
@@ -69,7 +69,10 @@ class LocalClassifier:
             CommandError: the engine failed.
         """
         settings = self._settings
-        read = partial(_read, spec=self._classifier.card.input, settings=settings)
+        decoder = BlockingDecoder(
+            threads=settings.decoders, max_bytes=settings.max_decode_bytes, max_pixels=settings.max_pixels
+        )
+        read = partial(_read, spec=self._classifier.card.input, settings=settings, decoder=decoder)
         decoders = ThreadPoolExecutor(settings.decoders, "decode")
         engine = ThreadPoolExecutor(1, "engine")
         try:
@@ -82,6 +85,7 @@ class LocalClassifier:
         finally:
             for pool in (decoders, engine):
                 pool.shutdown(wait=False, cancel_futures=True)
+            decoder.stop()
 
     def _classify_batch(self, batch: Sequence[Entry]) -> list[Result]:
         images = [image for _, image in batch if isinstance(image, PreprocessedImage)]
@@ -101,7 +105,9 @@ class LocalClassifier:
         return Result(path, result.model_dump(exclude={"filename"}), self._model)
 
 
-def _read(paths: Sequence[str | BadPath | FileContent], spec: InputSpec, settings: Settings) -> list[Entry]:
+def _read(
+    paths: Sequence[str | BadPath | FileContent], spec: InputSpec, settings: Settings, decoder: BlockingDecoder
+) -> list[Entry]:
     """Read, decode and preprocess files."""
     entries: list[Entry] = []
     for path in paths:
@@ -115,7 +121,7 @@ def _read(paths: Sequence[str | BadPath | FileContent], spec: InputSpec, setting
                 check_size(data, settings.max_body_bytes)
             else:
                 data = read_file(path, settings.max_body_bytes)
-            entries.append((name, preprocess(data, spec, max_pixels=settings.max_pixels, views=settings.views)))
+            entries.append((name, decoder.preprocess(data, spec, settings.views)))
         except (OSError, ValueError, FileSizeError, ImageError) as error:
             entries.append((name, str(error) if isinstance(error, ImageError) else describe_read_error(error)))
     return entries

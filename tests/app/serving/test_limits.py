@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import pytest
@@ -31,11 +32,9 @@ async def decode_all(files: list[Heavy]) -> None:
     decoder.start()
     try:
         for heavy in files:
-            try:
+            with suppress(ImageError) if heavy.refused else nullcontext():
                 image = await decoder.preprocess(heavy.make(), CARD.input, MAX_VIEWS, Flow("a"))
                 assert image.pixels.shape[1:] == (CARD.input.crop, CARD.input.crop, 3), heavy.name
-            except ImageError as error:
-                assert heavy.refused, f"{heavy.name}: {error}"
             found = await decoder.preprocess(photo(), CARD.input, 2, Flow("a"))
             expected = preprocess(photo(), CARD.input, max_pixels=10**6, views=2)
             assert np.array_equal(found.pixels, expected.pixels), heavy.name
