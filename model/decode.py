@@ -31,6 +31,8 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 _ORIENTATION_TAG = 0x0112
 _ORIENTATION_BYTES = 100_000
+# Segments of EXIF data of a JPEG, at most: Pillow copies the data so far for each.
+_EXIF_PARTS = 200
 # An image longer than this many times its width is cut to its middle before it is resized.
 STRIP = 16
 # A file is read in at most this many pieces, and one more for each 32 bytes. Millions of empty blocks keep Pillow busy
@@ -123,6 +125,8 @@ def decode(data: bytes, *, side: int, max_pixels: int) -> Decoded:
     if found := header_of(kinds[-1], data):  # before Pillow allocates anything
         _check_size(found.width, found.height, max_pixels)
     frames = 1
+    if kinds == ["JPEG"] and data.count(b"Exif\0\0") > _EXIF_PARTS:
+        data = _bare_jpeg(data)
     if kinds == ["PNG"]:
         data, frames = _pixels_of_png(data)
     size = "image"
