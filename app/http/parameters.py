@@ -19,6 +19,8 @@ TIMEOUT_HEADER = "X-Request-Timeout"
 
 # Characters of the name of a model or class. The response repeats a name that does not exist.
 _MAX_NAME = 256
+# Classes of an explanation whose maps are returned.
+_MAX_MAPS = 20
 # Bytes of a query whose result is kept, so that the cache takes little memory.
 _MAX_CACHED = 256
 
@@ -80,6 +82,15 @@ class ExplainParams(PredictParams):
     format: Annotated[
         Literal["json", "png"], Field(description="Numbers, or the image with the heat map drawn over it.")
     ] = "json"
+    maps: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=_MAX_MAPS,
+            description="Number of the most probable classes whose maps are returned too, if the model has "
+            "class-activation maps.",
+        ),
+    ] = 0
 
 
 PARAMETER_NAMES = frozenset(ExplainParams.model_fields)

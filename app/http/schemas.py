@@ -112,6 +112,13 @@ class ExplainedView(BaseModel):
         list[list[float]],
         Field(description="What each cell of a grid over the view adds to the logit of the class, row by row; signed."),
     ]
+    weight: Annotated[
+        float, Field(ge=0, le=1, description="How much the view counts in the prediction. The sum over the views is 1.")
+    ]
+    maps: Annotated[
+        dict[str, list[list[float]]] | None,
+        Field(description="The maps of the most probable classes by their labels, as many as `maps` requests."),
+    ] = None
 
 
 class Explanation(BaseModel):
