@@ -7,6 +7,7 @@ export function showCard(card) {
 	const { name, version, labels, metrics, input, openvino } = card;
 	find("chip").replaceChildren(name, h("span", version));
 	find("classes").replaceChildren(...labels.map((label) => h("li", label)));
+	showExamples(labels);
 	const { accepted, photos } = metrics;
 	const others = Object.entries(accepted).filter(([kind]) => kind !== "test");
 	const quantised = openvino ? `; ${percent(openvino.top1)} with the quantised model for CPUs` : "";
@@ -30,6 +31,15 @@ export function showCard(card) {
 	const { confusion, reliability } = metrics;
 	find("figures").replaceChildren(...[confusion && confusionOf(labels, confusion), reliability && reliabilityOf(reliability)].filter(Boolean));
 	find("model").hidden = false;
+}
+
+/** Show the examples if some belong to the classes. The others are then examples of other things. */
+function showExamples(labels) {
+	const known = labels.map((label) => label.toLowerCase());
+	const [, ...examples] = find("examples").children;
+	const belongs = ({ dataset }) => known.includes(dataset.label);
+	for (const each of examples) each.hidden = "label" in each.dataset && !belongs(each);
+	find("examples").hidden = !examples.some(belongs);
 }
 
 const figure = (title, text, ...parts) => h("figure", h("figcaption", h("h3", title), h("p.note", text)), parts);

@@ -109,7 +109,7 @@ export class Detail {
 			verdict: this.#heading(kind, title, text),
 			result: [
 				note && h("p.note", note),
-				warnings.length && h("ul.warnings", { "aria-label": "Warnings" }, warnings.map((each) => h("li", warningText(each)))),
+				warnings.length && h("ul.warnings", { "aria-label": "Warnings" }, warnings.map((each) => h("li", warningText(each, this.#service.card)))),
 				this.#ranking(answer),
 				this.#typical(answer.result.in_distribution),
 				this.#timing(answer),

@@ -21,6 +21,7 @@ from app.cli.classify.results import (
     escape_unprintable,
     format_of,
     make_writer,
+    plural,
     utf8_path,
 )
 
@@ -124,7 +125,7 @@ def classify(
             bar=sys.stderr.isatty() and (output is not None or not sys.stdout.isatty()),
         )
         if kept:
-            report.print(f"{results.partial} has {kept:,} results: continuing after them")
+            report.print(f"{results.partial} has {plural(kept, 'result')}: continuing after that")
 
         def classify_files() -> Iterator[list[Result]]:
             if url is None:

@@ -174,6 +174,11 @@ def utf8_path(path: str) -> str:
     return re.sub("[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", path)
 
 
+def plural(count: int, noun: str) -> str:
+    """Such as "1 file" or "1,000 files"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def escape_unprintable(text: str) -> str:
     """The text with control characters and undecodable bytes escaped, so that it cannot control a terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape", "replace").decode() for char in text)

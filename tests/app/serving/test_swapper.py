@@ -420,7 +420,8 @@ def test_the_root_may_be_a_link(root: Path, tmp_path: Path) -> None:
     "weights",
     [
         "..", ".", "", "../outside", "a/../../outside", "/", "/etc", "out", "out/", "loop", "mixed", "a/card.json",
-        "none", "root", "root/", "root/none", "root/../outside", "~", "a\0b", "a" * 5000, "a,b", "..\\outside", "file:///etc", "%2e%2e/outside",
+        "none", "root", "root/", "root/none", "root/../outside",
+        "~", "a\0b", "a" * 5000, "a,b", "..\\outside", "file:///etc", "%2e%2e/outside",
     ],
 )  # fmt: skip
 def test_nothing_else_may_be_named(root: Path, weights: str) -> None:
