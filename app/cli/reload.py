@@ -113,8 +113,9 @@ def _send(
         raise CommandError(f"the service at {client.base_url} cannot be reached ({reason}): give its --url") from error
     detail = problem_detail(response)
     if response.status_code == 401:
-        wanted = "accepts another admin key" if "X-API-Key" in client.headers else "requires an admin key"
-        raise CommandError(f"the service at {client.base_url} {wanted}: give one with --admin-key")
+        if "X-API-Key" in client.headers:
+            raise CommandError(f"the service at {client.base_url} does not accept this key: give another --admin-key")
+        raise CommandError(f"the service at {client.base_url} requires an admin key: give one with --admin-key")
     missing = response.status_code in (404, 405)
     if missing and not problem_slug(response):
         raise _not_tenfold(client)

@@ -125,7 +125,7 @@ def classify(
             bar=sys.stderr.isatty() and (output is not None or not sys.stdout.isatty()),
         )
         if kept:
-            report.print(f"{results.partial} has {plural(kept, 'result')}: continuing after that")
+            report.print(f"{results.partial} has {plural(kept, 'result')}: continuing from there")
 
         def classify_files() -> Iterator[list[Result]]:
             if url is None:

@@ -116,8 +116,9 @@ class RemoteClassifier:
 
     def _command_error(self, response: httpx.Response) -> CommandError:
         if response.status_code == 401:
-            wanted = "accepts another API key" if "X-API-Key" in self._client.headers else "requires an API key"
-            return CommandError(f"the service at {self._url} {wanted}: give one with --api-key")
+            if "X-API-Key" in self._client.headers:
+                return CommandError(f"the service at {self._url} does not accept this key: give another --api-key")
+            return CommandError(f"the service at {self._url} requires an API key: give one with --api-key")
         detail = problem_detail(response)
         return CommandError(f"the service at {self._url} responded with status {response.status_code}: {detail}")
 

@@ -269,7 +269,7 @@ def test_an_interrupted_run_is_continued(running: Running, folder: Path, output_
     (folder / f"{name}.partial").write_bytes(whole[: len(kept) + cut])
     code, _, err = run(url_of(running), "images", "-o", name, cwd=folder)
     assert code == 0
-    assert err == f"{name}.partial has 2 results: continuing after that\n"
+    assert err == f"{name}.partial has 2 results: continuing from there\n"
     assert (folder / name).read_bytes() == whole
 
 
