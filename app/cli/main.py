@@ -17,7 +17,7 @@ from app.cli.reload import main as reload
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 app.command("classify")(classify)
 app.command("reload")(reload)
-app.add_typer(feedback, name="feedback", help="Export the labels that clients have sent, or delete predictions.")
+app.add_typer(feedback, name="feedback", help="Export labels from clients, or delete predictions.")
 
 
 def _print_version(given: bool) -> None:
@@ -103,12 +103,12 @@ def _add_training_command(name: str, summary: str) -> None:
 
 for _name, _summary in (
     ("train", "Train a network and write a bundle."),
-    ("recipes", "List the training recipes and what each is for, or the fields of one."),
+    ("recipes", "List the training recipes, or the fields of one."),
     ("networks", "List the networks with their sizes."),
     ("evaluate", "Evaluate a bundle on test images."),
     ("calibrate", "Fit the calibration of a bundle again and repeat its test."),
     ("quantize", "Add a quantized OpenVINO model to a bundle."),
-    ("export", "Write the network of a bundle as an ONNX file, or for torch.export."),
+    ("export", "Write the network of a bundle as an ONNX file."),
 ):
     _add_training_command(_name, _summary)
 

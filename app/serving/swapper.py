@@ -325,20 +325,21 @@ def bundle_below(root: Path, weights: str) -> Path:
 
     Args:
         root: that it must be below.
-        weights: its path, absolute or relative to the root.
+        weights: its path, absolute, relative to the root, or relative to the parent of the root, as a shell completes
+            it.
 
     Raises:
         SwapRefused: there is no such folder below the root, or a link in it leads out of the root.
     """
     top = root.resolve()
     try:
-        folder = (top / weights).resolve()
-        found = folder != top and folder.is_relative_to(top) and folder.is_dir()
-        links = [path for path in folder.rglob("*") if path.is_symlink()] if found else []
+        named = [(base / weights).resolve() for base in (top, root.absolute().parent)]
+        folder = next((path for path in named if path != top and path.is_relative_to(top) and path.is_dir()), None)
+        links = [path for path in folder.rglob("*") if path.is_symlink()] if folder else []
         outside = [path for path in links if not path.resolve().is_relative_to(top)]
     except (OSError, ValueError, RuntimeError):  # too long, with a null character, or a loop of links
-        found, outside = False, []
-    if not found:
+        folder, outside = None, []
+    if folder is None:
         raise SwapRefused(f"{weights!r} is not a folder below {top}: copy the bundle there, and name it by its path")
     if outside:
         raise SwapRefused(f"{outside[0]} is a link out of {top}: copy the file")

@@ -12,6 +12,7 @@ export function showCard(card) {
 	const more = labels.length - NAMED;
 	const named = more > 1 ? [...labels.slice(0, NAMED), `and ${thousands(more)} others`] : labels;
 	find("classes").replaceChildren(...named.map((text) => h("li", text)));
+	showExamples(labels);
 	const { accepted, photos } = metrics;
 	const others = Object.entries(accepted).filter(([kind]) => kind !== "test");
 	const quantised = openvino ? `; ${percent(openvino.top1)} in 8 bits, on CPUs` : "";
@@ -38,6 +39,15 @@ export function showCard(card) {
 	const { confusion, reliability } = metrics;
 	find("figures").replaceChildren(...[confusion && confusionOf(labels, confusion), reliability && reliabilityOf(reliability)].filter(Boolean));
 	find("model").hidden = false;
+}
+
+/** Show the examples if some belong to the classes. The others are then examples of other things. */
+function showExamples(labels) {
+	const known = labels.map((label) => label.toLowerCase());
+	const [, ...examples] = find("examples").children;
+	const belongs = ({ dataset }) => known.includes(dataset.label);
+	for (const each of examples) each.hidden = "label" in each.dataset && !belongs(each);
+	find("examples").hidden = !examples.some(belongs);
 }
 
 const figure = (title, text, ...parts) => h("figure", h("figcaption", h("h3", title), h("p.note", text)), parts);

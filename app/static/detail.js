@@ -121,7 +121,7 @@ export class Detail {
 			verdict: this.#heading(kind, title, text),
 			result: [
 				note && h("p.note", note),
-				warnings.length && h("ul.warnings", { "aria-label": "Warnings" }, warnings.map((each) => h("li", warningText(each)))),
+				warnings.length && h("ul.warnings", { "aria-label": "Warnings" }, warnings.map((each) => h("li", warningText(each, this.#service.card)))),
 				this.#ranking(answer),
 				this.#copied(this.job),
 				this.#typical(answer.result),

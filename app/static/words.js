@@ -33,8 +33,8 @@ export function size(bytes) {
 }
 
 /** A warning of the service, for people. */
-export const warningText = (text) =>
-	sentence(text.replace(/^upscaled from (\d+)x(\d+)$/, "very small image ($1 × $2): the result is unreliable"));
+export const warningText = (text, { input: { crop } }) =>
+	sentence(text.replace(/^upscaled from (\d+)x(\d+)$/, `small image: enlarged from $1 × $2 for the ${crop} × ${crop} pixels of the network`));
 
 /** The detail of a problem, for people. */
 export function problemText({ kind, detail = "" }) {

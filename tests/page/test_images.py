@@ -119,6 +119,18 @@ def test_examples(page: Page) -> None:
     assert (requests[1].post_data_buffer or b"").startswith(b"\xff\xd8")
 
 
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [(["Cat", "dog"], ["cat", "coffee", "coloured tiles"]), (["ship"], ["coffee", "drawn ship", "coloured tiles"])],
+)
+def test_examples_of_classes_that_the_model_lacks_are_not_offered(
+    page: Page, labels: list[str], shown: list[str]
+) -> None:
+    page.route("**/model?*", lambda route: route.fulfill(json={**route.fetch().json(), "labels": labels}))
+    page.reload()
+    expect(page.locator("#examples button:visible")).to_have_text(shown)
+
+
 def test_keyboard_only(own_page: Page) -> None:
     choosers: list[FileChooser] = []
     # Registered early: the subscription reaches the browser asynchronously. Playwright accepts no built-in function.
@@ -195,7 +207,11 @@ def test_ranking_warnings_and_timing(page: Page) -> None:
         0.06, abs=0.01
     )
     expect(page.get_by_role("list", name="Warnings").locator("li")).to_have_text(
-        ["Very small image (8 \N{MULTIPLICATION SIGN} 8): the result is unreliable.", "Animated: first frame."]
+        [
+            "Small image: enlarged from 8 \N{MULTIPLICATION SIGN} 8 "
+            "for the 32 \N{MULTIPLICATION SIGN} 32 pixels of the network.",
+            "Animated: first frame.",
+        ]
     )
     expect(page.locator(".timing dl > div")).to_have_text(
         ["decode4.0 ms", "queue1.0 ms", "inference12.0 ms", "rest3.0 ms"]

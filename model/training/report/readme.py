@@ -70,7 +70,7 @@ classifier = model.load("weights/{card.name}")
 This command repeats the measurements:
 
 ```sh
-python -m model.evaluate weights/{card.name} --data {option} --engine torch
+.venv/bin/python -m model.evaluate weights/{card.name} --data {option} --engine torch
 ```
 
 ## Training

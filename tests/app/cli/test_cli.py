@@ -50,6 +50,7 @@ def test_help_imports_no_large_package(arguments: list[str]) -> None:
     if arguments == ["--help"]:
         for name in ("classify", "serve", "train", "recipes", "evaluate", "quantize", "export", "networks"):
             assert f"\n  {name} " in done.stdout
+        assert "..." not in done.stdout.partition("Commands:")[2], "summaries are not cut off"
 
 
 def test_the_version_is_printed() -> None:

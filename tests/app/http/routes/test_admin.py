@@ -234,7 +234,8 @@ def test_the_command_swaps_rolls_back_and_confirms(service: Running, root: Path)
     ("arguments", "key", "code", "says"),
     [
         (["corrupt"], "admin", 1, "not changed: "),
-        (["float16"], "user", 2, "give one with --admin-key"),
+        (["float16"], "user", 2, "does not accept this key: give another --admin-key"),
+        (["float16"], "", 2, "requires an admin key: give one with --admin-key"),
         (["float16", "--model", "none"], "admin", 2, "there is no model 'none'"),
         (["float16", "--rollback"], "admin", 2, "alone"),
         (["float16", "--images", "3"], "admin", 2, "--shadow too"),
