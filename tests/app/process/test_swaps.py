@@ -317,8 +317,8 @@ def test_a_comparison_whose_client_has_left_can_be_ended(bundles: Path, log: Pat
         eventually(lambda: metric(service, "tenfold_ready") == workers, "all are ready")
         url = f"/models/{NAME}/swap"
         assert client.delete(url, headers=KEY).status_code == 409, "none is in progress"
+        body = {"weights": "b", "shadow": 1, "images": 1000, "seconds": 86_400}
         with pytest.raises(httpx.ReadTimeout):
-            body = {"weights": "b", "shadow": 1, "images": 1000, "seconds": 86_400}
             client.post(f"/models/{NAME}", json=body, headers=KEY, timeout=0.1)
         service.wait_logged(f"{NAME}: comparing version {new} with {old}")
         assert change(service, weights="b").status_code == 409
