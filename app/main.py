@@ -153,9 +153,10 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     except (ModelError, ValidationError) as error:
         if scope["type"] != "lifespan":
             raise
-        # Of an exception here, servers conclude that the application has no lifespan, and serve without it.
-        await receive()
         messages = error_messages(error) if isinstance(error, ValidationError) else [str(error)]
-        await send({"type": "lifespan.startup.failed", "message": "\n".join(messages)})
+    else:
+        await application(scope, receive, send)
         return
-    await application(scope, receive, send)
+    # Of an exception, servers conclude that the application has no lifespan, and they serve without it.
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "\n".join(messages)})
