@@ -150,7 +150,8 @@ def relative_redirects(app: ASGIApp) -> ASGIApp:
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_relative(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == HTTPStatus.TEMPORARY_REDIRECT:
-                path = scope["raw_path"].decode("latin-1")  # as the client sent it, with the prefix
+                # As the server received it, with a prefix; a server may lack it.
+                path = scope.get("raw_path", b"").decode("latin-1") or quote(scope["path"])
                 bare = path.rstrip("/")
                 name = bare.rpartition("/")[2]
                 query = scope["query_string"].decode("latin-1")

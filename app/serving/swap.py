@@ -515,7 +515,7 @@ class Coordinator:
         self._broadcast(status)
 
     def _answer(self, member: int, order: Order, state: State, reason: str) -> None:
-        """Tell one member what has become of its order. The status of the model does not change."""
+        """Send one member what has become of its order. The status of the model does not change."""
         status = Status(id=order.id, action=order.action, model=order.model, state=state, reason=reason)
         self._send(member, Answer(status=status))
 
