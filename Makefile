@@ -48,13 +48,15 @@ INSTALL_PROJECT := $(BIN)/uv pip install --quiet --offline --python $(BIN)/pytho
 	$(INSTALL_PROJECT)
 	@touch $@
 
-clients: .venv/clients-installed  ## install clients of the Open Inference Protocol for its tests
+clients: .venv/clients-installed  ## install clients of the Open Inference Protocol and a generator of clients, for tests
 
-# Their requirements contradict those of this project: kserve has an environment of its own. Of MLServer only the types
-# are used, which need pydantic alone.
-.venv/clients-installed: .venv/installed requirements/kserve.txt requirements/mlserver.txt
+# Their requirements contradict those of this project: kserve and openapi-python-client have environments of their own.
+# Of MLServer only the types are used, which need pydantic alone.
+.venv/clients-installed: .venv/installed requirements/kserve.txt requirements/mlserver.txt requirements/openapi.txt
 	$(PYTHON) -m venv --without-pip .venv/kserve
 	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv/kserve/bin/python --require-hashes -r requirements/kserve.txt
+	$(PYTHON) -m venv --without-pip .venv/openapi
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv/openapi/bin/python --require-hashes -r requirements/openapi.txt
 	$(BIN)/uv pip install --quiet --target .venv/mlserver --python-version 3.12 --no-deps --require-hashes -r requirements/mlserver.txt
 	@touch $@
 
@@ -83,5 +85,6 @@ lock: install  ## pin the requirements of pyproject.toml; LOCK_FLAGS=--upgrade t
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra bench -c requirements/dev.txt -o requirements/bench.txt
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra ray -c requirements/dev.txt -o requirements/ray.txt
 	echo kserve | $(LOCK) $(LOCK_FLAGS) - -o requirements/kserve.txt
+	echo openapi-python-client | $(LOCK) $(LOCK_FLAGS) - -o requirements/openapi.txt
 	echo mlserver | $(LOCK) $(LOCK_FLAGS) - --no-deps -o requirements/mlserver.txt
 	printf 'uv\nsetuptools\n' | $(LOCK) $(LOCK_FLAGS) - -c requirements/dev.txt -o requirements/uv.txt

@@ -1,6 +1,7 @@
 """Every knob of the service, once. Each is read from the environment variable TENFOLD_<NAME>."""
 
 import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -24,6 +25,13 @@ def _ascii_key(key: SecretStr) -> SecretStr:
     if not all("!" <= character <= "~" for character in key.get_secret_value()):
         raise ValueError("a key is made of ASCII letters, digits and signs, for it travels in a header")
     return key
+
+
+def _path_prefix(text: str) -> str:
+    prefix = "/" + text.strip("/")
+    if not re.fullmatch(r"(/[^/?#\s]+)+|/", prefix):
+        raise ValueError("a path prefix is the start of a path, such as /tenfold, without host and query")
+    return prefix.rstrip("/")
 
 
 class Settings(BaseSettings):
@@ -115,6 +123,11 @@ class Settings(BaseSettings):
         BeforeValidator(_list),
         Field(description="Comma-separated origins that browsers may send requests from (CORS)."),
     ] = ()
+    root_path: Annotated[
+        str,
+        AfterValidator(_path_prefix),
+        Field(description="Path prefix of a proxy in front that keeps it in the paths, such as `/tenfold`."),
+    ] = ""
     open_inference: Annotated[bool, Field(description="Serve the Open Inference Protocol under `/v2`.")] = True
     queue_size: Annotated[
         int, Field(ge=1, description="Maximum number of images in progress over all requests. More lead to 503.")

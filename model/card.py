@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from model.errors import CardError
 
@@ -27,8 +27,13 @@ _DECISIVE = {"architecture", "labels", "input", "calibration", "out_of_distribut
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
-Channels = tuple[float, float, float]
-PositiveChannels = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+# Many readers of OpenAPI know arrays with `items` only, which pydantic does not write for a tuple.
+_THREE = {"type": "array", "minItems": 3, "maxItems": 3}
+Channels = Annotated[tuple[float, float, float], WithJsonSchema({**_THREE, "items": {"type": "number"}})]
+PositiveChannels = Annotated[
+    tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]],
+    WithJsonSchema({**_THREE, "items": {"type": "number", "exclusiveMinimum": 0}}),
+]
 
 
 class _Strict(BaseModel):

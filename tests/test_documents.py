@@ -128,7 +128,7 @@ def test_the_settings_are_listed_as_they_are() -> None:
 
 def test_the_endpoints_are_listed() -> None:
     (rows, *_) = tables(read("docs/api.md"))
-    listed = set(re.findall(r"`(GET|POST) (/\S*)`", " ".join(row[0] for row in rows)))
+    listed = set(re.findall(r"`(DELETE|GET|POST) (/\S*)`", " ".join(row[0] for row in rows)))
     settings = Settings(admin_keys=(SecretStr("key"),), feedback=Path("feedback.sqlite"))
     paths = create_app(settings).openapi()["paths"]
     served = {(method.upper(), path) for path, methods in paths.items() for method in methods}

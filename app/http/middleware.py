@@ -5,6 +5,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from urllib.parse import quote
 
 from starlette.datastructures import MutableHeaders
@@ -110,6 +111,57 @@ def _log(
         *(scope["method"], path, status, seconds * 1000, request_id),
         extra={"fields": fields},
     )
+
+
+class PathPrefix:
+    """Removes a path prefix that a proxy keeps in the paths, so that everything inside works as at the root.
+
+    A path without the prefix stays as it is: of a proxy that removes the prefix itself, or of a probe. Nothing inside
+    needs the prefix, because redirects and the servers of the OpenAPI schema are relative.
+
+    Args:
+        app: the application inside.
+        prefix: such as "/tenfold"; empty for none. The server's own prefix (`root_path` of ASGI) is removed too.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self.app = app
+        self.prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        root = scope.get("root_path", "")
+        if scope["type"] == "http" and (root or self.prefix):
+            path = _below(self.prefix, _below(root.rstrip("/"), scope["path"]))
+            scope = {**scope, "path": path, "root_path": ""}
+        await self.app(scope, receive, send)
+
+
+def _below(prefix: str, path: str) -> str:
+    """The path below a prefix; empty for the prefix itself, which is redirected to the page."""
+    return path[len(prefix) :] if f"{path}/".startswith(f"{prefix}/") else path
+
+
+def relative_redirects(app: ASGIApp) -> ASGIApp:
+    """Make the Location of the router's redirects relative, because a proxy may change host, scheme and prefix.
+
+    The router redirects only from a path with a slash at its end to that without, or the other way round.
+    """
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_relative(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == HTTPStatus.TEMPORARY_REDIRECT:
+                # As the server received it, with a prefix; a server may lack it.
+                path = scope.get("raw_path", b"").decode("latin-1") or quote(scope["path"])
+                bare = path.rstrip("/")
+                name = bare.rpartition("/")[2]
+                query = scope["query_string"].decode("latin-1")
+                location = "../" * (len(path) - len(bare)) + name if path != bare else f"./{name}/"
+                MutableHeaders(scope=message)["Location"] = f"{location}?{query}" if query else location
+            await send(message)
+
+        await app(scope, receive, send_relative)
+
+    return respond
 
 
 class InternalErrors:

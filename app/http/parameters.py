@@ -6,7 +6,7 @@ FastAPI's own handling of parameters takes longer than the decoding of a small i
 from collections.abc import Collection
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl
 
 from fastapi import Request
@@ -21,6 +21,7 @@ TIMEOUT_HEADER = "X-Request-Timeout"
 _MAX_NAME = 256
 # Classes of an explanation whose maps are returned.
 _MAX_MAPS = 20
+_DEFAULT_TOP_K = 5
 # Bytes of a query whose result is kept, so that the cache takes little memory.
 _MAX_CACHED = 256
 
@@ -35,12 +36,12 @@ class PredictParams(BaseModel):
         Field(max_length=_MAX_NAME, description="Name of the model. The default is the first one of the service."),
     ] = None
     top_k: Annotated[
-        int,
+        int | None,
         Field(
-            description="Number of classes to return, most likely first. Without it, all classes of a model with fewer "
-            "than 5."
+            description="Number of classes to return, most likely first. The default is 5, or all classes of a model "
+            "with fewer."
         ),
-    ] = 5
+    ] = None
     views: Annotated[
         int | None,
         Field(
@@ -59,16 +60,16 @@ class PredictParams(BaseModel):
         ),
     ] = None
 
-    def for_classes(self, classes: int) -> Self:
-        """The parameters for a model with so many classes, to which the default of `top_k` is limited.
+    def top_k_of(self, classes: int) -> int:
+        """The value or default of `top_k` for a model with so many classes.
 
         Raises:
             InvalidTopK: `top_k` is not between 1 and the number of classes.
         """
+        if self.top_k is None:
+            return min(_DEFAULT_TOP_K, classes)
         if 1 <= self.top_k <= classes:
-            return self
-        if "top_k" not in self.model_fields_set:
-            return self.model_copy(update={"top_k": classes})
+            return self.top_k
         raise InvalidTopK(f"top_k is {self.top_k}: choose 1 to {classes}")
 
 
@@ -97,13 +98,13 @@ PARAMETER_NAMES = frozenset(ExplainParams.model_fields)
 """Names of the query parameters of these routes."""
 
 RequestTimeout = Annotated[
-    FiniteFloat | None,
+    FiniteFloat,
     Field(gt=0, description="Seconds until the response, if fewer than the setting of the service."),
 ]
 
 P = TypeVar("P", bound=PredictParams)
 
-_parse_timeout = TypeAdapter[float | None](RequestTimeout).validate_python
+_parse_timeout = TypeAdapter[float](RequestTimeout).validate_python
 
 
 def query_of(request: Request, model: type[P]) -> P:

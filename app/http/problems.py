@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Scope
 
 from app.http.schemas import Problem
@@ -188,8 +189,19 @@ def problem_response(error: Exception, request_id: str) -> Response:
 def _http_detail(error: HTTPException) -> str:
     allowed = (error.headers or {}).get("Allow")
     if error.status_code == http.HTTPStatus.METHOD_NOT_ALLOWED and allowed:
-        return f"this path takes {allowed}: send the request with that method"
+        return f"this path takes {allowed}: send the request with one of these methods"
     return f"{error.detail}: see /docs for the paths and methods of this service"
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of a path. The router reports only those of its first route for the path."""
+
+    def takes(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    methods = {method for method in ("DELETE", "GET", "POST") if takes(method)}
+    return sorted({*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else [])})
 
 
 def documented(*errors: type[Exception]) -> dict[int | str, dict[str, Any]]:
@@ -228,6 +240,11 @@ class Errors:
         """Answer every exception of the table, and HTTP errors of the framework, with `response`."""
 
         async def handle(request: Request, error: Exception) -> Response:
+            if isinstance(error, HTTPException) and error.status_code == http.HTTPStatus.METHOD_NOT_ALLOWED:
+                headers = {"Allow": ", ".join(_allowed(request))}
+                if request.method == "OPTIONS":
+                    return Response(status_code=http.HTTPStatus.NO_CONTENT, headers=headers)
+                error = HTTPException(error.status_code, headers=headers)
             if isinstance(error, RequestValidationError):
                 first = error.errors()[0]
                 error = InvalidParameter(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")

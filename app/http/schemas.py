@@ -1,8 +1,8 @@
 """The JSON of requests and responses."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, RootModel, WithJsonSchema, computed_field
 
 from app.serving.drift import DriftState
 from app.serving.models import ModelState
@@ -105,6 +105,7 @@ class ExplainedView(BaseModel):
 
     box: Annotated[
         tuple[float, float, float, float],
+        WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}),
         Field(description="Left, top, right and bottom of the view, in pixels of the image after EXIF orientation."),
     ]
     input: Annotated[str, Field(description="The pixels that the network saw, as a PNG in a data: URL.")]
@@ -156,6 +157,10 @@ class ServedCard(ModelCard):
     @property
     def version(self) -> str:
         return super().version
+
+
+class SelectedFields(RootModel[dict[str, Any]]):
+    """The fields of a card that a request has named, with those fields of fields."""
 
 
 def served_card(card: ModelCard) -> ServedCard:

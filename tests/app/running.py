@@ -222,7 +222,7 @@ class Process:
     @property
     def port(self) -> int:
         """Where it listens; waits until it does."""
-        listening = re.compile(r"Uvicorn running on http://127\.0\.0\.1:(\d+)")
+        listening = re.compile(r"unning on http://127\.0\.0\.1:(\d+)")
         eventually(
             lambda: bool(listening.search(self.log)) or self.popen.poll() is not None,
             "the process listens",

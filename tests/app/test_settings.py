@@ -31,6 +31,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "admin_keys": ("root,", (SecretStr("root"),)),
     "weights_root": ("bundles", Path("bundles")),
     "cors_origins": ("https://a.example,http://b", ("https://a.example", "http://b")),
+    "root_path": ("tenfold/a/", "/tenfold/a"),
     "open_inference": ("false", False),
     "queue_size": ("300", 300),
     "max_body_bytes": ("1000", 1000),

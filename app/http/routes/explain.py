@@ -87,7 +87,7 @@ async def explain(request: Request) -> Response:
         return Response(drawn, media_type="image/png")
     explanation = Explanation(
         model=name_of(model.card),
-        result=image_result(uploads[0].filename, outcome.image, outcome.prediction, params.top_k, min_confidence),
+        result=image_result(uploads[0].filename, outcome.image, outcome.prediction, checked.top_k, min_confidence),
         label=model.card.labels[index],
         index=index,
         probability=round(float(outcome.prediction.probabilities[index]), 6),

@@ -27,7 +27,7 @@ async def predict(request: Request) -> Response:
     several images is bad, its result has a `problem` and the others are classified.
     """
     checked = check(request, PredictParams)
-    service, model, params, min_confidence = checked.service, checked.model, checked.params, checked.min_confidence
+    service, model, min_confidence = checked.service, checked.model, checked.min_confidence
 
     async with checked.deadline as deadline:
         with model.admission.upload(deadline=deadline.at):
@@ -41,7 +41,7 @@ async def predict(request: Request) -> Response:
     predictions = Predictions(
         model=name_of(model.card),
         results=[
-            _result(upload, outcome, params.top_k, min_confidence, request.state.request_id)
+            _result(upload, outcome, checked.top_k, min_confidence, request.state.request_id)
             for upload, outcome in zip(uploads, outcomes, strict=True)
         ],
     )

@@ -386,16 +386,22 @@ def test_an_unknown_path_is_a_problem(running: Running) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("GET", "/predict", "POST"), ("DELETE", "/model", "GET"), ("POST", "/readyz", "GET")],
+    [
+        ("GET", "/predict", "OPTIONS, POST"),
+        ("DELETE", "/model", "GET, HEAD, OPTIONS"),
+        ("POST", "/readyz", "GET, HEAD, OPTIONS"),
+    ],
 )
-def test_an_unsupported_method_is_a_problem_that_names_the_right_one(
+def test_an_unsupported_method_is_a_problem_that_names_the_right_ones(
     running: Running, method: str, path: str, allowed: str
 ) -> None:
     response = running.client.request(method, path)
     problem = is_a_problem(response, 405)
     assert problem["title"] == "Method Not Allowed"
-    assert problem["detail"] == f"this path takes {allowed}: send the request with that method"
+    assert problem["detail"] == f"this path takes {allowed}: send the request with one of these methods"
     assert response.headers["Allow"] == allowed
+    response = running.client.options(path)
+    assert (response.status_code, response.headers["Allow"], response.content) == (204, allowed, b"")
 
 
 @pytest.mark.parametrize(

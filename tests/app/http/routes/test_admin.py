@@ -24,6 +24,7 @@ ROUTES = [
     ("POST", "/models/tiny/rollback"),
     ("POST", "/models/tiny/confirm"),
     ("GET", "/models/tiny/swap"),
+    ("DELETE", "/models/tiny/swap"),
 ]
 
 
@@ -181,6 +182,7 @@ def test_the_routes_are_documented(service: Running) -> None:
         ("/models/{name}/rollback", "post", common | {"409", "422", "503"}),
         ("/models/{name}/confirm", "post", common | {"409", "422", "503"}),
         ("/models/{name}/swap", "get", common),
+        ("/models/{name}/swap", "delete", common | {"409", "503"}),
     ):
         assert set(schema["paths"][path][method]["responses"]) == statuses
     body = schema["paths"]["/models/{name}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
