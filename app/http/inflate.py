@@ -22,7 +22,7 @@ def inflated(receive: Receive, encoding: str) -> Receive:
         encoding: Content-Encoding.
 
     Returns:
-        A function that gives the decompressed body. The caller limits its size. It raises BadUpload if the body is
+        A function that gives the decompressed body, whose size it does not limit. It raises BadUpload if the body is
         damaged, truncated or followed by other data, and UnsupportedBody for another encoding or several.
     """
     name = encoding.strip().lower()
