@@ -109,8 +109,7 @@ def create_app(
         app.include_router(router, dependencies=keys)
     if settings.admin_keys:
         app.include_router(admin.router)
-    if settings.feedback:
-        app.include_router(feedback.router, dependencies=keys)
+    app.include_router(feedback.router if settings.feedback else feedback.off, dependencies=keys)
     app.include_router(health.router)
     if settings.open_inference:
         app.include_router(v2.metadata, dependencies=keys)

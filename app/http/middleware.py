@@ -12,6 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.http.inflate import inflated
 from app.http.problems import BodyTooLarge, ClientDisconnected, Errors
 from app.serving.admission import Limits
 from app.telemetry.metrics import Telemetry
@@ -202,6 +203,8 @@ class InternalErrors:
 class BodyLimit:
     """Refuses a body over the limit as soon as it is known to be over it, by its Content-Length or by counting.
 
+    A body with Content-Encoding is decompressed here, and counted before and after that.
+
     Its bytes count for the model in `request.state.model`, which a route sets before it reads the body.
 
     Args:
@@ -220,25 +223,38 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         announced = _header(scope, b"content-length")
-        received = int(announced) if announced.isdigit() and int(announced) > self.max_bytes else 0
+        encoding = _header(scope, b"content-encoding").decode("latin-1")
         held = 0
 
+        def hold(size: int) -> None:
+            nonlocal held
+            held += size
+            self.limits.hold_bytes(scope["state"].get("model", ""), size)
+
+        received = int(announced) if announced.isdigit() and int(announced) > self.max_bytes else 0
+        body = self._limited(receive, hold, received)
+        if encoding:
+            body = self._limited(inflated(body, encoding), hold, after=" after decompression")
+        try:
+            await self.app(scope, body, send)
+        finally:
+            self.limits.hold_bytes(scope["state"].get("model", ""), -held)
+
+    def _limited(self, receive: Receive, hold: Callable[[int], None], received: int = 0, *, after: str = "") -> Receive:
         async def receive_within_limit() -> Message:
-            nonlocal received, held
+            nonlocal received
             if received <= self.max_bytes:
                 message = await receive()
                 size = len(message.get("body", b""))
                 received += size
-                held += size
-                self.limits.hold_bytes(scope["state"].get("model", ""), size)
+                hold(size)
             if received > self.max_bytes:
-                raise BodyTooLarge(f"the request has more than {self.max_bytes:,} bytes: send fewer or smaller images")
+                raise BodyTooLarge(
+                    f"the request has more than {self.max_bytes:,} bytes{after}: send fewer or smaller images"
+                )
             return message
 
-        try:
-            await self.app(scope, receive_within_limit, send)
-        finally:
-            self.limits.hold_bytes(scope["state"].get("model", ""), -held)
+        return receive_within_limit
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

@@ -24,7 +24,7 @@ from app.serving.errors import (
     TooManyUploads,
     UnknownModel,
 )
-from model import ImageTooLarge, NotExplainable, UnreadableImage, UnsupportedImage
+from model import ImageError, ImageTooLarge, NotExplainable, UnreadableImage, UnsupportedImage
 
 
 class RequestError(Exception):
@@ -35,7 +35,11 @@ class RequestError(Exception):
 
 
 class BadUpload(RequestError):
-    """The multipart body is malformed, or there is no file, or an empty one."""
+    """The body is malformed, or there is no image in it."""
+
+
+class BadFile(BadUpload, ImageError):
+    """One of the images is empty or cannot be decoded from text. It does not affect the others."""
 
 
 class Unauthorized(RequestError):
@@ -82,6 +86,10 @@ class UnknownPrediction(RequestError):
     """No prediction of this request and index is stored."""
 
 
+class RequestIDReused(RequestError):
+    """Several requests with different predictions had the same request ID."""
+
+
 class NotStored(RequestError):
     """The file for feedback cannot be used."""
 
@@ -110,6 +118,7 @@ TABLE: Mapping[type[Exception], ProblemType] = {
     UnknownPrediction: ProblemType(404, "unknown-prediction", "There is no such prediction"),
     UploadTooSlow: ProblemType(408, "upload-too-slow", "The upload took too long"),
     SwapConflict: ProblemType(409, "swap-conflict", "The weights cannot be changed now"),
+    RequestIDReused: ProblemType(409, "request-id-reused", "The request ID is not unique"),
     BodyTooLarge: ProblemType(413, "body-too-large", "The request is too large"),
     ImageTooLarge: ProblemType(413, "picture-too-large", "The image is too large"),
     TooManyFiles: ProblemType(413, "too-many-files", "Too many images in one request"),

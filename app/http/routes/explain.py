@@ -59,7 +59,7 @@ async def explain(request: Request) -> Response:
 
     async with checked.deadline as deadline:
         with model.admission.upload(deadline=deadline.at):
-            uploads = await read_uploads(request, max_files=1)
+            uploads = await read_uploads(request, max_files=1, parameters=ExplainParams.model_fields)
         with model.admission.images(1, deadline=deadline.at):
             (outcome,) = await model.classify(uploads, checked.views, deadline=deadline.at)
             record(request, service, model, [outcome], min_confidence, uploads)

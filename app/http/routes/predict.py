@@ -31,7 +31,9 @@ async def predict(request: Request) -> Response:
 
     async with checked.deadline as deadline:
         with model.admission.upload(deadline=deadline.at):
-            uploads = await read_uploads(request, max_files=service.settings.max_files)
+            uploads = await read_uploads(
+                request, max_files=service.settings.max_files, parameters=PredictParams.model_fields
+            )
         with model.admission.images(len(uploads), deadline=deadline.at):
             outcomes = await model.classify(uploads, checked.views, deadline=deadline.at)
 

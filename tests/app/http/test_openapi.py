@@ -17,6 +17,7 @@ V2: dict[str, tuple[str, set[str]]] = {
     "/v2": ("get", {"200", "401"}),
     "/v2/health/live": ("get", {"200", "503"}),
     "/v2/health/ready": ("get", {"200", "503"}),
+    "/v2/models": ("get", {"200", "401"}),
     "/v2/models/stats": ("get", {"200", "401"}),
     "/v2/repository/index": ("post", {"200", "400", "401", "408", "413", "503", "504"}),
     **{

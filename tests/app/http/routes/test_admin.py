@@ -241,7 +241,7 @@ def test_the_command_swaps_rolls_back_and_confirms(service: Running, root: Path)
         (["float16", "--model", "none"], "admin", 2, "there is no model 'none'"),
         (["float16", "--rollback"], "admin", 2, "alone"),
         (["float16", "--images", "3"], "admin", 2, "--shadow too"),
-        (["float16", "--shadow", "2"], "admin", 1, "body.shadow"),
+        (["float16", "--shadow", "2"], "admin", 1, "shadow is 2.0: send a number above 0 and of at most 1"),
     ],
 )
 def test_the_command_says_what_is_wrong(service: Running, arguments: list[str], key: str, code: int, says: str) -> None:
