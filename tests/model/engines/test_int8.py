@@ -90,7 +90,7 @@ def test_the_outputs_are_those_of_exact_arithmetic(loud: openvino.Model, isa: st
     openvino.save_model(loud, tmp_path / "model.xml")
     expected = exact_outputs(loud, bright(5))["logits"]
     found = run_limited(tmp_path / "model.xml", bright(5), isa, tmp_path)
-    np.testing.assert_allclose(found, expected, atol=0.01 * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
 
 
 @x86_only
@@ -117,4 +117,4 @@ def test_a_bundle_returns_the_same_with_and_without_vnni(int8_bundle: Path, tmp_
     default, limited = (
         run_limited(int8_bundle / OPENVINO_FILES[0], pixels, isa, tmp_path) for isa in ("DEFAULT", "AVX2")
     )
-    np.testing.assert_allclose(limited, default, atol=0.02 * np.abs(default).max())
+    np.testing.assert_allclose(limited, default, atol=0.03 * np.abs(default).max())
