@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help serve test test-all check soak bench install clients ray lock
+.PHONY: help serve test test-all test-avx2 check soak bench install clients ray lock
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -20,6 +20,13 @@ test: install  ## run the tests, except the slow ones
 
 test-all: install  ## run all tests
 	$(PYTEST)
+
+# oneDNN, which OpenVINO and PyTorch contain, reads the first variable, and PyTorch's own kernels read the second one.
+AVX2_TESTS ?= tests/model/engines tests/model/test_shipped.py tests/model/commands/test_quantize.py \
+	tests/app/http/routes/test_admin.py tests/app/cli/classify/test_local.py tests/app/process/test_main_process.py
+
+test-avx2: install  ## run tests of the engines as on a CPU with AVX2 only; AVX2_TESTS=tests runs all
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) $(AVX2_TESTS)
 
 check: install  ## check style, types and imports
 	$(BIN)/ruff format --check .

@@ -17,6 +17,14 @@ FORMAT_VERSION: Final = 5
 CONVERTIBLE_FORMATS: Final = (4,)
 """Earlier formats that `python -m model.upgrade` converts."""
 
+REVISION: Final = 1
+"""Of the code that turns a file into views and the outputs of a network into a prediction. It is part of every version.
+
+Raise it when the same file and weights can give another prediction than before: after a change of the decoding, the
+test transform, the views or their weights (model/decode.py, image.py, views.py), or of the probabilities and the
+out-of-distribution score (model/calibration.py, classifier.py). tests/model/test_revision.py notices most such changes.
+"""
+
 WEIGHTS_FILE: Final = "model.safetensors"
 OPENVINO_FILES: Final = ("openvino.xml", "openvino.bin")
 ONNX_FILE: Final = "model.onnx"
@@ -589,14 +597,12 @@ class ModelCard(_Strict):
 
     @cached_property
     def version(self) -> str:
-        """First 12 hex digits of a SHA-256 over all constants and file hashes that determine a prediction.
+        """First 12 hex digits of a SHA-256 over all that determines a prediction.
 
-        Training history and metrics are not included. Predictions of two cards with the same version are the same on
-        the same engine.
+        That is the `REVISION` of the code, and the constants and file hashes of the card. Training history and metrics
+        are not included. Predictions of two cards with the same version are the same on the same engine.
         """
-        constants = self.model_dump(mode="json", include=_DECISIVE)
-        if not self.calibration.exponent:  # bundles from before this field keep their version
-            del constants["calibration"]["exponent"]
+        constants = {"revision": REVISION, **self.model_dump(mode="json", include=_DECISIVE)}
         return hashlib.sha256(json.dumps(constants, sort_keys=True).encode()).hexdigest()[:12]
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:

@@ -34,7 +34,6 @@ from model.training.calibrate import fit, observe
 from model.training.data import DataSet
 from model.training.evaluate import Assessment, Progress, assess, mistakes, reliability
 from model.training.loop import Run, weights_of_classes
-from model.training.report.plots import plots
 from model.training.report.readme import README_FILE, readme
 
 _SELF_TEST_SEED = 10
@@ -66,6 +65,8 @@ def export(
     Raises:
         SaveError: the folder exists or cannot be written. No partial folder remains.
     """
+    from model.training.report.plots import plots  # matplotlib writes a cache of fonts into the home folder
+
     recipe = run.recipe
     arguments = recipe.network_arguments(len(data.labels))
     net = build(recipe.network, **arguments)

@@ -136,7 +136,7 @@ class Recipe:
     """Divides the logits of both networks before the softmax of the distillation loss."""
 
     amp: bool = True
-    """bfloat16 autocast."""
+    """bfloat16 autocast, on devices with instructions for it; see `model.engines.torch.has_bfloat16`."""
     compile: bool = False
     """torch.compile. It is worthwhile on a GPU and in long runs. Each image size takes about a minute on two cores."""
     matmul_side: AtLeastZero = 0

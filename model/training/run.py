@@ -11,6 +11,7 @@ from rich.console import Console
 from model.bundle import check_new
 from model.card import NAME_PATTERN
 from model.engines.base import DeviceName
+from model.engines.torch import has_bfloat16
 from model.errors import RecipeError, SaveError, TrainingError
 from model.nets.zoo import build, short_name
 from model.training import data as datasets
@@ -105,10 +106,13 @@ def train_bundle(
         guide = Teacher.from_bundle(teacher, recipe=recipe, labels=dataset.labels, device=device)
         report(f"teacher: {guide.about.name}, in {guide.about.precision} by {guide.about.engine}")
     cuda = device != "cpu" and torch.cuda.is_available()
+    place = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    if recipe.amp and not has_bfloat16(place):
+        report(f"training in float32, because this {'GPU' if cuda else 'CPU'} has no bfloat16 instructions")
     result = _train(
         recipe,
         dataset,
-        torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
+        place,
         run,
         seed=seed,
         resume=resume,

@@ -169,7 +169,8 @@ def serving(
         running = Running(app, server, thread, engine)
         try:
             if wait_ready:
-                eventually(lambda: running.service.state == "ready", "the service is ready", seconds=120)
+                eventually(lambda: running.service.state in {"ready", "failed"}, "the service is ready", seconds=120)
+                assert running.service.state == "ready", "see the log for the reason"
             yield running
         finally:
             running.client.close()

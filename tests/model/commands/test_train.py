@@ -19,6 +19,7 @@ import model
 from model import ModelError
 from model.card import read_card
 from model.commands import train
+from model.engines.torch import has_bfloat16
 from model.training.history import EVENTS_FILE, HISTORY_FILE
 from model.training.recipes import RECIPES, recipe_named
 from model.training.run import train_bundle
@@ -91,10 +92,12 @@ def test_the_smoke_recipe_learns_and_its_bundle_loads(smoke: Path) -> None:
 
 def test_a_network_learns_from_a_bundle(smoke: Path, tmp_path: Path) -> None:
     teacher = smoke / "resnet18-synthetic"
-    options = ["--recipe", "smoke", "--epochs", "1", "--limit", "60", "--network", "resnet9"]
+    options = ["--recipe", "smoke", "--epochs", "1", "--limit", "60", "--network", "resnet9", "--set", "amp=true"]
     ended = finish(start(*options, "--run", tmp_path, "--teacher", teacher))
     assert ended.code == 0, ended.err
     assert "teacher: resnet18-synthetic, in " in ended.out
+    emulated = not has_bfloat16(torch.device("cpu"))
+    assert ("training in float32, because this CPU has no bfloat16 instructions\n" in ended.out) is emulated
     card = read_card(tmp_path / "resnet9-synthetic" / "card.json")
     assert card.architecture.name == "resnet9"
     assert card.training.teacher is not None
