@@ -86,7 +86,12 @@ def create_app(
             allow_headers=["*"],
             expose_headers=[HEADER_LENGTH, "Retry-After", "Server-Timing", "X-Request-ID"],
         )
-    app.add_middleware(RequestContext, telemetry=service.telemetry, closing=lambda: service.closing)
+    app.add_middleware(
+        RequestContext,
+        telemetry=service.telemetry,
+        closing=lambda: service.closing,
+        log_probes=settings.log_probes,
+    )
     keys = [Depends(require_key)] if settings.api_keys else []
     for router in (*image_routers, models.router, metrics.router, drift.router):
         app.include_router(router, dependencies=keys)
