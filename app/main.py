@@ -102,7 +102,12 @@ def create_app(
             allow_headers=["*"],
             expose_headers=[HEADER_LENGTH, "Retry-After", "Server-Timing", "X-Request-ID"],
         )
-    app.add_middleware(RequestContext, telemetry=service.telemetry, closing=lambda: service.closing)
+    app.add_middleware(
+        RequestContext,
+        telemetry=service.telemetry,
+        closing=lambda: service.closing,
+        log_probes=settings.log_probes,
+    )
     app.add_middleware(PathPrefix, prefix=settings.root_path)
     keys = [Depends(require_key)] if settings.api_keys else []
     for router in (*image_routers, models.router, metrics.router, drift.router):

@@ -1,5 +1,6 @@
 """The image's contents without building it: what .dockerignore lets through suffices for the Dockerfile's commands."""
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.app.another_program import another_program
 from tests.app.running import ROOT
 
 
@@ -28,6 +30,39 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert f"!{name}" in rules
         shutil.copytree(ROOT / name, context / name, ignore=ignored)
     return context
+
+
+def command_of(instruction: str) -> list[str]:
+    """The command of a line in the Dockerfile."""
+    (text,) = re.findall(
+        rf"^{instruction}.*?(\[.*\])$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    command: list[str] = json.loads(text)
+    return command
+
+
+def test_the_health_check_ignores_proxies(copied: Path) -> None:
+    interpreter, *arguments = command_of("HEALTHCHECK")
+    assert interpreter == "python"
+    with another_program() as program:
+        port = program.url.rpartition(":")[2]
+        for variables, code in (({}, 0), ({"TENFOLD_HOST": ""}, 0), ({"TENFOLD_HOST": "127.0.0.9"}, 1)):
+            environment = {"TENFOLD_HOST": "0.0.0.0", "TENFOLD_PORT": port, "http_proxy": "http://127.0.0.1:1"}
+            command = [sys.executable, *arguments]
+            done = subprocess.run(
+                command, cwd=copied, env={**environment, **variables}, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == code, done.stderr
+
+
+@pytest.mark.parametrize(("given", "host"), [("", "0.0.0.0"), ("::", "::")])
+def test_the_container_listens_on_all_interfaces_if_its_host_is_empty(given: str, host: str, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$TENFOLD_HOST" "$@"', encoding="utf-8")
+    python.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TENFOLD_HOST": given}
+    printed = subprocess.run(command_of("CMD"), env=environment, capture_output=True, text=True, check=True).stdout
+    assert printed == f"{host} -m app\n"
 
 
 def run(folder: Path, *arguments: str) -> str:

@@ -39,6 +39,7 @@ def tenfold(
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 chooses a free one.  [default: 8000]")] = None,
+    uds: Annotated[Path | None, typer.Option(help="Unix socket to listen on, instead of host and port.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes, each with its own copy of every model.")] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Folder of the bundle.  [default: weights/resnet18-cifar10]")
@@ -62,6 +63,7 @@ def serve(
     options = {
         "host": host,
         "port": port,
+        "uds": uds,
         "workers": workers,
         "weights": weights,
         "models": models,
@@ -74,9 +76,10 @@ def serve(
         os.environ.pop("TENFOLD_MODELS", None)
     else:
         options |= default_weights()
+    given = {name: str(value) for name, value in options.items() if value is not None}
     # Worker processes read the environment too.
-    os.environ.update({f"TENFOLD_{name.upper()}": str(value) for name, value in options.items() if value is not None})
-    run([])
+    os.environ.update({f"TENFOLD_{name.upper()}": value for name, value in given.items()})
+    run([], given)
 
 
 def _add_training_command(name: str, summary: str) -> None:

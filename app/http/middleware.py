@@ -1,5 +1,6 @@
 """Around every request: request ID, timings, metrics, access log, body limit, and a response when all else fails."""
 
+import asyncio
 import logging
 import re
 import secrets
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.http.inflate import inflated
 from app.http.problems import BodyTooLarge, ClientDisconnected, Errors
 from app.serving.admission import Limits
+from app.serving.errors import NotReady
 from app.telemetry.metrics import Telemetry
 
 access = logging.getLogger("tenfold.access")
@@ -24,6 +26,9 @@ _VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 # nginx's status for a client that closed the connection. It is never sent.
 _CLIENT_CLOSED = 499
+
+# Routes that machines request all the time.
+_PROBES = {"/livez", "/readyz", "/healthz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 
 
 class RequestContext:
@@ -40,12 +45,16 @@ class RequestContext:
         app: the application inside.
         telemetry: counts each request.
         closing: whether connections are closed after their response, because the service is draining.
+        log_probes: whether successful requests for probes and metrics get a line too.
     """
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, closing: Callable[[], bool]) -> None:
+    def __init__(
+        self, app: ASGIApp, telemetry: Telemetry, closing: Callable[[], bool], *, log_probes: bool = False
+    ) -> None:
         self.app = app
         self.telemetry = telemetry
         self.closing = closing
+        self.log_probes = log_probes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,7 +95,8 @@ class RequestContext:
             rejected, model = state.get("rejected"), state.get("model", "")
             route = getattr(inside.get("route"), "path", "other")
             self.telemetry.request(route=route, status=status, model=model, seconds=seconds, rejected=rejected)
-            if access.isEnabledFor(logging.INFO):
+            quiet = not self.log_probes and route in _PROBES and status == HTTPStatus.OK
+            if not quiet and access.isEnabledFor(logging.INFO):
                 _log(scope, status, seconds, timings, model, rejected)
 
 
@@ -166,7 +176,9 @@ def relative_redirects(app: ASGIApp) -> ASGIApp:
 
 
 class InternalErrors:
-    """Answers an exception that no route handles with a 500. It is inside CORS, so pages of other origins can read it.
+    """Answers an exception that no route handles with a 500, and a request that is cut off at the end with a 503.
+
+    It is inside CORS, so pages of other origins can read these responses.
 
     Args:
         app: the application inside.
@@ -192,6 +204,15 @@ class InternalErrors:
             await self.app(scope, receive, send_and_note)
         except (ClientDisconnected, ClientDisconnect):
             raise
+        except asyncio.CancelledError:
+            # Nothing else cancels the task of a request.
+            interrupted = NotReady("the service shut down before this request was finished: send it again")
+            response = self.errors.response(scope, interrupted)
+            if started:
+                raise
+            if task := asyncio.current_task():
+                task.uncancel()
+            await response(scope, receive, send)
         except Exception as error:
             logger.exception("request %s failed", scope["state"]["request_id"])
             response = self.errors.response(scope, error)

@@ -48,7 +48,7 @@ class LocalClassifier:
             several = {"models": ()} if "weights" in overrides else default_weights()
             settings = Settings(**{**several, **overrides})
         except ValidationError as error:
-            raise CommandError(error_messages(error)[0]) from error
+            raise CommandError(error_messages(error, overrides)[0]) from error
         try:
             self._classifier: Classifier = load(
                 settings.bundles[0], engine=settings.engine, device=settings.device, threads=settings.threads

@@ -120,7 +120,8 @@ def test_options_for_bundles_override_both_settings() -> None:
     assert done.stderr.startswith("error: TENFOLD_WEIGHTS and TENFOLD_MODELS are both set: ")
 
 
-def test_an_invalid_option_of_serve_is_reported_as_its_setting() -> None:
-    done = tenfold("serve", "--port", "70000")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: TENFOLD_PORT: ")
+def test_an_invalid_setting_of_serve_is_reported_by_the_name_that_the_user_gave() -> None:
+    for arguments, name in ((["--port", "70000"], "--port"), (["--host", "a"], "TENFOLD_PORT")):
+        done = tenfold("serve", *arguments, TENFOLD_PORT="70000")
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {name}: Input should be less than or equal to 65535")
