@@ -131,15 +131,36 @@ class TeacherBundle(_Strict):
     precision: str
 
 
+class AddedFolder(_Strict):
+    """A folder of images that was added to a data set.
+
+    Attributes:
+        name: of the folder, for people.
+        sha256: of the contents of all its images and their parts and classes.
+        train: number of its training images.
+        holdout: number of its held-out images.
+        test: number of its test images.
+        repeated: number of images that were left out because the data set has them already.
+    """
+
+    name: str
+    sha256: Sha256
+    train: Annotated[int, Field(ge=0)]
+    holdout: Annotated[int, Field(ge=0)]
+    test: Annotated[int, Field(ge=0)]
+    repeated: Annotated[int, Field(ge=0)]
+
+
 class TrainingData(_Strict):
     """The images that a network was trained and tested on.
 
     Attributes:
-        name: of the data set, for people.
+        name: of the data set, for people; without the folders that were added to it.
         sha256: of the contents of all images of a folder and their parts and classes; None for other data sets.
         train: number of training images of each class, int[C].
         holdout: number of held-out images of each class, int[C].
         test: number of test images of each class, int[C].
+        added: folders whose images were added. The numbers of images above include them.
     """
 
     name: str
@@ -147,6 +168,7 @@ class TrainingData(_Strict):
     train: list[Annotated[int, Field(ge=0)]]
     holdout: list[Annotated[int, Field(ge=0)]]
     test: list[Annotated[int, Field(ge=0)]]
+    added: list[AddedFolder] = []
 
 
 class Training(_Strict):

@@ -9,13 +9,13 @@ import typer
 from rich.console import Console
 
 from model.commands.exits import exit_codes
-from model.commands.options import Cache, Data
+from model.commands.options import DATA, Cache, Data
 from model.engines.base import DeviceName, EngineName
 
 
 def main(
     weights: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
-    data: Data = "data",
+    data: Data = DATA,
     cache: Cache = Path("runs/cache"),
     engine: Annotated[EngineName, typer.Option(help="Runtime.")] = "auto",
     device: Annotated[DeviceName, typer.Option(help="Device to run on; auto uses CUDA if available.")] = "auto",

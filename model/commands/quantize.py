@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 import typer
 
 from model.commands.exits import exit_codes
-from model.commands.options import Cache, Data
+from model.commands.options import DATA, Cache, Data
 
 
 def main(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
-    data: Data = "data",
+    data: Data = DATA,
     cache: Cache = Path("runs/cache"),
     weights: Annotated[
         Literal["auto", "int8", "float16"],

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from model.commands.exits import exit_codes
-from model.commands.options import Cache, Data
+from model.commands.options import DATA, Cache, Data
 from model.engines.base import DeviceName
 from model.errors import RecipeError
 from model.nets.resnet import Stem
@@ -20,7 +20,7 @@ _RECIPES_HELP = "\n\n".join(f"{recipe.name}: {recipe.summary}." for recipe in RE
 
 def main(
     recipe: Annotated[str, typer.Option(help=f"What to train.\n\n{_RECIPES_HELP}")],
-    data: Data = "data",
+    data: Data = DATA,
     download: Annotated[bool, typer.Option("--download", help="Download CIFAR-10 to --data if it is missing.")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs, instead of the recipe's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the order and the augmentation.")] = 0,
@@ -72,6 +72,13 @@ def main(
     out: Annotated[
         Path | None, typer.Option(help="Bundle to write; must not exist.  [default: RUN/NETWORK-DATA]")
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name on the card, which the model is served under. tenfold reload needs that of the running model.  "
+            "[default: the last part of --out]"
+        ),
+    ] = None,
     cache: Cache = Path("runs/cache"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --run.")] = False,
 ) -> None:
@@ -103,6 +110,7 @@ def main(
                 run=folder,
                 out=out
                 or folder / bundle_name(chosen.network, chosen.data if images is None else images.resolve().name),
+                name=name,
                 device=device,
                 seed=seed,
                 download=download,

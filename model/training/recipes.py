@@ -158,9 +158,13 @@ class Recipe:
         return replace(self, network=network, arguments={**kept, **arguments})
 
     def for_bundle(self, card: ModelCard) -> "Recipe":
-        """The same recipe for the network and the input of a bundle: its image size, mean and standard deviation."""
+        """The same recipe for the network and the input of a bundle: its image size, mean and standard deviation.
+
+        The images that were held out of CIFAR-10 for the bundle are held out again, because its network has seen the
+        others.
+        """
         arguments = {name: value for name, value in card.architecture.arguments.items() if name != "num_classes"}
-        spec = card.input
+        spec, before = card.input, card.training.recipe
         return replace(
             self,
             network=card.architecture.name,
@@ -169,6 +173,7 @@ class Recipe:
             crop=spec.crop,
             mean=spec.mean,
             std=spec.std,
+            holdout=before["holdout"] if self.holdout and before.get("data") == self.data == "cifar10" else self.holdout,
         )
 
     def sides(self) -> set[int]:

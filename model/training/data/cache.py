@@ -122,7 +122,7 @@ def cached_images(
 
 
 def _fingerprint(listing: Listing, spec: InputSpec, *, holdout: float, test: float) -> str:
-    digest = hashlib.sha256(repr((_FORMAT, spec.interpolation, holdout, test, listing.labels)).encode())
+    digest = hashlib.sha256(repr((_FORMAT, spec.interpolation, holdout, test, listing.labels, listing.added)).encode())
     for file in listing.files:
         digest.update(repr((file.path, file.label, file.part, file.size, file.modified)).encode())
     return digest.hexdigest()
@@ -203,7 +203,8 @@ def _decode(
                 else:
                     out.write(pixels.tobytes())
                     kept[part].append(each)
-    _refuse_lost_classes(listing, parted.parts, kept)
+    if not listing.added:
+        _refuse_lost_classes(listing, parted.parts, kept)
     index = Index(
         fingerprint=fingerprint,
         sha256=content_hash(kept, listing.labels),

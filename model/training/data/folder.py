@@ -23,6 +23,7 @@ def load_folder(
     test: float,
     cache: Path,
     labels: Sequence[str] | None = None,
+    added: bool = False,
     report: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> DataSet:
@@ -37,6 +38,7 @@ def load_folder(
         test: share of all images that is for the test, unless PATH/test exists.
         cache: folder of the decoded images.
         labels: the class names in the order of the label numbers; None sorts them.
+        added: whether the images are added to a data set with these `labels`. Classes may then be missing.
         report: called with lines of text about the images of each class and the files that are left out.
         progress: called for each file that is hashed or decoded.
 
@@ -45,8 +47,13 @@ def load_folder(
             `labels`.
         SaveError: the cache cannot be written.
     """
-    listing = list_images(root)
-    if labels is not None and set(labels) != set(listing.labels):
+    listing = list_images(root, added=added)
+    if added and (unknown := sorted(set(listing.labels).difference(labels or ()))):
+        raise DataError(
+            f"{root} has folders that are no classes of the data set that it is added to "
+            f"({', '.join(unknown[:_EXAMPLES])}): rename or remove them"
+        )
+    if labels is not None and not added and set(labels) != set(listing.labels):
         raise DataError(f"the classes of {root} are not those of the model ({_differences(labels, listing.labels)})")
     parts, index = cached_images(
         root, listing, spec, cache, holdout=holdout, test=test, report=report, progress=progress
