@@ -637,8 +637,13 @@ def read_card(path: Path) -> ModelCard:
     """
     try:
         text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CardError(
+            f"{path} cannot be read: name a weights folder that contains a card.json, as tenfold train writes it"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise CardError(f"{path} cannot be read: name a weights folder that contains a card.json") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise CardError(f"{path} cannot be read ({reason}): copy the bundle again") from error
     try:
         return ModelCard.model_validate_json(text)
     except ValidationError as error:

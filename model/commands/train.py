@@ -1,5 +1,6 @@
 """The training command: python -m model.train --recipe NAME."""
 
+import shlex
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from model.commands.exits import exit_codes
+from model.commands.exits import exit_codes, tenfold
 from model.commands.options import DATA, Cache, Data
 from model.engines.base import DeviceName
 from model.errors import RecipeError
@@ -84,7 +85,16 @@ def main(
 ) -> None:
     """Train a network, test it once and write a bundle that the service can load."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with exit_codes(interrupted="stopped; finished epochs are saved: continue with the same command and --resume"):
+    folder = run or Path("runs") / recipe
+    saved = folder / "checkpoint.pt"
+    of_other_run = saved.exists() and not resume
+
+    def interrupted() -> str:
+        if saved.exists() and not of_other_run:
+            return f"stopped; the progress is saved in {folder}: continue with the same command and --resume"
+        return "stopped; nothing is saved, because no epoch was finished: start again with the same command"
+
+    with exit_codes(interrupted=interrupted):
         _require("--outliers", outliers, ["--outliers-without"] * bool(outliers_without) + _set("outlier_", settings))
         _require("--teacher", teacher, _set("teacher_", settings))
         _require("--average-with", average_with, ["--average-share"] * (average_share is not None))
@@ -103,13 +113,12 @@ def main(
                 chosen = chosen.lasting(epochs)
             chosen = changed(chosen, settings or ())
             images = folder_of(data)
-            folder = run or Path("runs") / recipe
+            out = out or folder / bundle_name(chosen.network, chosen.data if images is None else images.resolve().name)
             train_bundle(
                 chosen,
                 data=data,
                 run=folder,
-                out=out
-                or folder / bundle_name(chosen.network, chosen.data if images is None else images.resolve().name),
+                out=out,
                 name=name,
                 device=device,
                 seed=seed,
@@ -125,6 +134,10 @@ def main(
                 resume=resume,
                 ranks=ranks,
             )
+            if ranks.main:
+                images_of = " ".join(f"--data {shlex.quote(source)}" for source in data)
+                typer.echo(f"serve it: {tenfold()} serve --weights {shlex.quote(str(out))}")
+                typer.echo(f"faster on a CPU, before: {tenfold()} quantize {shlex.quote(str(out))} {images_of}")
 
 
 def _set(prefix: str, settings: Sequence[str] | None) -> list[str]:

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from model.card import InputSpec, ModelCard
 from model.errors import RecipeError
-from model.nets.zoo import accepts
 
 # A value that JSON can hold, as card.json has them.
 Argument = bool | int | float | str | None
@@ -154,6 +153,8 @@ class Recipe:
         Raises:
             RecipeError: there is no such network.
         """
+        from model.nets.zoo import accepts  # it imports torch, which the list of recipes does without
+
         kept = {name: value for name, value in self.arguments.items() if accepts(network, name)}
         return replace(self, network=network, arguments={**kept, **arguments})
 
@@ -165,6 +166,7 @@ class Recipe:
         """
         arguments = {name: value for name, value in card.architecture.arguments.items() if name != "num_classes"}
         spec, before = card.input, card.training.recipe
+        same_data = bool(self.holdout) and before.get("data") == self.data == "cifar10"
         return replace(
             self,
             network=card.architecture.name,
@@ -173,7 +175,7 @@ class Recipe:
             crop=spec.crop,
             mean=spec.mean,
             std=spec.std,
-            holdout=before["holdout"] if self.holdout and before.get("data") == self.data == "cifar10" else self.holdout,
+            holdout=before.get("holdout", self.holdout) if same_data else self.holdout,
         )
 
     def sides(self) -> set[int]:

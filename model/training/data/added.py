@@ -39,10 +39,11 @@ def add_folder(data: DataSet, folder: DataSet, *, cache: Path, report: Callable[
     kept: dict[Part, LabeledImages] = {}
     chosen: dict[Part, list[int]] = {}
     for part in PARTS:
-        places = [known.get(key, (part, set[int]())) + (label,) for key, label in _keys(folder, part)]
-        chosen[part] = [
-            index for index, (place, labels, label) in enumerate(places) if place == part and label not in labels
-        ]
+        chosen[part] = []
+        for index, (key, label) in enumerate(_keys(folder, part)):
+            place, labels = known.get(key, (part, set()))
+            if place == part and label not in labels:
+                chosen[part].append(index)
         kept[part] = getattr(folder, part)[torch.tensor(chosen[part], dtype=torch.int64)]
     count, left = sum(map(len, chosen.values())), sum(len(getattr(folder, part)) for part in PARTS)
     report(

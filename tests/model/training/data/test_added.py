@@ -79,7 +79,8 @@ def test_images_that_the_data_set_has_already_are_left_out(tmp_path: Path, cache
     data, reports = read(SMOKE, ["data", f"folder:{folder}"], cache)
     (added,) = data.added
     assert (added.train + added.holdout + added.test, added.repeated) == (1, 60)
-    assert "added to synthetic images: 1 of 61 images of feedback; the others are in synthetic images already" in reports
+    line = "added to synthetic images: 1 of 61 images of feedback; the others are in synthetic images already"
+    assert line in reports
     again, _ = read(SMOKE, ["data", f"folder:{folder}", f"folder:{folder}"], cache)
     assert [each.repeated for each in again.added] == [60, 61]
 
