@@ -16,7 +16,7 @@ def main(
     accepted: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="An image with a lower in_distribution is not accepted. The default is that of the card."
+            min=0, max=1, help="Only change this limit: an image with a lower in_distribution is not accepted."
         ),
     ] = None,
     uncertain: Annotated[
@@ -24,7 +24,7 @@ def main(
         typer.Option(
             min=0,
             max=1,
-            help="An image with a lower in_distribution has the verdict other. The default is that of the card.",
+            help="Only change this limit: an image with a lower in_distribution has the verdict other.",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT images of each part.")] = None,
@@ -39,7 +39,9 @@ def main(
     """Fit the calibration and the out-of-distribution score of a bundle again, and test it again.
 
     The distributions that a service compares live images with are measured again too. The weights stay the same.
-    Commands that train a bundle do all this already.
+    Commands that train a bundle do all this already. It takes minutes on a CPU.
+
+    With --accepted or --uncertain, only these limits change, and the verdicts are counted again.
     """
     if reference_only and (accepted is not None or uncertain is not None):
         raise typer.BadParameter(
@@ -50,10 +52,11 @@ def main(
         from model.card import Thresholds
         from model.training.data import load_again
         from model.training.progress import image_bar
-        from model.training.recalibrate import add_reference, recalibrate
+        from model.training.recalibrate import add_reference, recalibrate, set_limits
 
         known = open_bundle(bundle).card
         limits = known.out_of_distribution.thresholds
+        only_limits = accepted is not None or uncertain is not None
         accepted = limits.accepted if accepted is None else accepted
         uncertain = limits.uncertain if uncertain is None else uncertain
         if uncertain > accepted:
@@ -69,8 +72,11 @@ def main(
             )
             return
         with image_bar() as progress:
-            thresholds = Thresholds(accepted=accepted, uncertain=uncertain)
-            card = recalibrate(bundle, dataset, thresholds=thresholds, progress=progress)
+            if only_limits:
+                thresholds = Thresholds(accepted=accepted, uncertain=uncertain)
+                card = set_limits(bundle, dataset, thresholds, report=typer.echo, progress=progress)
+            else:
+                card = recalibrate(bundle, dataset, report=typer.echo, progress=progress)
         exponent = f", exponent {card.calibration.exponent}" if card.calibration.exponent else ""
         typer.echo(
             f"{bundle} has version {card.version}: temperature {card.calibration.temperature}{exponent}, score "

@@ -11,7 +11,7 @@ from rich.console import Console
 from model.bundle import check_new
 from model.card import NAME_PATTERN
 from model.engines.base import DeviceName
-from model.errors import RecipeError, SaveError, TrainingError
+from model.errors import RecipeError, SaveError, TrainingError, cannot_write
 from model.nets.zoo import build, short_name
 from model.training import data as datasets
 from model.training.average import average
@@ -135,7 +135,7 @@ def train_bundle(
         sheet.write_bytes(contact_sheet(card.metrics.mistakes, dataset.test))
     except OSError as error:
         sheet.unlink(missing_ok=True)
-        raise SaveError(f"{out} is complete, but {sheet} cannot be written: {error.strerror}") from error
+        raise SaveError(cannot_write(sheet, error, f"make it writable; {out} is complete")) from error
     print(f"{sheet} shows the mistakes with the highest confidence", flush=True)
 
 

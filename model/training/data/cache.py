@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.card import InputSpec
-from model.errors import DataError, ImageError, SaveError
+from model.errors import DataError, ImageError, SaveError, cannot_write
 from model.image import square_for_crops
 from model.training.data.listing import ListedFile, Listing
 from model.training.data.sets import PARTS, LabeledImages, Part
@@ -116,9 +116,7 @@ def cached_images(
                     )
             return _mapped(entry, index, spec), index
     except OSError as error:
-        raise SaveError(
-            f"cannot write the cache {entry} ({error.strerror}): free disk space or choose another --cache"
-        ) from error
+        raise SaveError(cannot_write(f"the cache {entry}", error, "choose another --cache")) from error
 
 
 def _fingerprint(listing: Listing, spec: InputSpec, *, holdout: float, test: float) -> str:

@@ -226,7 +226,7 @@ def test_a_full_disk_ends_the_run_with_one_sentence(tmp_path: Path) -> None:
         process = start("--recipe", "smoke", "--run", tmp_path / "run")
     ended = finish(process)
     assert ended.code == 1
-    assert ended.err.startswith("error: cannot save the run to")
+    assert ended.err.startswith("error: cannot write ")
     assert ended.err.count("\n") == 1
     assert everything_in(tmp_path) == ["run"]
 
