@@ -53,6 +53,7 @@ def main(
         from model.training.data import load_again
         from model.training.progress import image_bar
         from model.training.recalibrate import add_reference, recalibrate, set_limits
+        from model.training.words import counted
 
         known = open_bundle(bundle).card
         limits = known.out_of_distribution.thresholds
@@ -68,7 +69,8 @@ def main(
         if reference_only:
             card = add_reference(bundle, dataset)
             typer.echo(
-                f"{bundle} has version {card.version}: distributions of {len(dataset.holdout):,} held-out images"
+                f"{bundle} has version {card.version}: distributions of "
+                f"{counted(len(dataset.holdout), 'held-out image')}"
             )
             return
         with image_bar() as progress:

@@ -28,8 +28,8 @@ from model.training.data import (
 from model.training.ood import others
 
 ECE_BINS = 15
-# Out-of-distribution images of each kind that `assess` runs, at most.
-_OTHERS = 2000
+OTHERS = 2000
+"""Out-of-distribution images of each kind that `assess` runs, at most."""
 
 Progress = Callable[[int, int], None]
 """Called after each batch with the number of images done and the total."""
@@ -238,7 +238,7 @@ def assess(
         progress: called after each batch.
     """
     pixels, truth = test.pixels.numpy(), test.labels.numpy()
-    unknown = others(pixels[:_OTHERS])
+    unknown = others(pixels[:OTHERS])
     total = len(pixels) + sum(map(len, unknown.values()))
     done = 0
 

@@ -12,10 +12,11 @@ from model.engines.choose import choose
 from model.engines.torch import TorchEngine, load_network
 from model.training.calibrate import fit, measure_reference, observe
 from model.training.data import DataSet
-from model.training.evaluate import Progress, assess
+from model.training.evaluate import OTHERS, Progress, assess
 from model.training.export import expected_of, metrics_of
 from model.training.report.plots import result_plots
 from model.training.report.readme import README_FILE, readme_of
+from model.training.words import counted
 
 
 def recalibrate(
@@ -53,8 +54,8 @@ def recalibrate(
     engine = TorchEngine(load_network(bundle), spec, device="cpu", precision="float32")
     fitted = len(data.holdout) or len(data.train)
     report(
-        f"fitting the constants to {fitted:,} images and testing on {len(data.test):,} and on others, in float32: "
-        f"{_duration(engine, spec.crop, fitted + 2 * len(data.test))}"
+        f"fitting the constants to {counted(fitted, 'image')} and testing on {len(data.test):,} and on others, in "
+        f"float32: {_duration(engine, spec.crop, fitted + _tested(data))}"
     )
     calibration, ood, reference = fit(observe(engine, spec, data), outliers=card.training.outliers is not None)
     ood = ood.model_copy(update={"thresholds": card.out_of_distribution.thresholds})
@@ -114,8 +115,8 @@ def set_limits(
     engine = choose(bundle)
     where = f"{engine.precision} on {engine.name}"
     report(
-        f"counting the verdicts of {len(data.test):,} test images and of others, in {where}: "
-        f"{_duration(engine, spec.crop, 2 * len(data.test))}"
+        f"counting the verdicts of {counted(len(data.test), 'test image')} and of others, in {where}: "
+        f"{_duration(engine, spec.crop, _tested(data))}"
     )
     ood = card.out_of_distribution.model_copy(update={"thresholds": thresholds})
     found = assess(engine, spec, card.calibration, ood, data.test, progress=progress)
@@ -124,6 +125,11 @@ def set_limits(
     card = card.model_copy(update={"out_of_distribution": ood, "metrics": metrics})
     update_bundle(folder, {README_FILE: readme_of(folder, card)}, card)
     return card
+
+
+def _tested(data: DataSet) -> int:
+    """The number of images that `assess` runs: the test images and three kinds of others."""
+    return len(data.test) + 3 * min(len(data.test), OTHERS)
 
 
 def _duration(engine: Engine, side: int, images: int) -> str:

@@ -24,6 +24,7 @@ from model.training.progress import BarProgress, LineProgress, NoProgress, image
 from model.training.ranks import Ranks
 from model.training.recipes import Recipe
 from model.training.report.plots import contact_sheet
+from model.training.words import counted
 
 
 def train_bundle(
@@ -126,7 +127,7 @@ def train_bundle(
     if other is not None:
         average(result.net, other, average_share)
         result.about["average"] = {"sha256": other.sha256, "share": average_share}
-    print(f"testing once, on {len(dataset.test):,} images", flush=True)
+    print(f"testing once, on {counted(len(dataset.test), 'image')}", flush=True)
     card = export(result, dataset, out, name=name or out.name, device=device)
     print(f"test accuracy {card.metrics.top1:.2%}, expected calibration error {card.metrics.ece:.2%}")
     print(f"wrote {out}", flush=True)

@@ -12,6 +12,7 @@ import torch
 from model.card import AddedFolder
 from model.errors import SaveError, cannot_write
 from model.training.data.sets import PARTS, DataSet, LabeledImages, Part
+from model.training.words import counted
 
 # Images that are copied at once.
 _BLOCK = 1024
@@ -47,7 +48,7 @@ def add_folder(data: DataSet, folder: DataSet, *, cache: Path, report: Callable[
         kept[part] = getattr(folder, part)[torch.tensor(chosen[part], dtype=torch.int64)]
     count, left = sum(map(len, chosen.values())), sum(len(getattr(folder, part)) for part in PARTS)
     report(
-        f"added to {data.name}: {count:,} of {left:,} images of {folder.name}"
+        f"added to {data.name}: {count:,} of {counted(left, 'image')} of {folder.name}"
         + (f"; the others are in {data.name} already" if count < left else "")
     )
     files: Sequence[str] = ()

@@ -34,6 +34,7 @@ from model.image import square_for_crops
 from model.training.data.listing import ListedFile, Listing
 from model.training.data.sets import PARTS, LabeledImages, Part
 from model.training.data.split import HashedFile, content_hash, hash_file, split
+from model.training.words import counted
 
 Progress = Callable[[int, int], None]
 """Called with the number of files done and the total."""
@@ -109,7 +110,7 @@ def cached_images(
     try:
         with _locked(entry):
             if (index := _read_index(entry, spec)) is None or index.fingerprint != fingerprint:
-                report(f"decoding {len(listing.files):,} files of {root} once, to {entry}")
+                report(f"decoding {counted(len(listing.files), 'file')} of {root} once, to {entry}")
                 with _partial(entry) as partial:
                     index = _decode(
                         root, listing, spec, partial, fingerprint, holdout=holdout, test=test, progress=progress
@@ -175,8 +176,8 @@ def _decode(
         if len(skipped) > len(listing.files) * _SKIPPED_SHARE:
             shown = "; ".join(f"{path}: {reason}" for path, reason in skipped[:_EXAMPLES])
             raise DataError(
-                f"more than {_SKIPPED_SHARE:.0%} of the {len(listing.files):,} files in {root} are not images that can "
-                f"be read ({shown}): remove them"
+                f"more than {_SKIPPED_SHARE:.0%} of the {counted(len(listing.files), 'file')} in {root} are not images "
+                f"that can be read ({shown}): remove them"
             )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, (folder / "pixels").open("wb") as out:

@@ -10,6 +10,7 @@ from model.errors import DataError
 from model.training.data.cache import Index, Progress, cached_images
 from model.training.data.listing import list_images
 from model.training.data.sets import PARTS, DataSet, LabeledImages
+from model.training.words import counted
 
 _ROWS = 20
 _EXAMPLES = 5
@@ -103,11 +104,11 @@ def _left_out(index: Index) -> list[str]:
     """A line about each kind of file that is left out or doubtful."""
     lines = [f"skipped {path}: {reason}" for path, reason in index.skipped]
     for pairs, what in (
-        (index.leaked, "training or held-out files are also in another part and left out"),
-        (index.repeated, "files repeat another one of their class and are left out"),
-        (index.ambiguous, "files have the same content as one of another class"),
+        (index.leaked, "left out of the training or held-out images, because another part has the same content"),
+        (index.repeated, "left out, because the class has the same content"),
+        (index.ambiguous, "kept, although another class has the same content"),
     ):
         if pairs:
             examples = ", ".join(f"{one} and {other}" for one, other in pairs[:_EXAMPLES])
-            lines.append(f"{len(pairs):,} {what}: {examples}{', ...' if len(pairs) > _EXAMPLES else ''}")
+            lines.append(f"{counted(len(pairs), 'file')} {what}: {examples}{', ...' if len(pairs) > _EXAMPLES else ''}")
     return lines

@@ -148,9 +148,12 @@ def test_what_is_doubtful_is_reported(tmp_path: Path) -> None:
     reports = Reports()
     data = loaded(root, reports)
     text = "\n".join(reports)
-    assert "1 training or held-out files are also in another part and left out: train/a/leak.png and test/a/001" in text
-    assert "1 files repeat another one of their class and are left out: train/a/twin.png and train/a/002.png" in text
-    assert "1 files have the same content as one of another class: train/b/other.png and train/a/003.png" in text
+    assert (
+        "1 file left out of the training or held-out images, because another part has the same content: train/a/"
+        in text
+    )
+    assert "1 file left out, because the class has the same content: train/a/twin.png and train/a/002.png" in text
+    assert "1 file kept, although another class has the same content: train/b/other.png and train/a/003.png" in text
     assert data.counts("test") == [5, 5]
 
 
