@@ -1,6 +1,7 @@
 """A bundle: a folder with card.json and the files that the card lists."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -168,11 +169,15 @@ def _write_to_disk(path: Path, contents: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk. Windows cannot open a folder and does not need it."""
-    if os.name == "nt":
+    """Write the names in a folder to the disk, where the system can: neither Windows nor some file systems do."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
         return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

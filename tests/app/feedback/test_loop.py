@@ -4,13 +4,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-import httpx
 import pytest
 
+import model
 from model.card import read_card
-from tests.app.running import ROOT, process
+from tests.app.running import ROOT, serving
 from tests.documents import blocks, read, section
 from tests.model.training.data.images import write_image
 
@@ -40,24 +41,19 @@ def test_labels_of_clients_become_the_next_version(folder_bundle: Path, tmp_path
     first = shutil.copytree(folder_bundle, weights / "animals")
     before = read_card(first / "card.json")
     images = folder_bundle.parent / "images"
-    environment = {
-        "TENFOLD_WEIGHTS": str(first),
-        "TENFOLD_PORT": "0",
-        "TENFOLD_DEVICE": "cpu",
-        "TENFOLD_THREADS": "1",
-        "TENFOLD_FEEDBACK": str(store),
-        "TENFOLD_FEEDBACK_IMAGES": "1",
-        "TENFOLD_ADMIN_KEYS": KEY,
-        "TENFOLD_DRAIN_DELAY": "0",
-    }
-    with process(environment, tmp_path / "log") as running:
-        running.wait_ready()
-        with running.client() as client:
-            for seed in range(6):
-                image = write_image(tmp_path / "uploads" / f"{seed}.png", 9000 + seed).read_bytes()
-                request_id = client.post("/predict", content=image).headers["X-Request-ID"]
-                label = {"request_id": request_id, "label": before.labels[0]}
-                assert client.post("/feedback", json=label).status_code == 200
+    with serving(
+        load=partial(model.load, first, engine="torch", device="cpu"),
+        name=before.name,
+        weights_root=weights,
+        device="cpu",
+        feedback=store,
+        feedback_images=True,
+        admin_keys=KEY,
+    ) as running:
+        for seed in range(6):
+            image = write_image(tmp_path / "uploads" / f"{seed}.png", 9000 + seed).read_bytes()
+            label = {"request_id": running.post(image).headers["X-Request-ID"], "label": before.labels[0]}
+            assert running.client.post("/feedback", json=label).status_code == 200
 
         export = documented("feedback")
         export[-2:] = [str(store), "data/feedback"]
@@ -86,8 +82,7 @@ def test_labels_of_clients_become_the_next_version(folder_bundle: Path, tmp_path
         url = f"http://127.0.0.1:{running.port}"
         report = tenfold("reload", "animals-2", "--url", url, "--admin-key", KEY, folder=tmp_path)
         assert report.startswith(f"{before.name}: version {second.version} is served\n")
-        answer = httpx.post(f"{url}/predict", content=image, timeout=30).json()
-        assert answer["model"] == {"name": before.name, "version": second.version}
+        assert running.post(image).json()["model"] == {"name": before.name, "version": second.version}
 
     # What the training printed serves the new bundle.
     (line,) = [line for line in out.splitlines() if line.startswith("serve it: ")]
