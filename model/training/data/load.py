@@ -34,14 +34,17 @@ def folder_of(data: Sources) -> Path | None:
     """PATH of "folder:PATH", which is a folder of images, or None. Of several sources it is that of the first one.
 
     Raises:
-        DataError: PATH is empty.
+        DataError: PATH is empty, or begins with ~ and the name of nobody.
     """
     text = str(split_sources(data)[0])
     if not text.startswith(_FOLDER):
         return None
     if text == _FOLDER:
         raise DataError("--data folder: lacks the path: write --data folder:PATH")
-    return Path(text.removeprefix(_FOLDER)).expanduser()
+    try:
+        return Path(text.removeprefix(_FOLDER)).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"the home folder in --data {text} does not exist: correct the path") from error
 
 
 def split_sources(data: Sources) -> tuple[Path | str, list[Path | str]]:

@@ -57,7 +57,7 @@ def test_new_limits_change_nothing_but_the_verdicts(int8_bundle: Path, tmp_path:
     assert half.out_of_distribution.thresholds == before.out_of_distribution.thresholds.model_copy(
         update={"accepted": 0.5}
     )
-    assert half.metrics.accepted["test"] < 0.8 < before.metrics.accepted["test"]
+    assert half.metrics.accepted["test"] < before.metrics.accepted["test"]
     assert half.metrics.measured == f"{before.metrics.measured}; the verdicts in int8 on openvino"
     same = before.metrics.model_dump(include={"accepted", "other", "measured"})
     assert half.version != before.version
