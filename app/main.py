@@ -21,7 +21,7 @@ from app.http.problems import Errors
 from app.http.routes import admin, docs, drift, explain, feedback, health, metrics, models, page, predict, v2
 from app.serving.service import Load, Service
 from app.serving.swapper import Swapper
-from app.settings import Settings, error_messages
+from app.settings import Settings, error_messages, missing_weights
 from model import CARD_FILE, BundleError, ModelError, read_card
 from model import load as load_bundle
 
@@ -129,8 +129,10 @@ def bundle_folders(settings: Settings) -> dict[str, Path]:
 
     Raises:
         CardError: the card of a bundle is missing or invalid.
-        BundleError: two bundles have the same name.
+        BundleError: two bundles have the same name, or none is named and the default one does not exist.
     """
+    if missing := missing_weights(settings):
+        raise BundleError(missing)
     folders: dict[str, Path] = {}
     for folder in settings.bundles:
         name = read_card(folder / CARD_FILE).name

@@ -344,6 +344,16 @@ def unknown_variables() -> list[str]:
     return warnings
 
 
+def missing_weights(settings: Settings) -> str:
+    """Where weights come from, a sentence, if no bundle is named and there is none at the default place; else ""."""
+    if settings.models or "weights" in settings.model_fields_set or settings.weights.exists():
+        return ""
+    return (
+        f"no weights are named, and {settings.weights} does not exist: set TENFOLD_WEIGHTS (or --weights) to a folder "
+        "that tenfold train has written, or to one below weights in the repository, because the package contains none"
+    )
+
+
 def default_weights() -> dict[str, Path]:
     """The setting `weights` for a command that may run in any folder; empty if the environment names bundles."""
     if any(cleaned(os.environ.get(name, "")) for name in ("TENFOLD_MODELS", "TENFOLD_WEIGHTS")):

@@ -144,15 +144,36 @@ class TeacherBundle(_Strict):
     precision: str
 
 
+class AddedFolder(_Strict):
+    """A folder of images that was added to a data set.
+
+    Attributes:
+        name: of the folder, for people.
+        sha256: of the contents of all its images and their parts and classes.
+        train: number of its training images.
+        holdout: number of its held-out images.
+        test: number of its test images.
+        repeated: number of images that were left out because the data set has them already.
+    """
+
+    name: str
+    sha256: Sha256
+    train: Annotated[int, Field(ge=0)]
+    holdout: Annotated[int, Field(ge=0)]
+    test: Annotated[int, Field(ge=0)]
+    repeated: Annotated[int, Field(ge=0)]
+
+
 class TrainingData(_Strict):
     """The images that a network was trained and tested on.
 
     Attributes:
-        name: of the data set, for people.
+        name: of the data set, for people; without the folders that were added to it.
         sha256: of the contents of all images of a folder and their parts and classes; None for other data sets.
         train: number of training images of each class, int[C].
         holdout: number of held-out images of each class, int[C].
         test: number of test images of each class, int[C].
+        added: folders whose images were added. The numbers of images above include them.
     """
 
     name: str
@@ -160,6 +181,7 @@ class TrainingData(_Strict):
     train: list[Annotated[int, Field(ge=0)]]
     holdout: list[Annotated[int, Field(ge=0)]]
     test: list[Annotated[int, Field(ge=0)]]
+    added: list[AddedFolder] = []
 
 
 class Training(_Strict):
@@ -626,8 +648,13 @@ def read_card(path: Path) -> ModelCard:
     """
     try:
         text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CardError(
+            f"{path} cannot be read: name a weights folder that contains a card.json, as tenfold train writes it"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise CardError(f"{path} cannot be read: name a weights folder that contains a card.json") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise CardError(f"{path} cannot be read ({reason}): copy the bundle again") from error
     try:
         return ModelCard.model_validate_json(text)
     except ValidationError as error:

@@ -13,12 +13,19 @@ import pytest
 
 from tests.app.another_program import another_program
 from tests.app.running import ROOT
+from tests.shipped import NAMES
+
+
+def rules_of(name: str) -> list[str]:
+    """The rules of an ignore file, without its comments."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with app/ and model/ as the build context has them."""
-    rules = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    rules = rules_of(".dockerignore")
     excluded = [rule.removeprefix("**/") for rule in rules if rule != "*" and not rule.startswith("!")]
 
     def ignored(folder: str, names: list[str]) -> list[str]:
@@ -78,7 +85,26 @@ def run(folder: Path, *arguments: str) -> str:
 def test_the_training_code_is_left_out(copied: Path) -> None:
     assert not (copied / "model" / "training").exists()
     assert not (copied / "model" / "commands").exists()
-    assert not list((copied / "model").glob("train*"))
+    commands = [path.name for path in (copied / "model").glob("*.py") if "model.commands" in path.read_text()]
+    assert not commands
+
+
+def test_only_the_shipped_weights_are_in_the_image() -> None:
+    """Not the bundles that a reader of the tutorials has trained in weights/."""
+    rules = rules_of(".dockerignore")
+    assert rules[0] == "*"
+    assert [rule for rule in rules if rule.startswith("!weights")] == [f"!weights/{name}" for name in NAMES]
+    assert "COPY weights weights\n" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_the_files_of_the_tutorials_are_no_changes_of_the_repository() -> None:
+    names = ["digits.py", "cat.png", "feedback.sqlite", "feedback.sqlite-wal", "data/digits/7/1.png", "runs/a"]
+    mine = ["weights/digits/card.json", "weights/resnet18-cifar10-2/README.md", "weights/resnet18-cifar10/README.md"]
+    command = ["git", "check-ignore", "--no-index", *names, *mine]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == 128:
+        pytest.skip("this is no git repository")
+    assert done.stdout.split() == [*names, *mine[:-1]]
 
 
 def test_the_server_can_be_imported(copied: Path) -> None:

@@ -312,7 +312,7 @@ def test_the_folder_that_the_guide_writes_is_a_data_set(tmp_path: Path) -> None:
 def test_the_recipe_of_the_guide_accepts_its_options() -> None:
     text = read("docs/your-own-images.md").replace("\\\n", " ")
     lines = [line for block in blocks(text, "sh") for line in block.splitlines() if "tenfold train" in line]
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         words = shlex.split(line)
         settings = [words[place + 1] for place, word in enumerate(words) if word == "--set"]

@@ -87,17 +87,15 @@ def _add_training_command(name: str, summary: str) -> None:
 
     def command(context: typer.Context) -> None:
         try:
-            main = import_module(f"model.commands.{name}").main
-        except ImportError as error:
+            run = import_module("model.commands.exits").run
+        except ModuleNotFoundError as error:  # in the container
             print(
-                f"error: {context.command_path} requires the training dependencies ({error}): "
-                "run make install, or install tenfold[train]",
+                f"error: {context.command_path} is not part of this installation, which only serves: run it in a "
+                "checkout, or install tenfold[train]",
                 file=sys.stderr,
             )
             raise typer.Exit(2) from error
-        inner = typer.Typer(add_completion=False, rich_markup_mode=None)
-        inner.command()(main)
-        inner(context.args, prog_name=context.command_path)
+        run(name, context.command_path, context.args)
 
     # The inner command parses the arguments, --help included.
     options = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -117,7 +117,7 @@ def export(
     files = {
         CARD_FILE: to_json(card).encode(),
         WEIGHTS_FILE: weights,
-        README_FILE: readme(card).encode(),
+        README_FILE: readme(card, folder=folder).encode(),
         **plots(card.labels, run.history, assessment, watched=recipe.watch),
     }
     write_bundle(folder, files)
@@ -130,7 +130,7 @@ def metrics_of(assessment: Assessment, labels: Sequence[str], *, files: Sequence
     Args:
         assessment: on the test set.
         labels: class names.
-        files: path of each test image, if the images have files of their own.
+        files: path of each test image, or "" if it has no file of its own; empty if none has.
         measured: conditions of the measurement, for people.
     """
     scores = assessment.scores

@@ -82,14 +82,6 @@ def test_training_commands_have_their_own_options_and_help() -> None:
     assert done.stderr.startswith("error: no-such/card.json ")
 
 
-def test_missing_training_dependencies_are_reported(tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
-    done = tenfold("train", "--help", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: tenfold train requires the training dependencies (No module named 'torch')")
-    assert done.stderr.count("\n") == 1
-
-
 def test_it_serves_from_any_folder_with_its_options(tmp_path: Path) -> None:
     """With the shipped weights, which are found relative to the code."""
     program = (
