@@ -148,7 +148,14 @@ class Decoder:
             tuple(warnings),
         )
 
-    async def draw(self, data: bytes, image: PreprocessedImage, maps: NDArray[np.float32], flow: Flow) -> bytes:
+    async def draw(
+        self,
+        data: bytes,
+        image: PreprocessedImage,
+        maps: NDArray[np.float32],
+        scale: NDArray[np.float32] | None,
+        flow: Flow,
+    ) -> bytes:
         """Draw maps over an image file. See `model.overlay`.
 
         Returns:
@@ -158,7 +165,7 @@ class Decoder:
             ImageError: the image is at fault.
         """
         size = overlay_memory(data, max_pixels=self._max_pixels)
-        return (await self._decode(_draw, image, maps, self._max_pixels, data=data, size=size, flow=flow))[1]
+        return (await self._decode(_draw, image, maps, scale, self._max_pixels, data=data, size=size, flow=flow))[1]
 
     async def run(self, function: Callable[[], T], *, size: int, flow: Flow) -> T:
         """Run a function that reads no file in a thread when its turn comes.
@@ -299,5 +306,11 @@ def _preprocess(data: bytes, spec: InputSpec, max_pixels: int, views: int) -> Re
     return (image.pixels.shape, image.boxes, image.width, image.height, image.warnings), image.pixels.tobytes()
 
 
-def _draw(data: bytes, image: PreprocessedImage, maps: NDArray[np.float32], max_pixels: int) -> Result:
-    return None, png(overlay(data, image, maps, max_pixels=max_pixels))
+def _draw(
+    data: bytes,
+    image: PreprocessedImage,
+    maps: NDArray[np.float32],
+    scale: NDArray[np.float32] | None,
+    max_pixels: int,
+) -> Result:
+    return None, png(overlay(data, image, maps, scale=scale, max_pixels=max_pixels))

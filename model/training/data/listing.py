@@ -39,18 +39,24 @@ class Listing:
         labels: the class names, sorted.
         files: ordered by part, class and path.
         parts: the parts that have folders of their own; empty for PATH/CLASS/*.
+        added: whether the images are added to another data set. A class may then have any number of images.
     """
 
     labels: tuple[str, ...]
     files: list[ListedFile]
     parts: tuple[Part, ...]
+    added: bool = False
 
 
-def list_images(root: Path) -> Listing:
+def list_images(root: Path, *, added: bool = False) -> Listing:
     """List the files of each class, without opening them.
 
     A class is a folder, and every file in it and its subfolders counts. Names that begin with a dot are left out. With
     PATH/train and PATH/test, these are the parts of the data set, and PATH/val, if there is one, is the held-out part.
+
+    Args:
+        root: the folder.
+        added: whether the images are added to another data set. One class is then enough.
 
     Raises:
         DataError: the folder does not exist or cannot be read, has fewer than two classes or an empty one, or its parts
@@ -62,7 +68,7 @@ def list_images(root: Path) -> Listing:
     folders = {root / name: part for name, part in _PART_FOLDERS.items() if (root / name).is_dir()} if has_parts else {}
     try:
         found = {folder: _classes(folder) for folder in folders or {root: "train"}}
-        labels = _labels(found)
+        labels = _labels(found, least=1 if added else 2)
         files = [
             _listed(root, path, label=number, part=folders.get(folder, "train"))
             for folder, classes in found.items()
@@ -71,7 +77,7 @@ def list_images(root: Path) -> Listing:
         ]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read ({error.strerror}): change its permissions") from error
-    listing = Listing(labels, files, tuple(folders.values()))
+    listing = Listing(labels, files, tuple(folders.values()), added)
     _refuse_empty_classes(listing, found)
     return listing
 
@@ -92,16 +98,16 @@ def _classes(folder: Path) -> dict[str, Path]:
     return classes
 
 
-def _labels(found: dict[Path, dict[str, Path]]) -> tuple[str, ...]:
+def _labels(found: dict[Path, dict[str, Path]], *, least: int) -> tuple[str, ...]:
     """The classes, which all parts must have."""
     first, *others = found
     names = sorted(found[first])
-    if len(names) < 2:
+    if len(names) < least:
         has = f"only one class, {names[0]}" if names else "no folders of classes"
         advice = f", or name --data folder:{first / names[0]}" if names == ["train"] else ""
         raise DataError(
             f"{first} has {has}: put the images of each class in a folder with its name, "
-            f"for at least two classes{advice}"
+            f"for at least {'one class' if least == 1 else 'two classes'}{advice}"
         )
     for other in others:
         differences = [
