@@ -73,7 +73,15 @@ def _png(data: bytes) -> Header:
 
 
 def _gif(data: bytes) -> Header:
-    return Header(*struct.unpack("<HH", data[6:10]))
+    """The canvas, or the first frame where that outgrows it."""
+    width, height, flags = struct.unpack("<HHB", data[6:11])
+    at = 13 + ((3 << (flags & 7) + 1) if flags & 128 else 0)
+    for _ in range(_SEGMENTS):
+        if data[at] == 0x2C:
+            left, top, wide, high = struct.unpack("<HHHH", data[at + 1 : at + 9])
+            return Header(max(width, left + wide), max(height, top + high))
+        at += 2 if data[at] == 0x21 else data[at] + 1  # an extension, or a block of it
+    return Header(width, height)
 
 
 def _bmp(data: bytes) -> Header:

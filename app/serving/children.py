@@ -72,7 +72,7 @@ class Children:
     """A pool of children, which belongs to the event loop's thread. They are started as they are needed.
 
     Args:
-        errors: exceptions that a function may raise. Their message is sent to the caller.
+        errors: exceptions that a function may raise. Their message is sent to the service.
         cpu_seconds: CPU time of one call. The kernel ends a child that uses more.
     """
 

@@ -272,7 +272,7 @@ class BlockingDecoder:
         self._max_pixels = max_pixels
         self._decoder = Decoder(threads=threads, max_bytes=max_bytes, max_pixels=max_pixels)
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="decoder", daemon=True).start()
+        threading.Thread(target=self._run, name="decoder", daemon=True).start()
         self._loop.call_soon_threadsafe(self._decoder.start)
 
     def preprocess(self, data: bytes, spec: InputSpec, views: int) -> PreprocessedImage:
@@ -289,6 +289,10 @@ class BlockingDecoder:
         """End the children and the event loop."""
         self._loop.call_soon_threadsafe(self._decoder.stop)
         self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()
 
     async def _preprocess(self, data: bytes, spec: InputSpec, views: int) -> PreprocessedImage:
         try:

@@ -41,7 +41,7 @@ def run(main: Callable[[Children], Coroutine[Any, Any, None]]) -> None:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, also if nobody has asked for its exit code."""
+    """Whether a process has ended, also if its exit code was not read."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
