@@ -73,7 +73,8 @@ def overlay(
     full = heat.max() if scale is None else _heat(image, scale, seen.shape[1], seen.shape[0]).max()
     # Without evidence for the class of the scale, the map has its own.
     level = np.minimum(heat * (255 / (full or heat.max() or 1)), 255).astype(np.uint8)
-    return (seen * _LEFT[level] + _ADDED[level]).astype(np.uint8)
+    drawn: NDArray[np.uint8] = (seen * _LEFT[level] + _ADDED[level]).astype(np.uint8)
+    return drawn
 
 
 def overlay_memory(data: bytes, *, max_pixels: int) -> int:

@@ -8,6 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
+from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
@@ -36,8 +37,8 @@ _CURL = "application/x-www-form-urlencoded"
 # What follows a boundary: two dashes after the last part, or else padding and a line break (RFC 2046, 5.1.1).
 _AFTER_BOUNDARY = re.compile(rb"--|[ \t]{0,64}(\r?\n)")
 _FOLDED = re.compile(rb"\r?\n[ \t]+")
-_PARAMETER = re.compile(rb';\s*([^\s=;"]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;]*))', re.DOTALL)
-_ESCAPED = re.compile(rb'\\(["\\])')
+# RFC 8187: charset'language'percent-encoded. parse_options_header leaves it out, but clients send it.
+_EXTENDED_NAME = re.compile(rb";\s*filename\*\s*=\s*\"?[^';\"]*'[^';\"]*'([^;\"]*)", re.IGNORECASE)
 
 
 async def read_uploads(request: Request, *, max_files: int, parameters: Collection[str] = ()) -> list[Upload]:
@@ -61,7 +62,7 @@ async def read_uploads(request: Request, *, max_files: int, parameters: Collecti
     header = request.headers.get("content-type", "")
     content_type = header.partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
-        boundary = _parameters(header.encode("latin-1")).get(b"boundary", b"")
+        boundary = parse_options_header(header)[1].get(b"boundary", b"")
         if not 1 <= len(boundary) <= 70:  # RFC 2046
             raise _malformed("its content type has no boundary of 1 to 70 characters")
         return _from_form(await read_body(request), boundary, max_files, parameters)
@@ -225,15 +226,16 @@ def _part(body: bytes, line_end: bytes, start: int, end: int) -> _Part:
     if blank < 0:
         raise _malformed(f"a part has no blank line after its headers of at most {_MAX_HEADER_BYTES:,} bytes")
     headers = _headers(body[start:blank])
-    disposition = _parameters(headers.get(b"content-disposition", b""))
-    if b"name" not in disposition:
+    disposition = headers.get(b"content-disposition", b"")
+    options = parse_options_header(disposition)[1]
+    if b"name" not in options:
         raise _malformed("a part has no Content-Disposition with a name")
-    filename = disposition.get(b"filename")
-    if b"filename*" in disposition:  # RFC 8187: charset'language'percent-encoded
-        filename = unquote_to_bytes(disposition[b"filename*"].rpartition(b"'")[2])
+    filename = options.get(b"filename")
+    if extended := _EXTENDED_NAME.search(disposition):
+        filename = unquote_to_bytes(extended[1])
     kind = _text(headers.get(b"content-type", b"")).partition(";")[0].strip().lower()
     return _Part(
-        name=_text(disposition[b"name"]),
+        name=_text(options[b"name"]),
         filename=None if filename is None else _text(filename),
         is_file=filename is not None or kind.startswith("image/") or kind in _ANY_BYTES,
         encoding=headers.get(b"content-transfer-encoding", b"").lower(),
@@ -250,18 +252,6 @@ def _headers(head: bytes) -> Mapping[bytes, bytes]:
             raise _malformed("a header of a part has no colon")
         headers[name.strip().lower()] = value.strip()
     return headers
-
-
-def _parameters(header: bytes) -> Mapping[bytes, bytes]:
-    """The parameters of a header such as Content-Disposition, by name in lower case."""
-    parameters = {}
-    for name, quoted, plain in _PARAMETER.findall(header):
-        value = _ESCAPED.sub(rb"\1", quoted) if quoted else plain.strip()
-        key = name.lower()
-        if key == b"filename" and (value[1:3] == b":\\" or value.startswith(b"\\\\")):
-            value = value.rpartition(b"\\")[2]  # old browsers send the path of the file
-        parameters[key] = value
-    return parameters
 
 
 def _from_part(part: _Part) -> Upload:

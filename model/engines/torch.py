@@ -129,7 +129,7 @@ def has_bfloat16(device: torch.device) -> bool:
     The answer follows from the hardware alone, so that equal machines compute alike.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # oneDNN has the last word: it knows ONEDNN_MAX_CPU_ISA. But it also accepts the emulation on x86.
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False

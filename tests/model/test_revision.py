@@ -31,7 +31,10 @@ PREDICTIONS = (
 def drawn(width: int, height: int, channels: int = 3) -> NDArray[np.uint8]:
     """A smooth image with a fine pattern, by integer arithmetic."""
     y, x, c = np.mgrid[:height, :width, :channels]
-    return ((x * (c + 2) + y * 3 + (x // 5 + y // 7) % 2 * 90 + x * y // 50) % 256).astype(np.uint8)
+    pixels: NDArray[np.uint8] = ((x * (c + 2) + y * 3 + (x // 5 + y // 7) % 2 * 90 + x * y // 50) % 256).astype(
+        np.uint8
+    )
+    return pixels
 
 
 def files() -> list[bytes]:
@@ -56,8 +59,9 @@ def files() -> list[bytes]:
 
 def test_the_pixels_of_fixed_images_change_only_with_the_revision() -> None:
     digest = hashlib.sha256()
-    for side, crop, interpolation in ((32, 32, "bilinear"), (36, 32, "bicubic")):
-        spec = InputSpec(resize=side, crop=crop, interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1))
+    plain = {"crop": 32, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    for other in ({"resize": 32, "interpolation": "bilinear"}, {"resize": 36, "interpolation": "bicubic"}):
+        spec = InputSpec.model_validate(plain | other)
         for data in files():
             pixels = preprocess(data, spec, max_pixels=10_000_000, views=MAX_VIEWS).pixels
             digest.update(repr(pixels.shape).encode() + pixels.tobytes())

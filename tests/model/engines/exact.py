@@ -53,7 +53,8 @@ def _run(node: openvino.Node, x: list[Tensor], pixels: NDArray[np.uint8]) -> Ten
             value, low, high, out_low, out_high = x
             steps = about["levels"] - 1
             level = ((value.clamp(low, high) - low) / (high - low) * steps).round()
-            return level / steps * (out_high - out_low) + out_low
+            found: Tensor = level / steps * (out_high - out_low) + out_low
+            return found
         case "ReduceMean":
             return x[0].mean(tuple(x[1].int().flatten().tolist()), keepdim=about["keep_dims"])
         case "Reshape":
