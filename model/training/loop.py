@@ -162,7 +162,7 @@ def train(
         use_matmul_convolutions(net, recipe.matmul_side)
     ema = None
     if recipe.ema_decay:
-        ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)  # type: ignore[no-untyped-call]
+        ema = moving_average(net, recipe.ema_decay)
     if ranks.joined:
         synchronise_batch_norm(net, device)
     optimizers = optimizers_for(net, recipe)
@@ -352,6 +352,22 @@ def train(
 
     run.net.eval()
     return run
+
+
+def moving_average(net: nn.Module, decay: float) -> AveragedModel:
+    """The exponential moving average of the weights of `net`. `update_parameters` of the result adds a step to it.
+
+    The decay of step n, from 0, is min(decay, (1 + n) / (10 + n)), as in TensorFlow's ExponentialMovingAverage. With a
+    constant decay, the weights of the first step would keep a large share in a short run.
+    """
+
+    def update(averaged: Any, current: Any, steps: Any) -> None:
+        # `steps` is on the device of the weights: reading it would wait for a GPU.
+        done = int(ema.n_averaged)
+        get_ema_multi_avg_fn(min(decay, (1 + done) / (10 + done)))(averaged, current, steps)
+
+    ema = AveragedModel(net, multi_avg_fn=update, use_buffers=True)  # type: ignore[no-untyped-call]
+    return ema
 
 
 def optimizers_for(net: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:

@@ -26,6 +26,7 @@ from model.training.loop import (
     Observer,
     Run,
     learning_rate,
+    moving_average,
     optimizers_for,
     selection,
     split_order,
@@ -427,7 +428,7 @@ def test_another_seed_gives_another_run(data: DataSet, tmp_path: Path) -> None:
     assert losses[0] != losses[1]
 
 
-def test_the_average_is_exponential(data: DataSet, tmp_path: Path) -> None:
+def test_the_average_is_that_of_the_steps(data: DataSet, tmp_path: Path) -> None:
     # One step an epoch at a constant rate: the first epoch of both runs is the same.
     one = replace(SHORT, epochs=1, batch_size=120, schedule="multistep", sizes=(), ema_decay=0.9)
     trained(one, data, tmp_path / "one")
@@ -436,7 +437,21 @@ def test_the_average_is_exponential(data: DataSet, tmp_path: Path) -> None:
     second = checkpoint.load(tmp_path / "two" / "checkpoint.pt")["net"]
     for key in ("conv1.weight", "fc.bias", "bn1.running_mean"):
         assert not torch.equal(first[key], second[key])
-        torch.testing.assert_close(run.net.state_dict()[key], 0.9 * first[key] + 0.1 * second[key])
+        torch.testing.assert_close(run.net.state_dict()[key], 2 / 11 * first[key] + 9 / 11 * second[key])
+
+
+def test_the_decay_of_the_average_rises_so_that_the_first_weights_are_forgotten() -> None:
+    net = torch.nn.Linear(1, 1)
+    ema = moving_average(net, 0.98)
+    expected = 0.0
+    for step in range(600):
+        with torch.no_grad():
+            net.weight.fill_(step)
+        ema.update_parameters(net)
+        decay = min(0.98, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+        assert ema.module.weight.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert step - expected == pytest.approx(0.98 / 0.02, rel=0.01), "the decay has reached 0.98"
 
 
 def test_without_an_average_the_network_itself_is_kept(data: DataSet, tmp_path: Path) -> None:
