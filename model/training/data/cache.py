@@ -124,7 +124,7 @@ def cached_images(
 def _fingerprint(listing: Listing, spec: InputSpec, *, holdout: float, test: float) -> str:
     digest = hashlib.sha256(repr((_FORMAT, spec.interpolation, holdout, test, listing.labels)).encode())
     for file in listing.files:
-        digest.update(repr((file.path, file.label, file.part, file.size, file.modified)).encode())
+        digest.update(repr(file).encode())
     return digest.hexdigest()
 
 
@@ -228,6 +228,8 @@ def _mapped_over(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Se
 
 def _hashed(root: Path, file: ListedFile) -> HashedFile | str:
     """The file with its hash, or why it cannot be read."""
+    if file.unreadable:
+        return file.unreadable
     if file.size > _MAX_BYTES:
         return f"it is larger than {_MAX_BYTES >> 20} MiB"
     try:

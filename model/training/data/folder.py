@@ -8,7 +8,7 @@ import torch
 from model.card import InputSpec
 from model.errors import DataError
 from model.training.data.cache import Index, Progress, cached_images
-from model.training.data.listing import list_images
+from model.training.data.listing import Listing, list_images
 from model.training.data.sets import PARTS, DataSet, LabeledImages
 
 _ROWS = 20
@@ -26,7 +26,7 @@ def load_folder(
     report: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> DataSet:
-    """Map the images of PATH/CLASS/*, or of PATH/train/CLASS/* and PATH/test/CLASS/*, into memory.
+    """Map the images of PATH/CLASS/*, or of the parts PATH/train/CLASS/*, PATH/val/CLASS/*, PATH/test/CLASS/*.
 
     The images are decoded once, into the cache (`model.training.data.cache`).
 
@@ -65,7 +65,7 @@ def load_folder(
         sha256=index.sha256,
         test_files=index.test_files,
     )
-    for line in (*_counts(data), *_left_out(index)):
+    for line in (*_counts(data), *_unused(listing), *_left_out(index)):
         report(line)
     return data
 
@@ -90,6 +90,16 @@ def _counts(data: DataSet) -> list[str]:
     ]
     width = max(len(row[0]) for row in table)
     return [f"{label:{width}}  {first:>9}  {second:>9}  {third:>9}" for label, first, second, third in table]
+
+
+def _unused(listing: Listing) -> list[str]:
+    """A line about what lies beside the folders of parts or classes, or none."""
+    names = listing.unused
+    if not names:
+        return []
+    beside = "folders of parts and classes" if listing.parts else "folders of classes"
+    examples = ", ".join(names[:_EXAMPLES])
+    return [f"{len(names):,} not used beside the {beside}: {examples}{', ...' if len(names) > _EXAMPLES else ''}"]
 
 
 def _left_out(index: Index) -> list[str]:
