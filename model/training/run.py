@@ -13,6 +13,7 @@ from model.card import NAME_PATTERN
 from model.engines.base import DeviceName
 from model.errors import RecipeError, SaveError, TrainingError
 from model.nets.zoo import build, short_name
+from model.training import checkpoint
 from model.training import data as datasets
 from model.training.average import average
 from model.training.distill import Teacher
@@ -68,13 +69,15 @@ def train_bundle(
         ranks: the processes that train together. Rank 0 tests the network, writes and prints.
 
     Raises:
-        SaveError: the bundle exists, has an unusable name or cannot be written, or `run` holds another run.
+        SaveError: the bundle exists, has an unusable name or cannot be written, or `run` cannot be written or holds
+            another run.
         DataError: the data set is missing or damaged, or `outliers` cannot be used.
         RecipeError: there is no such network, `init` is missing or of another network, or the checkpoint is of another
             recipe.
         TrainingError: there is no CUDA device or no checkpoint, or the loss is no longer finite.
     """
     check_new(out)
+    checkpoint.check_folder(run)
     if not re.match(NAME_PATTERN, out.name):
         raise SaveError(f"the name {out.name!r} is not allowed: end --out in letters, digits, dots, _ and - only")
     if device == "cuda" and not torch.cuda.is_available():
@@ -105,10 +108,14 @@ def train_bundle(
         guide = Teacher.from_bundle(teacher, recipe=recipe, labels=dataset.labels, device=device)
         report(f"teacher: {guide.about.name}, in {guide.about.precision} by {guide.about.engine}")
     cuda = device != "cpu" and torch.cuda.is_available()
+    place = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    if recipe.compile and (problem := why_not_compiled(place)):
+        report(f"training without torch.compile, which cannot run here: {problem}")
+        recipe = replace(recipe, compile=False)
     result = _train(
         recipe,
         dataset,
-        torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
+        place,
         run,
         seed=seed,
         resume=resume,
@@ -134,6 +141,19 @@ def train_bundle(
         sheet.unlink(missing_ok=True)
         raise SaveError(f"{out} is complete, but {sheet} cannot be written: {error.strerror}") from error
     print(f"{sheet} shows the mistakes with the highest confidence", flush=True)
+
+
+def why_not_compiled(device: torch.device) -> str | None:
+    """Why torch.compile cannot run on a device, such as for want of a C++ compiler, or None if it can.
+
+    The whole network would fail with hundreds of lines, so one addition is compiled first.
+    """
+    try:
+        torch.compile(lambda values: values + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # the errors of its parts have no common base
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return lines[0] if lines else type(error).__name__
+    return None
 
 
 def bundle_name(network: str, data: str) -> str:

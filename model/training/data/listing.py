@@ -66,8 +66,10 @@ def list_images(root: Path) -> Listing:
         DataError: the folder does not exist or cannot be read, has fewer than two classes or an empty one, its parts
             have different classes, or all its classes have names of parts.
     """
-    if not root.is_dir():
+    if not root.exists():
         raise DataError(f"the folder {root} does not exist: give --data folder:PATH")
+    if not root.is_dir():
+        raise DataError(f"{root} is a file: give --data folder:PATH a folder of images")
     unused: list[str] = []
     try:
         folders = _parts(root, unused)

@@ -134,18 +134,24 @@ def load(kind: str, root: Path, *, holdout: int, limit: int | None = None, downl
     Args:
         kind: "cifar10" or "synthetic".
         root: folder that contains cifar-10-batches-py/; not used for synthetic images.
-        holdout: number of images to hold out of the training set, the same number of each class.
+        holdout: number of images to hold out of the training set, the same number of each class; 0 for none.
         limit: use only the first so many images of each part, for a trial.
         download: download CIFAR-10 through torchvision if it is missing.
 
     Raises:
-        DataError: the files are missing or damaged.
+        DataError: the files are missing or damaged, or `holdout` leaves a class without images.
     """
     if kind == "synthetic":
         train, test, md5, name = synthetic(400, 1), synthetic(100, 2), dict[str, str](), "synthetic images"
     else:
         train, test, md5 = load_cifar10(root, download=download)
         name = "CIFAR-10"
+    classes = len(CIFAR10_LABELS)
+    if 0 < holdout < classes or holdout // classes >= len(train) // classes:
+        raise DataError(
+            f"holdout={holdout} is not possible with {classes} classes of {len(train) // classes:,} images: give 0, or "
+            f"{classes} to {len(train) - classes:,}"
+        )
     kept, held = _split(train.labels, holdout)
     return DataSet(train[kept], train[held], test, CIFAR10_LABELS, name, md5).limited(limit)
 

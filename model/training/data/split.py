@@ -50,7 +50,7 @@ def split(listing: Listing, files: Sequence[HashedFile], *, holdout: float, test
         test: share of all images that is for the test, if the folder has no parts.
 
     Raises:
-        DataError: a class has too few images.
+        DataError: a class has too few images, or the shares leave none for training.
     """
     order = {part: number for number, part in enumerate(("test", "holdout", "train"))}
     first: dict[str, HashedFile] = {}  # content -> its file in the part that keeps it
@@ -85,6 +85,9 @@ def _chosen(listing: Listing, kept: Sequence[HashedFile], *, holdout: float, tes
     if "holdout" not in listing.parts:
         shares["holdout"] = holdout
     shares = {part: share for part, share in shares.items() if share}
+    if sum(shares.values()) >= 1:
+        sizes = " and ".join(f"{part}_share={share:g}" for part, share in shares.items())
+        raise DataError(f"{sizes} leave no images for training: set smaller shares")
     by_class: dict[int, list[str]] = defaultdict(list)
     for hashed in kept:
         if hashed.file.part == "train":
