@@ -15,7 +15,15 @@ from model.classifier import Classifier, load
 from model.engines.base import DeviceName, Engine, EngineName
 from model.errors import ModelError
 from model.image import test_transform
-from model.training.data import CACHE, CIFAR10_LABELS, LabeledImages, folder_of, load_again, load_cifar10_test
+from model.training.data import (
+    CACHE,
+    CIFAR10_LABELS,
+    LabeledImages,
+    TestPart,
+    folder_of,
+    load_cifar10_test,
+    load_test,
+)
 from model.training.ood import others
 
 ECE_BINS = 15
@@ -258,6 +266,7 @@ def evaluate_bundle(
     folder: Path,
     data: Path | str,
     *,
+    part: TestPart = "auto",
     engine: EngineName = "auto",
     device: DeviceName = "auto",
     limit: int | None = None,
@@ -265,11 +274,12 @@ def evaluate_bundle(
     report: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> tuple[Classifier, Assessment]:
-    """Load a bundle and assess it on the test part of a folder of images, or on the CIFAR-10 test set.
+    """Load a bundle and assess it on a folder of images, or on the CIFAR-10 test set.
 
     Args:
         folder: of the bundle.
         data: folder that contains cifar-10-batches-py/, or "folder:PATH".
+        part: which images of a folder, as in `load_test`.
         engine: as in `model.load`.
         device: as in `model.load`.
         limit: use only the first so many test images.
@@ -283,7 +293,7 @@ def evaluate_bundle(
     classifier = load(folder, engine=engine, device=device)
     card = classifier.card
     if folder_of(data):
-        test = load_again(card, data, limit=limit, cache=cache, report=report, progress=progress).test
+        test = load_test(card, data, part=part, limit=limit, cache=cache, report=report, progress=progress)
     elif tuple(card.labels) != CIFAR10_LABELS:
         raise ModelError(
             f"the classes of {folder} are not the ten of CIFAR-10: give their images by --data folder:PATH"

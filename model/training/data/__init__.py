@@ -1,7 +1,7 @@
 """Data sets: CIFAR-10, a folder of images, and synthetic images that need no files."""
 
 from model.training.data.cifar10 import CIFAR10_LABELS, load_cifar10_test
-from model.training.data.load import CACHE, folder_of, load, load_again, load_for
+from model.training.data.load import CACHE, TestPart, folder_of, load, load_again, load_for, load_test
 from model.training.data.sets import DataSet, LabeledImages, Part
 
 __all__ = [
@@ -10,9 +10,11 @@ __all__ = [
     "DataSet",
     "LabeledImages",
     "Part",
+    "TestPart",
     "folder_of",
     "load",
     "load_again",
     "load_cifar10_test",
     "load_for",
+    "load_test",
 ]

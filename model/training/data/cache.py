@@ -104,7 +104,7 @@ def cached_images(
     """
     name = re.sub(r"[^A-Za-z0-9]+", "-", root.resolve().name).strip("-") or "images"
     place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]
-    entry = cache / f"{name}-{place}-{spec.resize}-{spec.crop}"
+    entry = cache / f"{name}-{place}-{spec.resize}-{spec.crop}{'-all' if test == 1 else ''}"
     fingerprint = _fingerprint(listing, spec, holdout=holdout, test=test)
     try:
         with _locked(entry):

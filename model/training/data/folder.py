@@ -1,6 +1,6 @@
 """A folder of images as a data set."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -34,20 +34,22 @@ def load_folder(
         root: the folder.
         spec: test transform of the recipe or the card.
         holdout: share of the training images that is held out, unless PATH/val exists.
-        test: share of all images that is for the test, unless PATH/test exists.
+        test: share of all images that is for the test, unless PATH/test exists; 1 for all images, whatever their part.
         cache: folder of the decoded images.
-        labels: the class names in the order of the label numbers; None sorts them.
+        labels: the class names in the order of the label numbers; None sorts them. If all images are for the test,
+            some of these classes may be missing.
         report: called with lines of text about the images of each class and the files that are left out.
         progress: called for each file that is hashed or decoded.
 
     Raises:
         DataError: the folder has another layout, too few images or too many unreadable files, or its classes are not
-            `labels`.
+            those of `labels`.
         SaveError: the cache cannot be written.
     """
     listing = list_images(root)
-    if labels is not None and set(labels) != set(listing.labels):
-        raise DataError(f"the classes of {root} are not those of the model ({_differences(labels, listing.labels)})")
+    known = set(listing.labels if labels is None else labels)
+    if not known.issuperset(listing.labels) or (test < 1 and len(known) > len(listing.labels)):
+        raise DataError(f"the classes of {root} are not those of the model ({_differences(known, listing.labels)})")
     parts, index = cached_images(
         root, listing, spec, cache, holdout=holdout, test=test, report=report, progress=progress
     )
@@ -70,7 +72,7 @@ def load_folder(
     return data
 
 
-def _differences(expected: Sequence[str], found: Sequence[str]) -> str:
+def _differences(expected: Iterable[str], found: Iterable[str]) -> str:
     only = {"missing": set(expected) - set(found), "unknown": set(found) - set(expected)}
     return "; ".join(f"{name}: {', '.join(sorted(labels)[:_EXAMPLES])}" for name, labels in only.items() if labels)
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.errors import DataError
@@ -39,15 +39,15 @@ class Split:
 def split(listing: Listing, files: Sequence[HashedFile], *, holdout: float, test: float) -> Split:
     """Assign each file to a part.
 
-    The parts that the folder does not have are chosen by the hash of the content. An image therefore stays in its part
-    when other images are added or files are renamed. If no image of a class falls in a part, the next one by hash is
-    moved to it.
+    With a test share of 1, all images are for the test. Otherwise the parts that the folder does not have are
+    chosen by the hash of the content. An image therefore stays in its part when other images are added or files are
+    renamed. If no image of a class falls in a part, the next one by hash is moved to it.
 
     Args:
         listing: of the folder.
         files: its files that can be read.
         holdout: share of the training images that is held out, 0..1; about that many of each class.
-        test: share of all images that is for the test, if the folder has no parts.
+        test: share of all images that is for the test, if the folder has no such part; 1 for all images of any part.
 
     Raises:
         DataError: a class has too few images, or the shares leave none for training.
@@ -57,6 +57,8 @@ def split(listing: Listing, files: Sequence[HashedFile], *, holdout: float, test
     kept: list[HashedFile] = []
     seen: dict[tuple[str, int], HashedFile] = {}
     repeated, leaked, ambiguous = [], [], []
+    if test == 1:
+        files = [replace(hashed, file=replace(hashed.file, part="test")) for hashed in files]
     for hashed in sorted(files, key=lambda each: order[each.file.part]):
         file = hashed.file
         twin = first.setdefault(hashed.sha256, hashed)
@@ -69,7 +71,7 @@ def split(listing: Listing, files: Sequence[HashedFile], *, holdout: float, test
             kept.append(hashed)
             if twin is not hashed:
                 ambiguous.append((file.path, twin.file.path))
-    chosen = _chosen(listing, kept, holdout=holdout, test=test)
+    chosen = {} if test == 1 else _chosen(listing, kept, holdout=holdout, test=test)
     parts: dict[Part, list[HashedFile]] = {part: [] for part in PARTS}
     for hashed in sorted(kept, key=lambda each: (each.sha256, each.file.label)):
         given = hashed.file.part

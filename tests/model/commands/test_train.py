@@ -1,11 +1,13 @@
 """The training command, in a process of its own, and the function behind it."""
 
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -26,10 +28,12 @@ from tests.app.running import default_sigint
 from tests.limits import files_limited_to
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, environment: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "model.train", "--device", "cpu", *map(str, arguments)]
     with default_sigint():
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+        )
 
 
 @dataclass
@@ -120,6 +124,7 @@ TRAIN_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown network": ({"network": "vgg16"}, "no network 'vgg16': "),
     "bundle exists": ({"out": "{smoke}/resnet18-synthetic"}, "exists: choose another --out"),
     "no place for the bundle": ({"out": "{smoke}/mistakes.png/new"}, "cannot write .*mistakes.png/new"),
+    "unusable run": ({"run": "{smoke}/mistakes.png"}, "cannot save the run in .*mistakes.png .*: choose another --run"),
     "run exists": ({"run": "{smoke}"}, "contains a run already"),
     "another seed": ({"run": "{smoke}", "resume": True, "seed": 1}, r"contains a run of recipe 'smoke' \(seed 0, "),
     "nothing to resume": ({"resume": True}, "there is nothing to resume in"),
@@ -168,6 +173,17 @@ def test_the_command_reports_an_error_in_one_sentence(tmp_path: Path) -> None:
     assert (ended.code, ended.out) == (1, "")
     assert ended.err == f"error: there is no recipe 'slow': choose one of {', '.join(RECIPES)}\n"
     assert everything_in(tmp_path) == []
+
+
+def test_without_a_compiler_the_run_goes_on(tmp_path: Path) -> None:
+    options = ["--recipe", "smoke", "--set", "compile=true", "--epochs", "1", "--limit", "50", "--run", tmp_path / "run"]
+    environment = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    ended = finish(start(*options, environment=environment))
+    assert ended.code == 0, ended.err
+    (line,) = (line for line in ended.out.splitlines() if "torch.compile" in line)
+    assert line.startswith("training without torch.compile, which cannot run here: ")
+    assert ended.err == ""
+    assert read_card(tmp_path / "run" / "resnet18-synthetic" / "card.json").training.recipe["compile"] is False
 
 
 def test_the_help_shows_the_defaults() -> None:

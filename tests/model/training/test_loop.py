@@ -1,3 +1,4 @@
+import contextlib
 import math
 import warnings
 from collections.abc import Callable
@@ -92,7 +93,7 @@ class StopsAt(Silent):
         self.steps, self.epochs = steps, epochs
         self.images: list[int] = []
 
-    def step(self, *, epoch: int, loss: float | None, lr: float, images: int, done: float) -> None:
+    def step(self, *, epoch: int, loss: float, lr: float, images: int, done: float) -> None:
         self.images.append(images)
         self.steps -= 1
         if self.steps == 0:
@@ -109,12 +110,12 @@ class Records(Silent):
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
-        self.losses: list[float | None] = []
+        self.losses: list[float] = []
 
     def begin(self, done: float) -> None:
         self.calls.append(done)
 
-    def step(self, *, epoch: int, loss: float | None, lr: float, images: int, done: float) -> None:
+    def step(self, *, epoch: int, loss: float, lr: float, images: int, done: float) -> None:
         self.calls.append((epoch, lr, images, done))
         self.losses.append(loss)
 
@@ -293,9 +294,7 @@ def test_the_outliers_add_their_weighted_loss_to_the_first_step(data: DataSet, t
 def first_loss(recipe: Recipe, data: DataSet, folder: Path, outliers: Outliers) -> float:
     observer = Records()
     trained(replace(recipe, epochs=1), data, folder, observer, outliers=outliers)
-    loss = observer.losses[0]
-    assert loss is not None
-    return loss
+    return observer.losses[0]
 
 
 def test_the_folders_of_the_outliers_add_their_weighted_loss(data: DataSet, tmp_path: Path) -> None:
@@ -420,6 +419,73 @@ def test_a_run_keeps_what_is_known_of_its_teacher(data: DataSet, tiny_bundle: Pa
     with pytest.raises(RecipeError, match=r"contains a run of recipe 'smoke' .* with other options"):
         trained(recipe, data, tmp_path / "with", resume=True)
     assert trained(recipe, data, tmp_path / "without").about["teacher"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"sha256": "b" * 64}, "with other images: resume it with the options and images"),
+        ({"labels": (*CIFAR10_LABELS[1:], "zebra")}, r"with other classes \(airplane, zebra\)"),
+        ({"labels": CIFAR10_LABELS[::-1]}, r"with other classes \(in another order\)"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_images(
+    change: dict[str, Any], reason: str, data: DataSet, tmp_path: Path
+) -> None:
+    data, recipe = replace(data, sha256="a" * 64), replace(SHORT, epochs=1)
+    trained(recipe, data, tmp_path)
+    with pytest.raises(RecipeError, match=reason):
+        trained(recipe, replace(data, **change), tmp_path, resume=True)
+
+
+def test_a_run_is_resumed_after_its_recipe_was_reworded(data: DataSet, tmp_path: Path) -> None:
+    recipe = replace(SHORT, epochs=1)
+    trained(recipe, data, tmp_path)
+    assert trained(replace(recipe, summary="as before", changed=("lr",)), data, tmp_path, resume=True).history
+    state = checkpoint.load(tmp_path / "checkpoint.pt")
+    state["identity"] = {key: value for key, value in state["identity"].items() if key not in ("labels", "data")}
+    state["identity"]["recipe"] |= {"summary": "of an earlier version", "needs_init": True}
+    checkpoint.save(tmp_path / "checkpoint.pt", state)
+    assert trained(recipe, data, tmp_path, resume=True).history
+    with pytest.raises(RecipeError, match="with other options"):
+        trained(replace(recipe, lr=0.2), data, tmp_path, resume=True)
+
+
+def test_a_loss_of_the_held_out_images_that_is_not_finite_ends_the_run(data: DataSet, tmp_path: Path) -> None:
+    state = build("resnet18", **SHORT.network_arguments(10)).state_dict()
+    state["bn1.running_var"].fill_(-1)  # training does not read it
+    with pytest.raises(TrainingError, match="the holdout loss is no longer finite in epoch 1: lower the recipe's rate"):
+        trained(SHORT, data, tmp_path, init=Init(state, "a" * 64))
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_seed_may_be_a_time(data: DataSet, tmp_path: Path) -> None:
+    recipe = replace(SHORT, epochs=1)
+    for number, seed in enumerate((20261104123456, 2**63 - 1)):
+        assert trained(recipe, data, tmp_path / str(number), seed=seed).about["seed"] == seed
+
+
+def test_batches_of_one_image_are_refused_if_batch_norm_has_one_value(data: DataSet, tmp_path: Path) -> None:
+    few = replace(data, train=data.train[:3])
+    recipe = replace(SHORT, epochs=1, batch_size=1, sizes=(), arguments={"stem": "imagenet", "width": 8})
+    with pytest.raises(RecipeError, match="batches of one image of 32 x 32 pixels, .* set a larger batch_size"):
+        trained(recipe, few, tmp_path)
+    with pytest.raises(RecipeError, match="or add images"):
+        trained(replace(recipe, batch_size=40), replace(data, train=data.train[:1]), tmp_path)
+    assert trained(replace(recipe, arguments={"stem": "cifar", "width": 8}), few, tmp_path).history
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_first_step_after_a_resume_has_a_loss(data: DataSet, tmp_path: Path) -> None:
+    for observer, resume in ((StopsAt(steps=2), False), (Records(), True)):
+        with contextlib.suppress(KeyboardInterrupt):
+            train(
+                SHORT, data, device=torch.device("cuda"), seed=3, folder=tmp_path, observer=observer, resume=resume,
+                save_every=0,
+            )  # fmt: skip
+    assert isinstance(observer, Records)
+    assert all(math.isfinite(loss) for loss in observer.losses)
 
 
 def test_another_seed_gives_another_run(data: DataSet, tmp_path: Path) -> None:
@@ -721,7 +787,7 @@ def test_a_checkpoint_of_code_with_fewer_fields_is_resumed(data: DataSet, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         trained(SHORT, data, tmp_path, StopsAt(epochs=2))
     state = checkpoint.load(tmp_path / "checkpoint.pt")
-    del state["identity"]["recipe"]["changed"]
+    del state["identity"]["recipe"]["amp"]
     checkpoint.save(tmp_path / "checkpoint.pt", state)
     assert len(trained(replace(SHORT, needs_init=True), data, tmp_path, resume=True).history) == 3
 
