@@ -43,7 +43,9 @@ class Scores:
         top1: fraction of images whose most probable class is right, 0..1.
         nll: mean negative log-likelihood, nats.
         ece: expected calibration error, 0..1.
-        per_class: accuracy on the images of each class, 0..1, NaN for a class without images; float64[C].
+        per_class: accuracy on the images of each class (recall), 0..1, NaN for a class without images; float64[C].
+        f1: harmonic mean of precision and recall of each class, 0..1, NaN likewise; float64[C].
+        macro: mean of `per_class` over the classes with images (balanced accuracy), 0..1.
         confusion: number of images of class i that are predicted as class j, int64[C, C].
         bins: number of images, mean confidence and accuracy in each of the 15 bins of confidence, float64[15, 3].
         probabilities: float32[N, C].
@@ -55,6 +57,8 @@ class Scores:
     nll: float
     ece: float
     per_class: NDArray[np.float64]
+    f1: NDArray[np.float64]
+    macro: float
     confusion: NDArray[np.int64]
     bins: NDArray[np.float64]
     probabilities: NDArray[np.float32]
@@ -88,8 +92,7 @@ def score(
 
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (truth, chosen), 1)
-    totals = confusion.sum(1)
-    per_class = np.divide(confusion.diagonal(), totals, out=np.full(classes, np.nan), where=totals > 0)
+    per_class, f1 = class_scores(confusion)
 
     # Bin i contains confidences in (i/15, (i+1)/15].
     index = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
@@ -105,8 +108,30 @@ def score(
     )
     ece = float((sizes * np.abs(bins[:, 1] - bins[:, 2])).sum() / count)
     return Scores(
-        count, float(right.mean()), float(-log_likelihood.mean()), ece, per_class, confusion, bins, probabilities, truth
+        images=count,
+        top1=float(right.mean()),
+        nll=float(-log_likelihood.mean()),
+        ece=ece,
+        per_class=per_class,
+        f1=f1,
+        macro=float(np.nanmean(per_class)),
+        confusion=confusion,
+        bins=bins,
+        probabilities=probabilities,
+        truth=truth,
     )
+
+
+def class_scores(confusion: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The accuracy (recall) and the F1 score of each class, float64[C], NaN for a class without images.
+
+    Args:
+        confusion: number of images of class i that are predicted as class j, int64[C, C].
+    """
+    right, images, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    nothing = np.full(len(confusion), np.nan)
+    accuracy = np.divide(right, images, out=nothing.copy(), where=images > 0)
+    return accuracy, np.divide(2 * right, images + predicted, out=nothing, where=images > 0)
 
 
 def reliability(scores: Scores) -> list[ReliabilityBin]:

@@ -16,6 +16,7 @@ from model.nets.zoo import build, short_name
 from model.training import checkpoint
 from model.training import data as datasets
 from model.training.average import average
+from model.training.calibrate import FEW_IMAGES
 from model.training.distill import Teacher
 from model.training.export import export
 from model.training.loop import Observer, Run, train
@@ -133,6 +134,8 @@ def train_bundle(
     print(f"testing once, on {len(dataset.test):,} images", flush=True)
     card = export(result, dataset, out, name=out.name, device=device)
     print(f"test accuracy {card.metrics.top1:.2%}, expected calibration error {card.metrics.ece:.2%}")
+    if 0 < len(dataset.holdout) < FEW_IMAGES:
+        print(f"the probabilities and verdicts are rough: only {len(dataset.holdout):,} images were held out")
     print(f"wrote {out}", flush=True)
     sheet = run / "mistakes.png"
     try:
