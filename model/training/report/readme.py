@@ -208,8 +208,7 @@ def _accuracies(card: ModelCard) -> str:
     lines = ["| class | accuracy | F1 score | test images |", "|---|---|---|---|"]
     rows = zip(map(_cell, card.labels), *class_scores(confusion), confusion.sum(1), strict=True)
     for label, accuracy, f1, images in rows:
-        scores = f"{accuracy:.1%} | {f1:.3f}" if images else "|"
-        lines.append(f"| {label} | {scores} | {images:,} |")
+        lines.append(f"| {label} | {accuracy:.1%} | {f1:.3f} | {images:,} |" if images else f"| {label} | | | 0 |")
     return "\n".join(lines) + "\n"
 
 
@@ -243,8 +242,8 @@ def _calibration(card: ModelCard) -> str:
         )
     return _wrapped(
         f"The logits are divided by a temperature of {calibration.temperature}{power}. This minimises the negative "
-        f"log-likelihood on {calibration.pictures:,} held-out images{_in_views(calibration.views)}, with a normal prior "
-        f"on the logarithm of the temperature.{_few(calibration.pictures)}"
+        f"log-likelihood on {calibration.pictures:,} held-out images{_in_views(calibration.views)}."
+        f"{_few(calibration.pictures)}"
     )
 
 
