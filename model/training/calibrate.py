@@ -211,7 +211,8 @@ def temperature_penalty(log_inverse: Tensor) -> Tensor:
     Args:
         log_inverse: log(1 / T).
     """
-    return (log_inverse / TEMPERATURE_DEVIATION).square() / 2
+    deviations: Tensor = log_inverse / TEMPERATURE_DEVIATION
+    return deviations * deviations / 2
 
 
 def _temperature(inverse: Tensor) -> float:

@@ -379,9 +379,10 @@ def moving_average(net: nn.Module, decay: float) -> AveragedModel:
     def update(averaged: Any, current: Any, steps: Any) -> None:
         # `steps` is on the device of the weights: reading it would wait for a GPU.
         done = int(ema.n_averaged)
-        get_ema_multi_avg_fn(min(decay, (1 + done) / (10 + done)))(averaged, current, steps)
+        ramped = min(decay, (1 + done) / (10 + done))
+        get_ema_multi_avg_fn(ramped)(averaged, current, steps)  # type: ignore[no-untyped-call]
 
-    ema = AveragedModel(net, multi_avg_fn=update, use_buffers=True)  # type: ignore[no-untyped-call]
+    ema = AveragedModel(net, multi_avg_fn=update, use_buffers=True)
     return ema
 
 

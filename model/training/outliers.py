@@ -64,7 +64,8 @@ def load_outliers(root: Path, *, side: int, without: Collection[str] = (), gener
         The images in the order of their paths, then the generated ones. Files that are not images are counted.
 
     Raises:
-        DataError: the folder does not exist or cannot be read, has no readable image, or has no folder with a name in `without`.
+        DataError: the folder does not exist or cannot be read, has no readable image, or has no folder with a name in
+            `without`.
     """
     if not root.is_dir():
         raise DataError(f"the folder {root} does not exist: give --outliers a folder of images")

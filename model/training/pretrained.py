@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,18 +18,20 @@ from model.card import WEIGHTS_FILE
 from model.errors import RecipeError
 from model.nets.base import Network
 
+_scalar = np.float64(0).__reduce__()[0]  # what NumPy pickles its numbers with
 # Plain values that others save beside the weights: the options of torchvision and timm, and numbers of NumPy. The
 # functions only make these values.
-_PLAIN = [
+_PLAIN: list[Any] = [
     Namespace,
     np.dtype,
     np.dtypes.Float32DType,
     np.dtypes.Float64DType,
     np.dtypes.Int64DType,
-    np._core.multiarray.scalar,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # NumPy 1
+    _scalar,
+    (_scalar, "numpy.core.multiarray.scalar"),  # NumPy 1
     codecs.encode,
 ]
+
 
 @dataclass(frozen=True, slots=True)
 class Init:

@@ -252,8 +252,8 @@ def _few(images: int) -> str:
     if images >= FEW_IMAGES:
         return ""
     return (
-        f" **These are few images**: with fewer than {FEW_IMAGES}, the probabilities and the verdicts are rough, and so "
-        "is a choice between two runs by their held-out accuracy."
+        f" **These are few images**: with fewer than {FEW_IMAGES}, the probabilities and the verdicts are rough, and "
+        "so is a choice between two runs by their held-out accuracy."
     )
 
 

@@ -67,7 +67,7 @@ def test_other_temperatures_have_a_lower_likelihood(logits: NDArray[np.float32])
 
     def posterior(temperature: float) -> float:
         likelihood = np.log(softmax(few, temperature).astype(np.float64)[np.arange(300), truth]).sum()
-        return float(likelihood) - (np.log(temperature) / TEMPERATURE_DEVIATION) ** 2 / 2
+        return float(likelihood - (np.log(temperature) / TEMPERATURE_DEVIATION) ** 2 / 2)
 
     best = fit_calibration(few[:, None], truth).temperature
     assert all(posterior(best) >= posterior(best * factor) for factor in (0.8, 0.99, 1.01, 1.25))

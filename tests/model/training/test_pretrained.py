@@ -58,7 +58,10 @@ def test_the_network_of_a_checkpoint_is_taken(imagenet: dict[str, Tensor], tmp_p
 FORMS: dict[str, Callable[[dict[str, Tensor]], object]] = {
     "state_dict": lambda state: {"epoch": 9, "state_dict": state, "best_acc": 0.9},
     "model, with options": lambda state: {"model": state, "optimizer": {"state": {}}, "args": Namespace(lr=0.1)},
-    "model and its average": lambda state: {"model_ema": {"n_averaged": torch.tensor(3), **zeros(state)}, "model": state},
+    "model and its average": lambda state: {
+        "model_ema": {"n_averaged": torch.tensor(3), **prefixed("module.", zeros(state))},
+        "model": state,
+    },
     "model_state_dict": lambda state: {"model_state_dict": state, "loss": np.float64(0.5)},
     "net in DataParallel": lambda state: {"net": prefixed("module.", state), "acc": 95, "epoch": 1},
     "network": lambda state: {"network": {"weights": [state]}},

@@ -83,7 +83,7 @@ def test_special_files_and_links_to_nothing_are_unreadable(tmp_path: Path) -> No
         "a/self.png": "it is a link that leads to nothing",
     }
     (root / "c").symlink_to(tmp_path / "unmounted")
-    with pytest.raises(DataError, match="the link .*/c leads to nothing: correct or remove it"):
+    with pytest.raises(DataError, match=r"the link .*/c leads to nothing: correct or remove it"):
         list_images(root)
 
 

@@ -86,7 +86,9 @@ def test_the_holdout_is_even_disjoint_and_the_same_every_time() -> None:
 
 @pytest.mark.parametrize("holdout", [5, 391, 400, 5000])
 def test_a_holdout_must_leave_images_of_each_class_in_both_parts(holdout: int) -> None:
-    with pytest.raises(DataError, match=f"holdout={holdout} is not possible with 10 classes of 40 images: give 0, or 1"):
+    with pytest.raises(
+        DataError, match=f"holdout={holdout} is not possible with 10 classes of 40 images: give 0, or 1"
+    ):
         load("synthetic", Path(), holdout=holdout)
 
 

@@ -20,9 +20,7 @@ def many(count: int) -> list[HashedFile]:
     return [image(f"{label}/{index}", number) for number, label in enumerate(LABELS) for index in range(count)]
 
 
-def splitted(
-    files: list[HashedFile], parts: tuple[Part, ...] = (), holdout: float = 0.1, test: float = 0.15
-) -> Split:
+def splitted(files: list[HashedFile], parts: tuple[Part, ...] = (), holdout: float = 0.1, test: float = 0.15) -> Split:
     return split(Listing(LABELS, [each.file for each in files], parts), files, holdout=holdout, test=test)
 
 
@@ -65,7 +63,9 @@ def test_shares_must_leave_images_for_training() -> None:
 
 
 def test_all_images_are_for_the_test_whatever_their_part() -> None:
-    found = splitted([*many(1), image("val/a", 0, "holdout"), image("c", content="val/a")], ("train", "holdout"), test=1)
+    found = splitted(
+        [*many(1), image("val/a", 0, "holdout"), image("c", content="val/a")], ("train", "holdout"), test=1
+    )
     assert {part: len(files) for part, files in found.parts.items()} == {"train": 0, "holdout": 0, "test": 3}
     assert found.leaked == []
     assert found.repeated == [("c", "val/a")]
