@@ -190,8 +190,10 @@ def fit_calibration(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Ca
 
     def loss() -> Tensor:
         power = exponent.clamp(-1, 1)
-        losses = F.cross_entropy((values * inverse.exp() * spread**-power * weights).sum(dim=1), labels)
-        return losses + temperature_penalty(inverse - power * mean_spread) / images
+        scaled: Tensor = values * inverse.exp() * spread**-power
+        nll = F.cross_entropy((scaled * weights).sum(dim=1), labels)
+        total: Tensor = nll + temperature_penalty(inverse - power * mean_spread) / images
+        return total
 
     minimise(loss, inverse)
     nll, alone = loss().item(), _temperature(inverse)

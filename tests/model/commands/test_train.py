@@ -175,7 +175,7 @@ def test_the_command_reports_an_error_in_one_sentence(tmp_path: Path) -> None:
     assert everything_in(tmp_path) == []
 
 
-def test_without_a_compiler_the_run_goes_on(tmp_path: Path) -> None:
+def test_without_a_compiler_the_network_is_trained(tmp_path: Path) -> None:
     options = ["--recipe", "smoke", "--set", "compile=true", "--epochs", "1", "--limit", "50"]
     environment = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     ended = finish(start(*options, "--run", tmp_path / "run", environment=environment))
