@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-import torch
 import typer
 from PIL import Image
 from safetensors.torch import load_file
@@ -115,7 +114,8 @@ def test_the_weights_are_averaged_with_others(smoke: Path, tmp_path: Path) -> No
     assert average is not None
     assert (average.sha256, average.share) == (read_card(other / "card.json").files["model.safetensors"], 1)
     mine, others = (load_file(each / "model.safetensors") for each in (tmp_path / "resnet18-synthetic", other))
-    assert all(torch.equal(mine[name], tensor) for name, tensor in others.items() if tensor.is_floating_point())
+    differ = {name for name, tensor in others.items() if tensor.is_floating_point() and not mine[name].equal(tensor)}
+    assert differ <= {"fc.bias"}, "it is corrected after the average"
     assert "which have a share of 1 |" in (tmp_path / "resnet18-synthetic" / "README.md").read_text()
 
 

@@ -787,7 +787,7 @@ def test_a_checkpoint_of_code_with_fewer_fields_is_resumed(data: DataSet, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         trained(SHORT, data, tmp_path, StopsAt(epochs=2))
     state = checkpoint.load(tmp_path / "checkpoint.pt")
-    del state["identity"]["recipe"]["amp"]
+    del state["identity"]["recipe"]["colour"]
     checkpoint.save(tmp_path / "checkpoint.pt", state)
     assert len(trained(replace(SHORT, needs_init=True), data, tmp_path, resume=True).history) == 3
 
