@@ -13,7 +13,7 @@ from model.calibration import OutOfDistributionScore, pixel_statistics, scaled_l
 from model.card import Calibration, InputSpec, Mistake, OutOfDistribution, ReliabilityBin
 from model.classifier import Classifier, load
 from model.engines.base import DeviceName, Engine, EngineName
-from model.errors import ModelError
+from model.errors import ModelError, TrainingError
 from model.image import test_transform
 from model.training.data import (
     CACHE,
@@ -210,12 +210,17 @@ def outputs(
         spec: test transform of the card.
         pixels: uint8[N, H, W, 3].
         progress: called after each batch with the number of images in it.
+
+    Raises:
+        TrainingError: the outputs of the network are not finite.
     """
     parts = []
     for start in range(0, len(pixels), engine.preferred_batch):
         part = pixels[start : start + engine.preferred_batch]
         views = np.stack([test_transform(Image.fromarray(image), spec) for image in part])
         out = engine.run(views)
+        if not (np.isfinite(out.logits).all() and np.isfinite(out.features).all()):
+            raise TrainingError("the outputs of the network are not finite: train it again at a lower rate")
         parts.append(Observed(out.logits, out.features, pixel_statistics(views)))
         if progress:
             progress(len(part))

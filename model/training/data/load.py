@@ -173,8 +173,10 @@ def load_test(
         test, which = every.test, "images"
         # The training data may have another name now. It has as many images of each class then.
         counts = trained and [sum(each) for each in zip(trained.train, trained.holdout, trained.test, strict=True)]
-        if part == "auto" and trained and counts == every.counts("test") and in_parts().sha256 == trained.sha256:
-            test, which = in_parts().test, "test images"
+        if part == "auto" and trained and counts == every.counts("test"):
+            again = in_parts()
+            if again.sha256 == trained.sha256:
+                test, which = again.test, "test images"
     test = test[:limit]
     report(f"testing on {len(test):,} {which} of {folder}")
     return test
