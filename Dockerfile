@@ -32,9 +32,9 @@ ENV PATH=/opt/venv/bin:$PATH \
     TENFOLD_PORT=8000
 WORKDIR /srv/tenfold
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"TENFOLD_PORT\"]}/readyz', timeout=2)"]
-CMD ["python", "-m", "app"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "-m", "app.process.healthcheck"]
+# Compose and Helm may pass an empty TENFOLD_HOST, which means the default of the service: 127.0.0.1.
+CMD ["sh", "-c", "TENFOLD_HOST=${TENFOLD_HOST:-0.0.0.0} exec python -m app"]
 
 FROM service AS cpu
 COPY --from=cpu-packages /opt/venv /opt/venv

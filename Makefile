@@ -1,7 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: serve test test-all check soak bench install clients ray lock
+.PHONY: help serve test test-all test-avx2 check soak bench install clients ray lock
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # Only the machine's engine is installed: PyTorch with 5 GB of CUDA libraries with an NVIDIA GPU, else OpenVINO.
 SERVE := $(if $(shell command -v nvidia-smi),serve-torch,serve)
@@ -17,6 +20,13 @@ test: install  ## run the tests, except the slow ones
 
 test-all: install  ## run all tests
 	$(PYTEST)
+
+# oneDNN, which OpenVINO and PyTorch contain, reads the first variable, and PyTorch's own kernels read the second one.
+AVX2_TESTS ?= tests/model/engines tests/model/test_shipped.py tests/model/commands/test_quantize.py \
+	tests/app/http/routes/test_admin.py tests/app/cli/classify/test_local.py tests/app/process/test_main_process.py
+
+test-avx2: install  ## run tests of the engines as on a CPU with AVX2 only; AVX2_TESTS=tests runs all
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) $(AVX2_TESTS)
 
 check: install  ## check style, types and imports
 	$(BIN)/ruff format --check .
@@ -45,13 +55,15 @@ INSTALL_PROJECT := $(BIN)/uv pip install --quiet --offline --python $(BIN)/pytho
 	$(INSTALL_PROJECT)
 	@touch $@
 
-clients: .venv/clients-installed  ## install clients of the Open Inference Protocol for its tests
+clients: .venv/clients-installed  ## install clients of the Open Inference Protocol and a generator of clients, for tests
 
-# Their requirements contradict those of this project: kserve has an environment of its own. Of MLServer only the types
-# are used, which need pydantic alone.
-.venv/clients-installed: .venv/installed requirements/kserve.txt requirements/mlserver.txt
+# Their requirements contradict those of this project: kserve and openapi-python-client have environments of their own.
+# Of MLServer only the types are used, which need pydantic alone.
+.venv/clients-installed: .venv/installed requirements/kserve.txt requirements/mlserver.txt requirements/openapi.txt
 	$(PYTHON) -m venv --without-pip .venv/kserve
 	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv/kserve/bin/python --require-hashes -r requirements/kserve.txt
+	$(PYTHON) -m venv --without-pip .venv/openapi
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv/openapi/bin/python --require-hashes -r requirements/openapi.txt
 	$(BIN)/uv pip install --quiet --target .venv/mlserver --python-version 3.12 --no-deps --require-hashes -r requirements/mlserver.txt
 	@touch $@
 
@@ -80,5 +92,6 @@ lock: install  ## pin the requirements of pyproject.toml; LOCK_FLAGS=--upgrade t
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra bench -c requirements/dev.txt -o requirements/bench.txt
 	$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra ray -c requirements/dev.txt -o requirements/ray.txt
 	echo kserve | $(LOCK) $(LOCK_FLAGS) - -o requirements/kserve.txt
+	echo openapi-python-client | $(LOCK) $(LOCK_FLAGS) - -o requirements/openapi.txt
 	echo mlserver | $(LOCK) $(LOCK_FLAGS) - --no-deps -o requirements/mlserver.txt
 	printf 'uv\nsetuptools\n' | $(LOCK) $(LOCK_FLAGS) - -c requirements/dev.txt -o requirements/uv.txt

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import warnings
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Never
 
@@ -42,12 +43,13 @@ def limit_kept_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 8 << 20)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], options: Collection[str] = ()) -> int:
     """Serve until a signal ends it.
 
     Args:
-        arguments: none; for a worker, the file descriptor of the socket that it shares with the other workers. The
+        arguments: none; for a worker, the file descriptors of the sockets that it shares with the other workers. The
             supervisor controls the worker through its standard input.
+        options: names of the settings that an option of the command line set.
 
     Returns:
         The exit code: 0 after a drain; 1 if the model cannot be loaded, the engine stopped working or the address
@@ -56,15 +58,15 @@ def main(arguments: list[str]) -> int:
     try:
         settings = Settings()
     except ValidationError as error:
-        for message in error_messages(error):
+        for message in error_messages(error, options):
             print(f"error: {message}", file=sys.stderr)
         return 2
     # Pillow warns of oddities in files that it reads nevertheless, thousands of times for some.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with logging_to_stderr(settings.log_level, settings.log_format):
         if arguments:
-            control = socket.socket(fileno=sys.stdin.fileno())
-            return serve(settings, listening=socket.socket(fileno=int(arguments[0])), control=control)
+            listening = [socket.socket(fileno=int(each)) for each in arguments]
+            return serve(settings, listening=listening, control=socket.socket(fileno=0))
         for warning in unknown_variables():
             logger.warning(warning)
         if worker_count(settings) > 1:
@@ -72,8 +74,22 @@ def main(arguments: list[str]) -> int:
         return serve(settings.model_copy(update={"workers": 1, "threads": settings.threads or default_threads()}))
 
 
-def run(arguments: list[str]) -> Never:
+def open_missing_streams() -> None:
+    """Open /dev/null as each of standard input, output and error that the process was started without.
+
+    Otherwise the next files and sockets get their descriptors.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, mode, number in (("stdin", "r", 0), ("stdout", "w", 1), ("stderr", "w", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+def run(arguments: list[str], options: Collection[str] = ()) -> Never:
     """Run `main` and end the process with its exit code."""
+    open_missing_streams()
     if arguments and arguments[0] in ("-h", "--help"):
         print(_USAGE)
         sys.exit(0)
@@ -81,7 +97,7 @@ def run(arguments: list[str]) -> Never:
         print(f"error: unknown argument {arguments[0]}\n{_USAGE}", file=sys.stderr)
         sys.exit(2)
     limit_kept_memory()
-    code = main(arguments)
+    code = main(arguments, options)
     # sys.exit would wait for the engine's thread, which may still be loading or be stalled.
     os._exit(code)
 

@@ -1,27 +1,40 @@
-"""The application: create_app for tests and other servers, `app` for `uvicorn app.main:app`."""
+"""The application: create_app, and `app` for other ASGI servers, such as `hypercorn app.main:app`."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
 
 from app import __version__
 from app.http.auth import require_key
 from app.http.compression import compressed
 from app.http.dispatch import ImageRoutes
-from app.http.middleware import BodyLimit, InternalErrors, RequestContext
+from app.http.middleware import BodyLimit, InternalErrors, PathPrefix, RequestContext, relative_redirects
 from app.http.oip.errors import error_response
 from app.http.oip.messages import HEADER_LENGTH
 from app.http.problems import Errors
 from app.http.routes import admin, docs, drift, explain, feedback, health, metrics, models, page, predict, v2
 from app.serving.service import Load, Service
 from app.serving.swapper import Swapper
-from app.settings import Settings
-from model import CARD_FILE, BundleError, read_card
+from app.settings import Settings, error_messages, missing_weights
+from model import CARD_FILE, BundleError, ModelError, read_card
 from model import load as load_bundle
+
+_TAGS = [
+    {"name": "predict", "description": "Classify images."},
+    {"name": "explain", "description": "Which parts of an image speak for a class."},
+    {"name": "models", "description": "What is served."},
+    {"name": "metrics", "description": "What the service has done."},
+    {"name": "admin", "description": "Replace weights. These operations need an admin key."},
+    {"name": "feedback", "description": "Right labels from clients."},
+    {"name": "health", "description": "Probes. They need no key."},
+    {"name": "open inference protocol", "description": "The same models for clients of KServe, Triton and others."},
+]
 
 
 def create_app(
@@ -65,6 +78,8 @@ def create_app(
         docs_url=None,
         generate_unique_id_function=lambda route: route.name,
         redoc_url=None,
+        servers=[{"url": "."}],  # relative to the URL of the schema, whatever a proxy does to paths
+        openapi_tags=_TAGS,
     )
     app.state.service = service
     app.state.swapper = swapper
@@ -74,6 +89,7 @@ def create_app(
     image_routers = [predict.router, explain.router]
     if settings.open_inference:
         image_routers.append(v2.inference)
+    app.add_middleware(relative_redirects)
     app.add_middleware(compressed)
     app.add_middleware(ImageRoutes, routers=image_routers, errors=errors)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, limits=service.limits)
@@ -82,18 +98,23 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["DELETE", "GET", "POST"],
             allow_headers=["*"],
             expose_headers=[HEADER_LENGTH, "Retry-After", "Server-Timing", "X-Request-ID"],
         )
-    app.add_middleware(RequestContext, telemetry=service.telemetry, closing=lambda: service.closing)
+    app.add_middleware(
+        RequestContext,
+        telemetry=service.telemetry,
+        closing=lambda: service.closing,
+        log_probes=settings.log_probes,
+    )
+    app.add_middleware(PathPrefix, prefix=settings.root_path)
     keys = [Depends(require_key)] if settings.api_keys else []
     for router in (*image_routers, models.router, metrics.router, drift.router):
         app.include_router(router, dependencies=keys)
     if settings.admin_keys:
         app.include_router(admin.router)
-    if settings.feedback:
-        app.include_router(feedback.router, dependencies=keys)
+    app.include_router(feedback.router if settings.feedback else feedback.off, dependencies=keys)
     app.include_router(health.router)
     if settings.open_inference:
         app.include_router(v2.metadata, dependencies=keys)
@@ -108,8 +129,10 @@ def bundle_folders(settings: Settings) -> dict[str, Path]:
 
     Raises:
         CardError: the card of a bundle is missing or invalid.
-        BundleError: two bundles have the same name.
+        BundleError: two bundles have the same name, or none is named and the default one does not exist.
     """
+    if missing := missing_weights(settings):
+        raise BundleError(missing)
     folders: dict[str, Path] = {}
     for folder in settings.bundles:
         name = read_card(folder / CARD_FILE).name
@@ -121,8 +144,25 @@ def bundle_folders(settings: Settings) -> dict[str, Path]:
     return folders
 
 
-def __getattr__(name: str) -> FastAPI:
-    """Build `app` when a server needs it, not when `python -m app` imports this module for create_app."""
-    if name != "app":
-        raise AttributeError(name)
+@cache
+def _built() -> FastAPI:
     return create_app()
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application for other ASGI servers, as in `hypercorn app.main:app`. The first call builds it.
+
+    The import of this module builds nothing, because create_app reads the settings and the cards.
+    """
+    try:
+        application = _built()
+    except (ModelError, ValidationError) as error:
+        if scope["type"] != "lifespan":
+            raise
+        messages = error_messages(error) if isinstance(error, ValidationError) else [str(error)]
+    else:
+        await application(scope, receive, send)
+        return
+    # Of an exception, servers conclude that the application has no lifespan, and they serve without it.
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "\n".join(messages)})

@@ -1,14 +1,18 @@
 """Every knob of the service, once. Each is read from the environment variable TENFOLD_<NAME>."""
 
 import os
+import re
+from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.cpus import available_cpus
+from app.environment import cleaned
 from app.telemetry.logs import LogFormat
 from model import MAX_VIEWS, DeviceName, EngineName
 
@@ -17,13 +21,42 @@ LEAST_DECODE_THREADS = 2
 
 
 def _list(text: object) -> object:
-    return [word for word in map(str.strip, text.split(",")) if word] if isinstance(text, str) else text
+    return [word for word in map(cleaned, text.split(",")) if word] if isinstance(text, str) else text
+
+
+def _lower(text: object) -> object:
+    return text.lower() if isinstance(text, str) else text
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it: in lower case, without a slash at its end and without the default port."""
+    if text in ("*", "null"):
+        return text
+    expected = f"{text} is not an origin: write scheme, host and port only, such as https://example.com:8443, or *"
+    try:
+        parts = urlsplit(text.lower())
+        port = parts.port
+    except ValueError:
+        raise ValueError(expected) from None
+    valid = parts.scheme and parts.hostname and text.isascii() and not set(text) & set("*@?# \\")
+    if not valid or parts.path not in ("", "/"):
+        raise ValueError(expected)
+    default = {"http": 80, "https": 443}.get(parts.scheme)
+    host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
+    return f"{parts.scheme}://{host}" + ("" if port in (None, default) else f":{port}")
 
 
 def _ascii_key(key: SecretStr) -> SecretStr:
     if not all("!" <= character <= "~" for character in key.get_secret_value()):
         raise ValueError("a key is made of ASCII letters, digits and signs, for it travels in a header")
     return key
+
+
+def _path_prefix(text: str) -> str:
+    prefix = "/" + text.strip("/")
+    if not re.fullmatch(r"(/[^/?#\s]+)+|/", prefix):
+        raise ValueError("a path prefix is the start of a path, such as /tenfold, without host and query")
+    return prefix.rstrip("/")
 
 
 class Settings(BaseSettings):
@@ -33,9 +66,12 @@ class Settings(BaseSettings):
 
     host: Annotated[str, Field(description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on. 0 selects a free port.")] = 8000
+    uds: Annotated[Path | None, Field(description="Path of a Unix socket to listen on, instead of host and port.")] = (
+        None
+    )
     workers: Annotated[
         int,
-        BeforeValidator(lambda value: 0 if value == "auto" else value),
+        BeforeValidator(lambda value: 0 if _lower(value) == "auto" else value),
         Field(
             ge=0,
             le=64,
@@ -56,11 +92,14 @@ class Settings(BaseSettings):
     ] = ()
     engine: Annotated[
         EngineName,
+        BeforeValidator(_lower),
         Field(
             description="Runtime. `auto` is `torch` on CUDA, else the first usable one of `openvino`, `onnx`, `torch`."
         ),
     ] = "auto"
-    device: Annotated[DeviceName, Field(description="Device. `auto` selects CUDA if available.")] = "auto"
+    device: Annotated[
+        DeviceName, BeforeValidator(_lower), Field(description="Device. `auto` selects CUDA if available.")
+    ] = "auto"
     threads: Annotated[
         int,
         Field(
@@ -110,11 +149,16 @@ class Settings(BaseSettings):
         ),
     ] = None
     cors_origins: Annotated[
-        tuple[str, ...],
+        tuple[Annotated[str, AfterValidator(_origin)], ...],
         NoDecode,
         BeforeValidator(_list),
         Field(description="Comma-separated origins that browsers may send requests from (CORS)."),
     ] = ()
+    root_path: Annotated[
+        str,
+        AfterValidator(_path_prefix),
+        Field(description="Path prefix of a proxy in front that keeps it in the paths, such as `/tenfold`."),
+    ] = ""
     open_inference: Annotated[bool, Field(description="Serve the Open Inference Protocol under `/v2`.")] = True
     queue_size: Annotated[
         int, Field(ge=1, description="Maximum number of images in progress over all requests. More lead to 503.")
@@ -188,11 +232,18 @@ class Settings(BaseSettings):
     ] = 1.0
     drain_timeout: Annotated[int, Field(ge=0, description="Seconds to finish the remaining requests after that.")] = 30
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Field(description="Minimum level of log messages.")
+        Literal["debug", "info", "warning", "error"],
+        BeforeValidator(_lower),
+        Field(description="Minimum level of log messages."),
     ] = "info"
     log_format: Annotated[
-        LogFormat, Field(description="Log format. `auto` selects text on a terminal and JSON otherwise.")
+        LogFormat,
+        BeforeValidator(_lower),
+        Field(description="Log format. `auto` selects text on a terminal and JSON otherwise."),
     ] = "auto"
+    log_probes: Annotated[
+        bool, Field(description="Log successful requests for `/livez`, `/readyz`, `/healthz` and `/metrics` too.")
+    ] = False
 
     @property
     def decoders(self) -> int:
@@ -208,6 +259,13 @@ class Settings(BaseSettings):
     def new_weights_root(self) -> Path:
         """Folder below which new weights must be."""
         return self.weights_root or self.bundles[0].resolve().parent
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clean(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The values without those that are empty: an empty variable is one that is not set."""
+        texts = {name: cleaned(value) if isinstance(value, str) else value for name, value in values.items()}
+        return {name: value for name, value in texts.items() if value != ""}
 
     @model_validator(mode="after")
     def _check_models(self) -> Self:
@@ -256,12 +314,20 @@ class Settings(BaseSettings):
         return self
 
 
-def error_messages(error: ValidationError) -> list[str]:
-    """What is wrong with the settings, a sentence each, by the variables' names."""
+def error_messages(error: ValidationError, options: Collection[str] = ()) -> list[str]:
+    """What is wrong with the settings, a sentence each, by the variables' names.
+
+    Args:
+        error: of the settings.
+        options: names of the settings that an option of a command line sets. They are called by the option.
+    """
+
+    def name(setting: str) -> str:
+        return f"--{setting.replace('_', '-')}" if setting in options else f"TENFOLD_{setting.upper()}"
+
     return [
         # No name where settings disagree.
-        "".join(f"TENFOLD_{str(part).upper()}: " for part in problem["loc"][:1])
-        + problem["msg"].removeprefix("Value error, ")
+        "".join(f"{name(str(part))}: " for part in problem["loc"][:1]) + problem["msg"].removeprefix("Value error, ")
         for problem in error.errors()
     ]
 
@@ -271,16 +337,26 @@ def unknown_variables() -> list[str]:
     known = [f"TENFOLD_{name.upper()}" for name in Settings.model_fields]
     warnings = []
     for name in sorted(os.environ):
-        if name.startswith("TENFOLD_") and name not in known:
+        if name.startswith("TENFOLD_") and name not in known and cleaned(os.environ[name]):
             nearest = get_close_matches(name, known, 1)
             hint = f": did you mean {nearest[0]}?" if nearest else ""
             warnings.append(f"{name} is not a setting of the service and has no effect{hint}")
     return warnings
 
 
+def missing_weights(settings: Settings) -> str:
+    """Where weights come from, a sentence, if no bundle is named and there is none at the default place; else ""."""
+    if settings.models or "weights" in settings.model_fields_set or settings.weights.exists():
+        return ""
+    return (
+        f"no weights are named, and {settings.weights} does not exist: set TENFOLD_WEIGHTS (or --weights) to a folder "
+        "that tenfold train has written, or to one below weights in the repository, because the package contains none"
+    )
+
+
 def default_weights() -> dict[str, Path]:
     """The setting `weights` for a command that may run in any folder; empty if the environment names bundles."""
-    if os.environ.get("TENFOLD_MODELS") or os.environ.get("TENFOLD_WEIGHTS"):
+    if any(cleaned(os.environ.get(name, "")) for name in ("TENFOLD_MODELS", "TENFOLD_WEIGHTS")):
         return {}
     default: Path = Settings.model_fields["weights"].default
     in_checkout = Path(__file__).resolve().parents[1] / default

@@ -34,7 +34,7 @@ from model.errors import (
 )
 from model.heatmap import overlay, overlay_memory, png
 from model.image import PreprocessedImage, decode_memory, preprocess
-from model.views import FIRST_VIEWS, MAX_VIEWS
+from model.views import FIRST_VIEWS, MAX_VIEWS, view_weights
 
 __all__ = [
     "CARD_FILE",
@@ -73,4 +73,5 @@ __all__ = [
     "png",
     "preprocess",
     "read_card",
+    "view_weights",
 ]

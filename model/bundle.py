@@ -1,5 +1,7 @@
 """A bundle: a folder with card.json and the files that the card lists."""
 
+import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.card import ModelCard, read_card
-from model.errors import IntegrityError, SaveError
+from model.errors import IntegrityError, SaveError, cannot_write
 
 CARD_FILE = "card.json"
 
@@ -54,8 +56,8 @@ def verify_files(folder: Path, card: ModelCard) -> None:
 def update_bundle(folder: Path, files: Mapping[str, bytes], card: ModelCard) -> None:
     """Write files into an existing bundle, the card last.
 
-    All files are written completely, and the old ones copied, before the first replacement. If the process ends between
-    two replacements, the hashes in the card do not match.
+    All files are on the disk, and the old ones copied, before the first replacement. If the process ends between two
+    replacements, the hashes in the card do not match.
 
     Args:
         folder: of the bundle.
@@ -68,25 +70,34 @@ def update_bundle(folder: Path, files: Mapping[str, bytes], card: ModelCard) -> 
     contents = {folder / name: content for name, content in {**files, CARD_FILE: to_json(card).encode()}.items()}
     partials = {path: path.with_name(f".{path.name}.partial") for path in contents}
     copies = {path: path.with_name(f".{path.name}.old") for path in contents if path.is_file()}
+    new_folders = {path.parent for path in contents if not path.parent.exists()}
     replaced: list[Path] = []
     try:
+        for parent in new_folders:
+            parent.mkdir()
         for path, partial in partials.items():
-            partial.write_bytes(contents[path])
+            _write_to_disk(partial, contents[path])
         for path, copy in copies.items():
             shutil.copy2(path, copy)
         for path, partial in partials.items():
             partial.replace(path)
             replaced.append(path)
+        for changed in {folder, *(path.parent for path in contents)}:
+            _sync_folder(changed)
     except OSError as error:
         for path in replaced:
             if path in copies:
                 copies[path].replace(path)
             else:
                 path.unlink()
-        raise SaveError(f"cannot write to {folder} ({error.strerror}): free disk space or copy the bundle") from error
+        raise SaveError(cannot_write(f"to {folder}", error, "change a copy of the bundle")) from error
     finally:
         for unused in (*partials.values(), *copies.values()):
-            unused.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                unused.unlink()
+        for parent in new_folders:
+            with contextlib.suppress(OSError):
+                parent.rmdir()  # only if it is empty
 
 
 def to_json(card: ModelCard) -> str:
@@ -134,11 +145,11 @@ def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:
         for name, contents in files.items():
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                file.write(contents)
-                file.flush()
-                os.fsync(file.fileno())
+            _write_to_disk(path, contents)
+        for written in {partial, *((partial / name).parent for name in files)}:
+            _sync_folder(written)
         partial.rename(folder)
+        _sync_folder(folder.parent)
     except OSError as error:
         raise _not_written(folder, error) from error
     finally:
@@ -147,4 +158,26 @@ def write_bundle(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _not_written(folder: Path, error: OSError) -> SaveError:
-    return SaveError(f"cannot write {folder} ({error.strerror}): free disk space or choose another --out")
+    return SaveError(cannot_write(folder, error, "choose another --out"))
+
+
+def _write_to_disk(path: Path, contents: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(contents)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk, where the system can: neither Windows nor some file systems do."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,7 +1,6 @@
 """python -m model.calibrate: the command in model/commands/calibrate.py."""
 
-from model.commands.calibrate import main
 from model.commands.exits import run
 
 if __name__ == "__main__":
-    run(main, "model.calibrate")
+    run("calibrate", "python -m model.calibrate")

@@ -9,13 +9,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from model.errors import CardError
 
 FORMAT_VERSION: Final = 5
 CONVERTIBLE_FORMATS: Final = (4,)
 """Earlier formats that `python -m model.upgrade` converts."""
+
+REVISION: Final = 1
+"""Of the code that turns a file into views and the outputs of a network into a prediction. It is part of every version.
+
+Raise it when the same file and weights can give another prediction than before: after a change of the decoding, the
+test transform, the views or their weights (model/decode.py, image.py, views.py), or of the probabilities and the
+out-of-distribution score (model/calibration.py, classifier.py). tests/model/test_revision.py notices most such changes.
+"""
 
 WEIGHTS_FILE: Final = "model.safetensors"
 OPENVINO_FILES: Final = ("openvino.xml", "openvino.bin")
@@ -29,8 +37,13 @@ _DECISIVE = {"architecture", "labels", "input", "calibration", "out_of_distribut
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
-Channels = tuple[float, float, float]
-PositiveChannels = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+# Many readers of OpenAPI know arrays with `items` only, which pydantic does not write for a tuple.
+_THREE = {"type": "array", "minItems": 3, "maxItems": 3}
+Channels = Annotated[tuple[float, float, float], WithJsonSchema({**_THREE, "items": {"type": "number"}})]
+PositiveChannels = Annotated[
+    tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]],
+    WithJsonSchema({**_THREE, "items": {"type": "number", "exclusiveMinimum": 0}}),
+]
 
 
 class _Strict(BaseModel):
@@ -133,15 +146,36 @@ class TeacherBundle(_Strict):
     precision: str
 
 
+class AddedFolder(_Strict):
+    """A folder of images that was added to a data set.
+
+    Attributes:
+        name: of the folder, for people.
+        sha256: of the contents of all its images and their parts and classes.
+        train: number of its training images.
+        holdout: number of its held-out images.
+        test: number of its test images.
+        repeated: number of images that were left out because the data set has them already.
+    """
+
+    name: str
+    sha256: Sha256
+    train: Annotated[int, Field(ge=0)]
+    holdout: Annotated[int, Field(ge=0)]
+    test: Annotated[int, Field(ge=0)]
+    repeated: Annotated[int, Field(ge=0)]
+
+
 class TrainingData(_Strict):
     """The images that a network was trained and tested on.
 
     Attributes:
-        name: of the data set, for people.
+        name: of the data set, for people; without the folders that were added to it.
         sha256: of the contents of all images of a folder and their parts and classes; None for other data sets.
         train: number of training images of each class, int[C].
         holdout: number of held-out images of each class, int[C].
         test: number of test images of each class, int[C].
+        added: folders whose images were added. The numbers of images above include them.
     """
 
     name: str
@@ -149,6 +183,7 @@ class TrainingData(_Strict):
     train: list[Annotated[int, Field(ge=0)]]
     holdout: list[Annotated[int, Field(ge=0)]]
     test: list[Annotated[int, Field(ge=0)]]
+    added: list[AddedFolder] = []
 
 
 class Training(_Strict):
@@ -586,14 +621,12 @@ class ModelCard(_Strict):
 
     @cached_property
     def version(self) -> str:
-        """First 12 hex digits of a SHA-256 over all constants and file hashes that determine a prediction.
+        """First 12 hex digits of a SHA-256 over all that determines a prediction.
 
-        Training history and metrics are not included. Predictions of two cards with the same version are the same on
-        the same engine.
+        That is the `REVISION` of the code, and the constants and file hashes of the card. Training history and metrics
+        are not included. Predictions of two cards with the same version are the same on the same engine.
         """
-        constants = self.model_dump(mode="json", include=_DECISIVE)
-        if not self.calibration.exponent:  # bundles from before this field keep their version
-            del constants["calibration"]["exponent"]
+        constants = {"revision": REVISION, **self.model_dump(mode="json", include=_DECISIVE)}
         return hashlib.sha256(json.dumps(constants, sort_keys=True).encode()).hexdigest()[:12]
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
@@ -617,8 +650,13 @@ def read_card(path: Path) -> ModelCard:
     """
     try:
         text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CardError(
+            f"{path} cannot be read: name a weights folder that contains a card.json, as tenfold train writes it"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise CardError(f"{path} cannot be read: name a weights folder that contains a card.json") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise CardError(f"{path} cannot be read ({reason}): copy the bundle again") from error
     try:
         return ModelCard.model_validate_json(text)
     except ValidationError as error:

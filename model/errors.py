@@ -18,6 +18,8 @@
 Each message is one sentence that names the problem and what to do.
 """
 
+import errno
+
 
 class ModelError(Exception):
     """Base of all errors of this package."""
@@ -73,3 +75,15 @@ class RecipeError(TrainingError):
 
 class SaveError(TrainingError):
     """An output exists already, or cannot be written."""
+
+
+def cannot_write(where: object, error: OSError, advice: str) -> str:
+    """The message of a `SaveError` about a file or folder. Only for a full disk does it say to free disk space.
+
+    Args:
+        where: the file or folder.
+        error: its reason.
+        advice: what to do otherwise, such as "choose another --out".
+    """
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"cannot write {where} ({error.strerror or error}): {'free disk space or ' if full else ''}{advice}"

@@ -1,7 +1,6 @@
 """python -m model.evaluate: the command in model/commands/evaluate.py."""
 
-from model.commands.evaluate import main
 from model.commands.exits import run
 
 if __name__ == "__main__":
-    run(main, "model.evaluate")
+    run("evaluate", "python -m model.evaluate")

@@ -42,16 +42,24 @@ _ADDED = (1 - _LEFT) * np.stack(
 ).astype(np.float32)
 
 
-def overlay(data: bytes, image: PreprocessedImage, maps: NDArray[np.float32], *, max_pixels: int) -> NDArray[np.uint8]:
+def overlay(
+    data: bytes,
+    image: PreprocessedImage,
+    maps: NDArray[np.float32],
+    *,
+    scale: NDArray[np.float32] | None = None,
+    max_pixels: int,
+) -> NDArray[np.uint8]:
     """Draw the positive part of a class's activation maps over the upload.
 
-    The maps of all views, times their weights in the prediction, are added up at their places in the upload. The
-    hottest place sets the scale.
+    The maps of all views, times their weights in the prediction, are added up at their places in the upload.
 
     Args:
         data: the whole file.
         image: the result of `preprocess` for this file.
         maps: of one class, the contribution of each cell to its logit in the first V views, float32[V, h, w].
+        scale: maps of the class whose hottest place gets the last colour, so that the maps of several classes can be
+            compared; `maps` if not given.
         max_pixels: as for `preprocess`. Memory is limited as for it, too.
 
     Returns:
@@ -62,8 +70,11 @@ def overlay(data: bytes, image: PreprocessedImage, maps: NDArray[np.float32], *,
     """
     seen = _reduced(data, image, max_pixels)
     heat = _heat(image, maps, seen.shape[1], seen.shape[0])
-    level = (heat * (255 / (heat.max() or 1))).astype(np.uint8)
-    return (seen * _LEFT[level] + _ADDED[level]).astype(np.uint8)
+    full = heat.max() if scale is None else _heat(image, scale, seen.shape[1], seen.shape[0]).max()
+    # Without evidence for the class of the scale, the map has its own.
+    level = np.minimum(heat * (255 / (full or heat.max() or 1)), 255).astype(np.uint8)
+    drawn: NDArray[np.uint8] = (seen * _LEFT[level] + _ADDED[level]).astype(np.uint8)
+    return drawn
 
 
 def overlay_memory(data: bytes, *, max_pixels: int) -> int:

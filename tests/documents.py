@@ -8,6 +8,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Folders that are not part of the repository.
 _IGNORED = {"data", "runs"}
+# Others in weights/ were trained here.
+_BUNDLES = {"resnet18-cifar10", "resnet9-cifar10"}
 
 _FENCED = re.compile(r"^ *(```+)(\w*)\n(.*?)^ *\1$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?:(?: {4}|\t).*\n|\n)+", re.MULTILINE)
@@ -22,7 +24,8 @@ def documents() -> list[Path]:
         if entry.name.startswith(".") or entry.name in _IGNORED:
             continue
         found += sorted(entry.rglob("*.md")) if entry.is_dir() else [entry] * (entry.suffix == ".md")
-    return [path.relative_to(ROOT) for path in found]
+    paths = [path.relative_to(ROOT) for path in found]
+    return [path for path in paths if path.parts[0] != "weights" or path.parts[1] in _BUNDLES]
 
 
 def sources() -> list[Path]:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from app.cli.classify.results import plural
+
 StorePath = Annotated[Path, typer.Argument(help="File of TENFOLD_FEEDBACK.", show_default=False)]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -30,14 +32,17 @@ def export(
     store: StorePath,
     folder: Annotated[Path, typer.Argument(help="New folder for the images.", show_default=False)],
 ) -> None:
-    """Write the labelled images as FOLDER/CLASS/*, for tenfold train --data folder:FOLDER, and FOLDER/labels.csv."""
+    """Write the labelled images to a folder.
+
+    They are FOLDER/CLASS/*, for tenfold train --data folder:FOLDER. FOLDER/labels.csv has all labelled predictions.
+    """
     from app.feedback.export import CSV_FILE
     from app.feedback.export import export as write
     from app.feedback.store import Store
 
     with _errors(), Store(store, create=False) as opened:
         done = write(opened, folder)
-    print(f"{folder} has the images of {done.images:,} of {done.rows:,} labelled predictions, and {CSV_FILE} of all")
+    print(f"{folder} has {plural(done.images, 'image')}, and {CSV_FILE} of {plural(done.rows, 'labelled prediction')}")
     if done.images < done.rows:
         print("the service stores images with TENFOLD_FEEDBACK_IMAGES=1")
 
@@ -48,7 +53,10 @@ def delete(
     request_ids: Annotated[list[str] | None, typer.Argument(help="IDs of requests.", show_default=False)] = None,
     everything: Annotated[bool, typer.Option("--all", help="Delete all predictions.")] = False,
 ) -> None:
-    """Delete the predictions and images of some requests, or all. The service may run meanwhile."""
+    """Delete the predictions of some requests, or all.
+
+    Their images are deleted too. The service may run meanwhile.
+    """
     from app.feedback.store import Store
 
     if everything == bool(request_ids):
@@ -56,4 +64,4 @@ def delete(
         raise typer.Exit(2)
     with _errors(), Store(store, create=False) as opened:
         removed = opened.remove(None if everything else request_ids)
-    print(f"deleted predictions: {removed:,}")
+    print(f"deleted {plural(removed, 'prediction')}")

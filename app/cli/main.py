@@ -17,7 +17,7 @@ from app.cli.reload import main as reload
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 app.command("classify")(classify)
 app.command("reload")(reload)
-app.add_typer(feedback, name="feedback", help="Export the labels that clients have sent, or delete predictions.")
+app.add_typer(feedback, name="feedback", help="Export labels from clients, or delete predictions.")
 
 
 def _print_version(given: bool) -> None:
@@ -39,6 +39,7 @@ def tenfold(
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 chooses a free one.  [default: 8000]")] = None,
+    uds: Annotated[Path | None, typer.Option(help="Unix socket to listen on, instead of host and port.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes, each with its own copy of every model.")] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Folder of the bundle.  [default: weights/resnet18-cifar10]")
@@ -62,6 +63,7 @@ def serve(
     options = {
         "host": host,
         "port": port,
+        "uds": uds,
         "workers": workers,
         "weights": weights,
         "models": models,
@@ -74,9 +76,10 @@ def serve(
         os.environ.pop("TENFOLD_MODELS", None)
     else:
         options |= default_weights()
+    given = {name: str(value) for name, value in options.items() if value is not None}
     # Worker processes read the environment too.
-    os.environ.update({f"TENFOLD_{name.upper()}": str(value) for name, value in options.items() if value is not None})
-    run([])
+    os.environ.update({f"TENFOLD_{name.upper()}": value for name, value in given.items()})
+    run([], given)
 
 
 def _add_training_command(name: str, summary: str) -> None:
@@ -84,17 +87,15 @@ def _add_training_command(name: str, summary: str) -> None:
 
     def command(context: typer.Context) -> None:
         try:
-            main = import_module(f"model.commands.{name}").main
-        except ImportError as error:
+            run = import_module("model.commands.exits").run
+        except ModuleNotFoundError as error:  # in the container
             print(
-                f"error: {context.command_path} requires the training dependencies ({error}): "
-                "run make install, or install tenfold[train]",
+                f"error: {context.command_path} is not part of this installation, which only serves: run it in a "
+                "checkout, or install tenfold[train]",
                 file=sys.stderr,
             )
             raise typer.Exit(2) from error
-        inner = typer.Typer(add_completion=False, rich_markup_mode=None)
-        inner.command()(main)
-        inner(context.args, prog_name=context.command_path)
+        run(name, context.command_path, context.args)
 
     # The inner command parses the arguments, --help included.
     options = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -103,12 +104,12 @@ def _add_training_command(name: str, summary: str) -> None:
 
 for _name, _summary in (
     ("train", "Train a network and write a bundle."),
-    ("recipes", "List the training recipes and what each is for, or the fields of one."),
+    ("recipes", "List the training recipes, or the fields of one."),
     ("networks", "List the networks with their sizes."),
     ("evaluate", "Evaluate a bundle on test images."),
     ("calibrate", "Fit the calibration of a bundle again and repeat its test."),
     ("quantize", "Add a quantized OpenVINO model to a bundle."),
-    ("export", "Write the network of a bundle as an ONNX file, or for torch.export."),
+    ("export", "Write the network of a bundle as an ONNX file."),
 ):
     _add_training_command(_name, _summary)
 

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import typer
 
-from app.cli.classify.results import CommandError
+from app.cli.classify.results import CommandError, plural
 
 if TYPE_CHECKING:  # at run time, httpx is imported in the functions, because it would slow down --help
     import httpx
@@ -21,7 +21,8 @@ def main(
     weights: Annotated[
         str | None,
         typer.Argument(
-            help="Folder of the new bundle, below TENFOLD_WEIGHTS_ROOT of the service. Default: the present one."
+            help="Folder of the new bundle, below TENFOLD_WEIGHTS_ROOT of the service, such as weights/NAME. "
+            "Default: the present one."
         ),
     ] = None,
     url: Annotated[str, typer.Option(help="Root of the service.")] = _DEFAULT_URL,
@@ -72,7 +73,7 @@ def describe(report: dict[str, Any]) -> str:
         lines.append(f"version {report['previous']} stays loaded until --confirm; --rollback returns to it")
     if shadow := report["shadow"]:
         sides = (("old", shadow["serving"]), ("new", shadow["candidate"]))
-        lines += [f"{shadow['images']} images compared, the first class agrees on {shadow['agreement']:.2%}"]
+        lines += [f"{plural(shadow['images'], 'image')} compared, the first class agrees on {shadow['agreement']:.2%}"]
         lines += [
             f"{name} weights: mean confidence {side['mean_confidence']:.3f}, {side['accepted']:.1%} accepted"
             for name, side in sides
@@ -112,7 +113,9 @@ def _send(
         raise CommandError(f"the service at {client.base_url} cannot be reached ({reason}): give its --url") from error
     detail = problem_detail(response)
     if response.status_code == 401:
-        raise CommandError(f"the service at {client.base_url} needs another key: give one with --admin-key")
+        if "X-API-Key" in client.headers:
+            raise CommandError(f"the service at {client.base_url} does not accept this key: give another --admin-key")
+        raise CommandError(f"the service at {client.base_url} requires an admin key: give one with --admin-key")
     missing = response.status_code in (404, 405)
     if missing and not problem_slug(response):
         raise _not_tenfold(client)

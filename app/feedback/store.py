@@ -7,10 +7,10 @@ import errno
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 # "Tenf" in ASCII, so that no other program's database is written to.
 _APPLICATION_ID = 0x54656E66
@@ -27,11 +27,19 @@ CREATE TABLE predictions (
     confidence REAL NOT NULL,
     label TEXT,
     image BLOB,
+    reused INTEGER NOT NULL DEFAULT 0,
     UNIQUE (request_id, position)
 );
 CREATE INDEX predictions_by_time ON predictions (time);
 """
-_COLUMNS = "request_id, position, time, model, version, predicted, confidence, label, image"
+_COLUMNS = "request_id, position, time, model, version, predicted, confidence, label, image, reused"
+# The probability of an image differs a little from batch to batch.
+_ADD = f"""
+INSERT INTO predictions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (request_id, position) DO UPDATE SET reused = 1
+WHERE (model, version, predicted) <> (excluded.model, excluded.version, excluded.predicted)
+OR ABS(confidence - excluded.confidence) > 0.0001
+"""  # noqa: S608
 # Milliseconds to wait for another process that writes.
 _BUSY_TIMEOUT = 5_000
 # The write-ahead log is cut to this size after large transactions.
@@ -57,6 +65,7 @@ class Stored(NamedTuple):
         confidence: its probability.
         label: the right class; None if it is not known.
         image: the uploaded file; None if it was not stored.
+        reused: whether there was another prediction with the same request ID and position later.
     """
 
     request_id: str
@@ -68,6 +77,7 @@ class Stored(NamedTuple):
     confidence: float
     label: str | None = None
     image: bytes | None = None
+    reused: bool = False
 
 
 class Limits(NamedTuple):
@@ -136,15 +146,17 @@ class Store:
         self._database.close()
 
     def add(self, predictions: Iterable[Stored]) -> None:
-        """Add predictions. A later one replaces one of the same request and position.
+        """Add predictions.
+
+        Clients may choose request IDs. The first prediction of an ID and position is kept, with its label. A later one
+        is not stored. If it differs, the first one is marked as `reused`, because a label may be for either of them. It
+        does not differ if a client sends a request again.
 
         Raises:
             StoreError: the file cannot be written.
         """
         with self._writing() as database:
-            for row in predictions:
-                database.execute("DELETE FROM predictions WHERE (request_id, position) = (?, ?)", row[:2])
-                database.execute(f"INSERT INTO predictions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)  # noqa: S608
+            database.executemany(_ADD, predictions)
 
     def find(self, request_id: str, position: int) -> Stored | None:
         """The prediction for an image of a request, without the image.
@@ -152,13 +164,16 @@ class Store:
         Raises:
             StoreError: the file cannot be read.
         """
-        query = "SELECT request_id, position, time, model, version, predicted, confidence, label FROM predictions"
+        query = (
+            "SELECT request_id, position, time, model, version, predicted, confidence, label, NULL, reused "
+            "FROM predictions WHERE (request_id, position) = (?, ?)"
+        )
         try:
-            found = self._database.execute(f"{query} WHERE (request_id, position) = (?, ?)", (request_id, position))
+            found = self._database.execute(query, (request_id, position))
             row = found.fetchone()
         except sqlite3.Error as error:
             raise self._failed(error) from error
-        return Stored(*row) if row else None
+        return _stored(row) if row else None
 
     def set_label(self, request_id: str, position: int, label: str) -> bool:
         """Set the right label of an image.
@@ -191,7 +206,7 @@ class Store:
                 f"SELECT {_COLUMNS} FROM predictions WHERE label IS NOT NULL ORDER BY number"  # noqa: S608
             )
             for row in rows:
-                yield Stored(*row)
+                yield _stored(row)
         except sqlite3.Error as error:
             raise self._failed(error) from error
 
@@ -281,6 +296,7 @@ class Store:
         except sqlite3.Error as error:
             raise self._failed(error) from error
         if not is_new:
+            self._add_reused()
             return
         with self._writing():
             if not self._is_new():  # another process was faster
@@ -289,6 +305,19 @@ class Store:
                 database.execute(statement)
             database.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+    def _add_reused(self) -> None:
+        """Add the column `reused` to a file that was made before there was one."""
+        find = "SELECT COUNT(*) FROM pragma_table_info('predictions') WHERE name = 'reused'"
+        try:
+            (found,) = self._database.execute(find).fetchone()
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        if found:
+            return
+        with self._writing() as database:
+            if database.execute(find).fetchone() == (0,):  # another process may have been faster
+                database.execute("ALTER TABLE predictions ADD COLUMN reused INTEGER NOT NULL DEFAULT 0")
 
     def _use_write_ahead_log(self) -> None:
         """Change the journal, so that readers and a writer do not wait for each other.
@@ -341,3 +370,9 @@ class Store:
 
     def _failed(self, error: sqlite3.Error) -> StoreError:
         return StoreError(f"the feedback store {self.path} cannot be used ({error})")
+
+
+def _stored(row: Sequence[Any]) -> Stored:
+    """A prediction from its columns."""
+    *values, reused = row
+    return Stored._make([*values, bool(reused)])

@@ -1,18 +1,22 @@
 """Around every request: request ID, timings, metrics, access log, body limit, and a response when all else fails."""
 
+import asyncio
 import logging
 import re
 import secrets
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from urllib.parse import quote
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.http.inflate import inflated
 from app.http.problems import BodyTooLarge, ClientDisconnected, Errors
 from app.serving.admission import Limits
+from app.serving.errors import NotReady
 from app.telemetry.metrics import Telemetry
 
 access = logging.getLogger("tenfold.access")
@@ -22,6 +26,9 @@ _VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 # nginx's status for a client that closed the connection. It is never sent.
 _CLIENT_CLOSED = 499
+
+# Routes that machines request all the time.
+_PROBES = {"/livez", "/readyz", "/healthz", "/metrics", "/v2/health/live", "/v2/health/ready"}
 
 
 class RequestContext:
@@ -38,12 +45,16 @@ class RequestContext:
         app: the application inside.
         telemetry: counts each request.
         closing: whether connections are closed after their response, because the service is draining.
+        log_probes: whether successful requests for probes and metrics get a line too.
     """
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, closing: Callable[[], bool]) -> None:
+    def __init__(
+        self, app: ASGIApp, telemetry: Telemetry, closing: Callable[[], bool], *, log_probes: bool = False
+    ) -> None:
         self.app = app
         self.telemetry = telemetry
         self.closing = closing
+        self.log_probes = log_probes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,7 +95,8 @@ class RequestContext:
             rejected, model = state.get("rejected"), state.get("model", "")
             route = getattr(inside.get("route"), "path", "other")
             self.telemetry.request(route=route, status=status, model=model, seconds=seconds, rejected=rejected)
-            if access.isEnabledFor(logging.INFO):
+            quiet = not self.log_probes and route in _PROBES and status == HTTPStatus.OK
+            if not quiet and access.isEnabledFor(logging.INFO):
                 _log(scope, status, seconds, timings, model, rejected)
 
 
@@ -112,8 +124,61 @@ def _log(
     )
 
 
+class PathPrefix:
+    """Removes a path prefix that a proxy keeps in the paths, so that everything inside works as at the root.
+
+    A path without the prefix stays as it is: of a proxy that removes the prefix itself, or of a probe. Nothing inside
+    needs the prefix, because redirects and the servers of the OpenAPI schema are relative.
+
+    Args:
+        app: the application inside.
+        prefix: such as "/tenfold"; empty for none. The server's own prefix (`root_path` of ASGI) is removed too.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self.app = app
+        self.prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        root = scope.get("root_path", "")
+        if scope["type"] == "http" and (root or self.prefix):
+            path = _below(self.prefix, _below(root.rstrip("/"), scope["path"]))
+            scope = {**scope, "path": path, "root_path": ""}
+        await self.app(scope, receive, send)
+
+
+def _below(prefix: str, path: str) -> str:
+    """The path below a prefix; empty for the prefix itself, which is redirected to the page."""
+    return path[len(prefix) :] if f"{path}/".startswith(f"{prefix}/") else path
+
+
+def relative_redirects(app: ASGIApp) -> ASGIApp:
+    """Make the Location of the router's redirects relative, because a proxy may change host, scheme and prefix.
+
+    The router redirects only from a path with a slash at its end to that without, or the other way round.
+    """
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_relative(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == HTTPStatus.TEMPORARY_REDIRECT:
+                # As the server received it, with a prefix; a server may lack it.
+                path = scope.get("raw_path", b"").decode("latin-1") or quote(scope["path"])
+                bare = path.rstrip("/")
+                name = bare.rpartition("/")[2]
+                query = scope["query_string"].decode("latin-1")
+                location = "../" * (len(path) - len(bare)) + name if path != bare else f"./{name}/"
+                MutableHeaders(scope=message)["Location"] = f"{location}?{query}" if query else location
+            await send(message)
+
+        await app(scope, receive, send_relative)
+
+    return respond
+
+
 class InternalErrors:
-    """Answers an exception that no route handles with a 500. It is inside CORS, so pages of other origins can read it.
+    """Answers an exception that no route handles with a 500, and a request that is cut off at the end with a 503.
+
+    It is inside CORS, so pages of other origins can read these responses.
 
     Args:
         app: the application inside.
@@ -139,6 +204,15 @@ class InternalErrors:
             await self.app(scope, receive, send_and_note)
         except (ClientDisconnected, ClientDisconnect):
             raise
+        except asyncio.CancelledError:
+            # Nothing else cancels the task of a request.
+            interrupted = NotReady("the service shut down before this request was finished: send it again")
+            response = self.errors.response(scope, interrupted)
+            if started:
+                raise
+            if task := asyncio.current_task():
+                task.uncancel()
+            await response(scope, receive, send)
         except Exception as error:
             logger.exception("request %s failed", scope["state"]["request_id"])
             response = self.errors.response(scope, error)
@@ -149,6 +223,8 @@ class InternalErrors:
 
 class BodyLimit:
     """Refuses a body over the limit as soon as it is known to be over it, by its Content-Length or by counting.
+
+    A body with Content-Encoding is decompressed here, and counted before and after that.
 
     Its bytes count for the model in `request.state.model`, which a route sets before it reads the body.
 
@@ -168,25 +244,38 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         announced = _header(scope, b"content-length")
-        received = int(announced) if announced.isdigit() and int(announced) > self.max_bytes else 0
+        encoding = _header(scope, b"content-encoding").decode("latin-1")
         held = 0
 
+        def hold(size: int) -> None:
+            nonlocal held
+            held += size
+            self.limits.hold_bytes(scope["state"].get("model", ""), size)
+
+        received = int(announced) if announced.isdigit() and int(announced) > self.max_bytes else 0
+        body = self._limited(receive, hold, received)
+        if encoding:
+            body = self._limited(inflated(body, encoding), hold, after=" after decompression")
+        try:
+            await self.app(scope, body, send)
+        finally:
+            self.limits.hold_bytes(scope["state"].get("model", ""), -held)
+
+    def _limited(self, receive: Receive, hold: Callable[[int], None], received: int = 0, *, after: str = "") -> Receive:
         async def receive_within_limit() -> Message:
-            nonlocal received, held
+            nonlocal received
             if received <= self.max_bytes:
                 message = await receive()
                 size = len(message.get("body", b""))
                 received += size
-                held += size
-                self.limits.hold_bytes(scope["state"].get("model", ""), size)
+                hold(size)
             if received > self.max_bytes:
-                raise BodyTooLarge(f"the request has more than {self.max_bytes:,} bytes: send fewer or smaller images")
+                raise BodyTooLarge(
+                    f"the request has more than {self.max_bytes:,} bytes{after}: send fewer or smaller images"
+                )
             return message
 
-        try:
-            await self.app(scope, receive_within_limit, send)
-        finally:
-            self.limits.hold_bytes(scope["state"].get("model", ""), -held)
+        return receive_within_limit
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import Scope
 
 from app.http.schemas import Problem
@@ -23,7 +24,7 @@ from app.serving.errors import (
     TooManyUploads,
     UnknownModel,
 )
-from model import ImageTooLarge, NotExplainable, UnreadableImage, UnsupportedImage
+from model import ImageError, ImageTooLarge, NotExplainable, UnreadableImage, UnsupportedImage
 
 
 class RequestError(Exception):
@@ -34,7 +35,11 @@ class RequestError(Exception):
 
 
 class BadUpload(RequestError):
-    """The multipart body is malformed, or there is no file, or an empty one."""
+    """The body is malformed, or there is no image in it."""
+
+
+class BadFile(BadUpload, ImageError):
+    """One of the images is empty or cannot be decoded from text. It does not affect the others."""
 
 
 class Unauthorized(RequestError):
@@ -81,6 +86,10 @@ class UnknownPrediction(RequestError):
     """No prediction of this request and index is stored."""
 
 
+class RequestIDReused(RequestError):
+    """Several requests with different predictions had the same request ID."""
+
+
 class NotStored(RequestError):
     """The file for feedback cannot be used."""
 
@@ -109,6 +118,7 @@ TABLE: Mapping[type[Exception], ProblemType] = {
     UnknownPrediction: ProblemType(404, "unknown-prediction", "There is no such prediction"),
     UploadTooSlow: ProblemType(408, "upload-too-slow", "The upload took too long"),
     SwapConflict: ProblemType(409, "swap-conflict", "The weights cannot be changed now"),
+    RequestIDReused: ProblemType(409, "request-id-reused", "The request ID is not unique"),
     BodyTooLarge: ProblemType(413, "body-too-large", "The request is too large"),
     ImageTooLarge: ProblemType(413, "picture-too-large", "The image is too large"),
     TooManyFiles: ProblemType(413, "too-many-files", "Too many images in one request"),
@@ -188,8 +198,19 @@ def problem_response(error: Exception, request_id: str) -> Response:
 def _http_detail(error: HTTPException) -> str:
     allowed = (error.headers or {}).get("Allow")
     if error.status_code == http.HTTPStatus.METHOD_NOT_ALLOWED and allowed:
-        return f"this path takes {allowed}: send the request with that method"
+        return f"this path takes {allowed}: send the request with one of these methods"
     return f"{error.detail}: see /docs for the paths and methods of this service"
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of a path. The router reports only those of its first route for the path."""
+
+    def takes(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    methods = {method for method in ("DELETE", "GET", "POST") if takes(method)}
+    return sorted({*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else [])})
 
 
 def documented(*errors: type[Exception]) -> dict[int | str, dict[str, Any]]:
@@ -228,6 +249,11 @@ class Errors:
         """Answer every exception of the table, and HTTP errors of the framework, with `response`."""
 
         async def handle(request: Request, error: Exception) -> Response:
+            if isinstance(error, HTTPException) and error.status_code == http.HTTPStatus.METHOD_NOT_ALLOWED:
+                headers = {"Allow": ", ".join(_allowed(request))}
+                if request.method == "OPTIONS":
+                    return Response(status_code=http.HTTPStatus.NO_CONTENT, headers=headers)
+                error = HTTPException(error.status_code, headers=headers)
             if isinstance(error, RequestValidationError):
                 first = error.errors()[0]
                 error = InvalidParameter(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")

@@ -1,8 +1,8 @@
 """The JSON of requests and responses."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, RootModel, WithJsonSchema, computed_field
 
 from app.serving.drift import DriftState
 from app.serving.models import ModelState
@@ -105,6 +105,7 @@ class ExplainedView(BaseModel):
 
     box: Annotated[
         tuple[float, float, float, float],
+        WithJsonSchema({"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}),
         Field(description="Left, top, right and bottom of the view, in pixels of the image after EXIF orientation."),
     ]
     input: Annotated[str, Field(description="The pixels that the network saw, as a PNG in a data: URL.")]
@@ -112,6 +113,13 @@ class ExplainedView(BaseModel):
         list[list[float]],
         Field(description="What each cell of a grid over the view adds to the logit of the class, row by row; signed."),
     ]
+    weight: Annotated[
+        float, Field(ge=0, le=1, description="How much the view counts in the prediction. The sum over the views is 1.")
+    ]
+    maps: Annotated[
+        dict[str, list[list[float]]] | None,
+        Field(description="The maps of the most probable classes by their labels, as many as `maps` requests."),
+    ] = None
 
 
 class Explanation(BaseModel):
@@ -149,6 +157,10 @@ class ServedCard(ModelCard):
     @property
     def version(self) -> str:
         return super().version
+
+
+class SelectedFields(RootModel[dict[str, Any]]):
+    """The fields of a card that a request has named, with those fields of fields."""
 
 
 def served_card(card: ModelCard) -> ServedCard:

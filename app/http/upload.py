@@ -1,17 +1,20 @@
 """Request body -> image files, within limits: multipart/form-data, JSON with base64, or one image as the raw body."""
 
-import base64
-from typing import Any, TypeVar
+import binascii
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from app.http.parameters import PARAMETER_NAMES, invalid
-from app.http.problems import BadUpload, BodyTooLarge, InvalidParameter, TooManyFiles, UnsupportedBody
+from app.http.encodings import from_base64
+from app.http.parameters import invalid
+from app.http.problems import BadFile, BadUpload, BodyTooLarge, InvalidParameter, TooManyFiles, UnsupportedBody
 from app.serving.images import Upload
 
 M = TypeVar("M", bound=BaseModel)
@@ -21,23 +24,36 @@ FIELD = "file"
 
 _JSON_FORMS = '{"image": "<base64>"} or {"instances": [{"b64": "<base64>"}]}'
 _JSON_VALUES_PER_FILE = 10
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MAX_FIELDS = 100
 _MAX_JSON_BYTES = 10_000
 _MAX_HEADER_BYTES = 8_192
 
+# "binary/octet-stream" is the default type of S3.
+_ANY_BYTES = ("application/octet-stream", "binary/octet-stream")
+# The type that curl sends with --data-binary if it is given none.
+_CURL = "application/x-www-form-urlencoded"
 
-async def read_uploads(request: Request, *, max_files: int) -> list[Upload]:
+# What follows a boundary: two dashes after the last part, or else padding and a line break (RFC 2046, 5.1.1).
+_AFTER_BOUNDARY = re.compile(rb"--|[ \t]{0,64}(\r?\n)")
+_FOLDED = re.compile(rb"\r?\n[ \t]+")
+# RFC 8187: charset'language'percent-encoded. parse_options_header leaves it out, but clients send it.
+_EXTENDED_NAME = re.compile(rb";\s*filename\*\s*=\s*\"?[^';\"]*'[^';\"]*'([^;\"]*)", re.IGNORECASE)
+
+
+async def read_uploads(request: Request, *, max_files: int, parameters: Collection[str] = ()) -> list[Upload]:
     """Read the whole body and extract its images.
 
     Args:
         request: its body is limited by the middleware.
         max_files: largest number of images.
+        parameters: names of the query parameters, which are refused as form fields.
 
     Returns:
-        One or more uploads, none of them empty.
+        One or more uploads. One that is empty or not decodable has an error.
 
     Raises:
-        BadUpload: malformed multipart or JSON, no part named `file`, or an empty one.
+        BadUpload: malformed multipart or JSON, or there is no image.
         InvalidParameter: a form field has the name of a query parameter.
         TooManyFiles: more than `max_files`.
         UnsupportedBody: the content type is none of these.
@@ -49,21 +65,19 @@ async def read_uploads(request: Request, *, max_files: int) -> list[Upload]:
         boundary = parse_options_header(header)[1].get(b"boundary", b"")
         if not 1 <= len(boundary) <= 70:  # RFC 2046
             raise _malformed("its content type has no boundary of 1 to 70 characters")
-        uploads = _Form(await read_body(request), boundary, max_files).uploads
-    elif content_type.startswith("image/") or content_type in ("", "application/octet-stream"):
-        uploads = [Upload(None, await read_body(request))]
-    elif content_type == "application/json":
-        uploads = _from_json(await read_body(request), max_files)
-    else:
-        raise UnsupportedBody(
-            f"a body of type {content_type} is not accepted: send multipart/form-data with a part named "
-            f"{FIELD}, an image as the body with its image/* type, or JSON with the image in base64"
-        )
-    for upload in uploads:
-        if not upload.data:
-            name = f"the file {upload.filename!r}" if upload.filename else "the body"
-            raise BadUpload(f"{name} is empty: send an image")
-    return uploads
+        return _from_form(await read_body(request), boundary, max_files, parameters)
+    if content_type.startswith("image/") or content_type in _ANY_BYTES:
+        return [_upload(await read_body(request), "the body")]
+    if content_type in ("application/json", "text/json") or content_type.endswith("+json"):
+        return _from_json(await read_body(request), max_files)
+    if content_type not in ("", _CURL):
+        raise _unsupported(content_type)
+    body = await read_body(request)
+    if body.startswith((b"{", _BYTE_ORDER_MARK)):
+        return _from_json(body, max_files)
+    if content_type and body.isascii():
+        raise _unsupported(content_type)
+    return [_upload(body, "the body")]
 
 
 async def read_body(request: Request) -> bytes:
@@ -93,9 +107,9 @@ async def read_json(request: Request, model: type[M]) -> M:
     if len(body) > _MAX_JSON_BYTES:
         raise BodyTooLarge(f"the body has more than {_MAX_JSON_BYTES:,} bytes: send only the fields in /docs")
     try:
-        return model.model_validate_json(body or b"{}")
+        return model.model_validate_json(body.removeprefix(_BYTE_ORDER_MARK) or b"{}")
     except ValidationError as error:
-        raise invalid(error, "body", known=model.model_fields) from error
+        raise invalid(error, model, "field") from error
 
 
 async def _body(receive: Receive) -> bytes:
@@ -111,105 +125,147 @@ async def _body(receive: Receive) -> bytes:
     return b"".join(pieces)
 
 
-class _Form:
-    """The files of a multipart/form-data body, with python-multipart's parser.
+def _upload(data: bytes, what: str, filename: str | None = None) -> Upload:
+    """A file, with an error if it is empty.
+
+    Args:
+        data: its bytes.
+        what: how an error names it.
+        filename: as uploaded.
+    """
+    return Upload(filename, data) if data else _bad(f"{what} is empty: send an image", filename)
+
+
+def _bad(reason: str, filename: str | None = None) -> Upload:
+    return Upload(filename, b"", BadFile(reason))
+
+
+def _from_form(body: bytes, boundary: bytes, max_files: int, parameters: Collection[str]) -> list[Upload]:
+    """The parts of a multipart/form-data body that are named `file`. A file input without a file is left out."""
+    uploads: list[Upload] = []
+    others: list[str] = []
+    files = fields = 0
+    for part in _parts(body, boundary, max_files):
+        blank = part.filename == "" and not part.data
+        if part.is_file and not blank:
+            files += 1
+            if files > max_files:
+                raise _too_many(max_files)
+        else:
+            fields += 1
+            if fields > _MAX_FIELDS:
+                raise _malformed(f"more than {_MAX_FIELDS} fields that are not files")
+        if part.name == FIELD and part.is_file and not blank:
+            uploads.append(_from_part(part))
+        elif part.name in parameters and not part.is_file:
+            raise InvalidParameter(
+                f"{part.name} came as a form field: send it in the query string, as in ?{part.name}=..."
+            )
+        else:
+            note = " (no file was chosen)" if blank else " (text without a filename)" if part.name == FIELD else ""
+            others.append(repr(part.name[:50] + note))
+    if not uploads:
+        message = f"there is no image in the upload: send it as a part named {FIELD}, with a filename"
+        if others:
+            message += f", as curl -F {FIELD}=@cat.png does. The upload has {', '.join(others[:5])}"
+        raise BadUpload(message)
+    return uploads
+
+
+class _Part(NamedTuple):
+    """A part of a multipart body.
 
     Attributes:
-        uploads: the parts named `file` that have a filename.
+        name: of the form field.
+        filename: None if there is none.
+        is_file: whether it has a filename or the type of a file.
+        encoding: Content-Transfer-Encoding in lower case.
+        data: its bytes, not decoded.
     """
 
-    def __init__(self, body: bytes, boundary: bytes, max_files: int) -> None:
-        self.uploads: list[Upload] = []
-        self._max_files = max_files
-        self._files = self._fields = 0
-        self._other: list[str] = []
-        self._complete = False
-        # Counted before parsing: the parser is slow on data that is full of lines that begin like the boundary.
-        if body.count(b"\r\n--" + boundary) > max_files + _MAX_FIELDS + 1:
-            raise _too_many(max_files)
-        parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._begin,
-                "on_header_field": self._header_field,
-                "on_header_value": self._header_value,
-                "on_header_end": self._header_end,
-                "on_headers_finished": self._headers_finished,
-                "on_part_data": self._data,
-                "on_part_end": self._end,
-                "on_end": self._finish,
-            },
-            max_header_size=_MAX_HEADER_BYTES,
-        )
-        try:
-            parser.write(body)
-            parser.finalize()
-        except FormParserError as error:
-            raise _malformed(str(error).rstrip(".")) from error
-        if not self._complete:
+    name: str
+    filename: str | None
+    is_file: bool
+    encoding: bytes
+    data: memoryview
+
+
+def _parts(body: bytes, boundary: bytes, max_files: int) -> Iterator[_Part]:
+    """Find the parts of a multipart body.
+
+    The body is in memory as a whole, so a part is found by two searches. The text before the first boundary and after
+    the last one is ignored. All lines end as the first boundary does, in CRLF or in LF.
+
+    Raises:
+        BadUpload: it is malformed.
+        TooManyFiles: there are more lines that begin like the boundary than the limits on files and fields allow.
+    """
+    dashes = b"--" + boundary
+    line_end = b""
+    start, position = 0, 0 if body.startswith(dashes) else body.find(b"\n" + dashes) + 1
+    if position == 0 and not body.startswith(dashes):
+        raise _malformed("its boundary is not in it")
+    for _ in range(max_files + _MAX_FIELDS + 2):
+        after = _AFTER_BOUNDARY.match(body, position + len(dashes))
+        if after:
+            if line_end:
+                yield _part(body, line_end, start, position - len(line_end))
+            if after[0] == b"--":
+                return
+            line_end = line_end or after[1]
+            start = position = after.end()
+        position = body.find((line_end or b"\n") + dashes, position) + len(line_end or b"\n")
+        if position < len(line_end or b"\n"):
             raise _malformed("it ends before its last boundary")
-        if not self.uploads:
-            raise BadUpload(self._without_image())
+    raise _too_many(max_files)
 
-    def _begin(self) -> None:
-        self._name, self._value = b"", b""
-        self._disposition: bytes | None = None
-        self._pieces: list[bytes] = []
 
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._name += data[start:end]
+def _part(body: bytes, line_end: bytes, start: int, end: int) -> _Part:
+    """The part between two boundaries."""
+    blank = body.find(line_end * 2, start - len(line_end), min(end, start + _MAX_HEADER_BYTES) + len(line_end))
+    if blank < 0:
+        raise _malformed(f"a part has no blank line after its headers of at most {_MAX_HEADER_BYTES:,} bytes")
+    headers = _headers(body[start:blank])
+    disposition = headers.get(b"content-disposition", b"")
+    options = parse_options_header(disposition)[1]
+    if b"name" not in options:
+        raise _malformed("a part has no Content-Disposition with a name")
+    filename = options.get(b"filename")
+    if extended := _EXTENDED_NAME.search(disposition):
+        filename = unquote_to_bytes(extended[1])
+    kind = _text(headers.get(b"content-type", b"")).partition(";")[0].strip().lower()
+    return _Part(
+        name=_text(options[b"name"]),
+        filename=None if filename is None else _text(filename),
+        is_file=filename is not None or kind.startswith("image/") or kind in _ANY_BYTES,
+        encoding=headers.get(b"content-transfer-encoding", b"").lower(),
+        data=memoryview(body)[blank + 2 * len(line_end) : end],
+    )
 
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
 
-    def _header_end(self) -> None:
-        if self._name.lower() == b"content-disposition":
-            self._disposition = self._value
-        self._name, self._value = b"", b""
+def _headers(head: bytes) -> Mapping[bytes, bytes]:
+    """The headers of a part, by name in lower case."""
+    headers = {}
+    for line in _FOLDED.sub(b" ", head).splitlines():
+        name, colon, value = line.partition(b":")
+        if not colon:
+            raise _malformed("a header of a part has no colon")
+        headers[name.strip().lower()] = value.strip()
+    return headers
 
-    def _headers_finished(self) -> None:
-        options = parse_options_header(self._disposition)[1] if self._disposition else {}
-        if b"name" not in options:
-            raise _malformed("a part has no Content-Disposition with a name")
-        filename = options.get(b"filename")
-        self._is_image = filename is not None and options[b"name"] == FIELD.encode()
-        self._filename = None if filename is None else _text(filename)
-        if not self._is_image:
-            self._note(_text(options[b"name"]), filename is not None)
-        if filename is None:
-            self._fields += 1
-            if self._fields > _MAX_FIELDS:
-                raise _malformed(f"more than {_MAX_FIELDS} fields that are not files")
-        else:
-            self._files += 1
-            if self._files > self._max_files:
-                raise _too_many(self._max_files)
 
-    def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._is_image:
-            self._pieces.append(data[start:end])
-
-    def _end(self) -> None:
-        if self._is_image:
-            data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-            self.uploads.append(Upload(self._filename or None, data))
-
-    def _finish(self) -> None:
-        self._complete = True
-
-    def _note(self, name: str, is_file: bool) -> None:
-        """Remember a part that is no image; refuse a parameter, which would have no effect here."""
-        if not is_file and name in PARAMETER_NAMES:
-            raise InvalidParameter(f"{name} came as a form field: send it in the query string, as in ?{name}=...")
-        if name == FIELD:
-            name += " (text without a filename)"
-        self._other.append(repr(name[:50]))
-
-    def _without_image(self) -> str:
-        message = f"there is no image in the upload: send it as a part named {FIELD}, with a filename"
-        if not self._other:
-            return message
-        return f"{message}, as curl -F {FIELD}=@cat.png does. The upload has {', '.join(self._other[:5])}"
+def _from_part(part: _Part) -> Upload:
+    """The file of a part. A Content-Transfer-Encoding that is not named here leaves the bytes as they are."""
+    filename, data = part.filename or None, bytes(part.data)
+    what = f"the file {filename!r}" if filename else "the file"
+    if part.encoding == b"base64":
+        try:
+            data = from_base64(data)
+        except ValueError:
+            return _bad(f"{what} is not valid base64: encode its bytes, or send them as they are", filename)
+    elif part.encoding == b"quoted-printable":
+        data = binascii.a2b_qp(data)
+    return _upload(data, what, filename)
 
 
 def _from_json(body: bytes, max_files: int) -> list[Upload]:
@@ -218,32 +274,35 @@ def _from_json(body: bytes, max_files: int) -> list[Upload]:
     if sum(body.count(character) for character in b",[{") > _JSON_VALUES_PER_FILE * max_files + _MAX_FIELDS:
         raise BadUpload(f"the JSON has too many values: send {_JSON_FORMS}")
     try:
-        content = from_json(body)
+        content = from_json(body.removeprefix(_BYTE_ORDER_MARK))
     except ValueError as error:
         raise BadUpload(f"the body is no valid JSON ({error}): send it again") from error
     match content:
         case {"image": image}:
-            images = [image]
-        case {"instances": [*images]}:
+            return [_from_value(image, "image")]
+        case {"instances": [_, *_] as images}:
             if len(images) > max_files:
                 raise _too_many(max_files)
-        case _:
-            images = []
-    if not images:
-        raise BadUpload(f"there is no image in the JSON: send {_JSON_FORMS}")
-    return [Upload(None, _from_base64(image)) for image in images]
+            return [_from_value(image, f"instances[{index}]") for index, image in enumerate(images)]
+    raise BadUpload(f"there is no image in the JSON: send {_JSON_FORMS}")
 
 
-def _from_base64(value: Any) -> bytes:
+def _from_value(value: Any, what: str) -> Upload:
+    """The image in a value of JSON."""
     text = value.get("b64") if isinstance(value, dict) else value
     if not isinstance(text, str):
-        raise BadUpload(f"an image in the JSON is not a string: send {_JSON_FORMS}")
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
+        return _bad(f"{what} is not a string: send {_JSON_FORMS}")
     try:
-        return base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise BadUpload(f"an image in the JSON is not valid base64 ({error}): encode the bytes of the file") from error
+        return _upload(from_base64(text), what)
+    except ValueError:
+        return _bad(f"{what} is not valid base64: encode the bytes of the file")
+
+
+def _unsupported(content_type: str) -> UnsupportedBody:
+    return UnsupportedBody(
+        f"a body of type {content_type} is not accepted: send multipart/form-data with a part named "
+        f"{FIELD}, an image as the body with its image/* type, or JSON with the image in base64"
+    )
 
 
 def _too_many(limit: int) -> TooManyFiles:

@@ -1,7 +1,10 @@
 """HTTP/1.1 by uvicorn and httptools, with limits for requests that are incomplete and responses that are not read."""
 
 import asyncio
+import logging
+import math
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -12,6 +15,12 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.http.problems import MEDIA_TYPE
 from app.http.schemas import Problem
+from app.telemetry.metrics import Telemetry
+
+if sys.platform != "win32":
+    import resource
+
+logger = logging.getLogger("tenfold")
 
 # Seconds beyond the request's own timeout, so that the response that reports it is sent first.
 _GRACE = 1.0
@@ -25,6 +34,16 @@ _CLOCK = 0.001
 _MAX_HEAD = 64 << 10
 # Start of the response to `Expect: 100-continue`, which comes before the response itself.
 _INTERIM_RESPONSE = b"HTTP/1.1 100 "
+# Every response begins with it.
+_VERSION = b"HTTP/1.1 "
+# Seconds after which, and between which, a byte of it is sent to a client that sends no more. Most responses are
+# finished by then.
+_PROBE_INTERVAL = 0.25
+# File descriptors that connections leave to the files of the service, and as many for the responses that refuse
+# connections. If the limit is low, each is an eighth of it.
+_SPARE_DESCRIPTORS = 16
+# Seconds between two log lines that report refused connections.
+_LOG_INTERVAL = 10.0
 
 
 class _ResponseTransport:
@@ -41,18 +60,38 @@ class _ResponseTransport:
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None], *, has_body: bool) -> None:
         self._transport = transport
         self._close = close
-        self._awaits_head = has_body
+        self._has_body = has_body
+        self._begun = False
         self._head = b""
+        self._sent_early = 0
 
     def write(self, data: bytes) -> None:
         """Send data, after the head if that has not been sent; keep the head itself."""
-        if not self._awaits_head:
+        if self._begun:
             self._transport.write(self._head + data if self._head else data)
             self._head = b""
         elif data.startswith(_INTERIM_RESPONSE):
-            self._transport.write(data)
+            if not self._sent_early:
+                self._transport.write(data)
         else:
-            self._head, self._awaits_head = data, False
+            self._begun = True
+            head = data[self._sent_early :]
+            if self._has_body:
+                self._head = head
+            else:
+                self._transport.write(head)
+
+    def send_early(self) -> bool:
+        """Send the next byte of the HTTP version before the rest of the response is known.
+
+        Returns:
+            Whether there was such a byte.
+        """
+        if self._begun or self._sent_early == len(_VERSION):
+            return False
+        self._transport.write(_VERSION[self._sent_early : self._sent_early + 1])
+        self._sent_early += 1
+        return True
 
     def close(self) -> None:
         """Close the connection after all data has been sent."""
@@ -64,7 +103,7 @@ class _ResponseTransport:
         return getattr(self._transport, name)
 
 
-def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
+def http_protocol(timeout: float, telemetry: Telemetry | None = None) -> type[HttpToolsProtocol]:
     """A protocol with limits that uvicorn does not have.
 
     - A connection is closed if its request is incomplete after `timeout` seconds and a short grace. uvicorn waits for a
@@ -72,17 +111,45 @@ def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
     - A connection is closed if the client has read nothing of a response for `timeout` seconds.
     - A head of more than 64 KiB gets status 431. So do other bytes that are no part of a body, such as trailers. The
       limit is not exact: the last bytes that were received together with others may exceed it.
+    - A connection that takes one of the last file descriptors gets status 503, is counted and logged. Without any
+      descriptor left, libuv accepts connections and closes them, and reports nothing.
 
+    A client that has sent complete requests may shut down its sending half. uvicorn would close the connection; this
+    protocol sends the responses first. A client that has closed the connection looks the same until it receives
+    something. So the first bytes of the response are sent early, one by one, and a client that is gone resets the
+    connection.
     At shutdown uvicorn closes connections whose first request has not arrived; this protocol waits for that request.
     If a response closes the connection before the body has arrived, this protocol reads and discards the rest. To close
     a socket with unread data resets the connection, and the client loses the response.
     A request to upgrade to another protocol is processed as one without it, with its body, after RFC 9110, 7.8. Clients
     that prefer HTTP/2 send such requests.
     It stores when the request's first byte arrived (time.monotonic) as `arrived` in the scope's state.
+
+    Args:
+        timeout: in seconds.
+        telemetry: counts the connections that are refused.
     """
+    most_descriptors = math.inf
+    if sys.platform != "win32" and (limit := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) != resource.RLIM_INFINITY:
+        most_descriptors = limit
+    spare = min(_SPARE_DESCRIPTORS, most_descriptors // 8)
+    logged_at = -math.inf
+
+    def count_refused() -> None:
+        nonlocal logged_at
+        if telemetry:
+            telemetry.connection_refused()
+        if time.monotonic() >= logged_at + _LOG_INTERVAL:
+            logged_at = time.monotonic()
+            logger.error(
+                "connections are refused, because this process may open %d files and connections at most: "
+                "raise the limit (ulimit -n, or LimitNOFILE= of systemd)",
+                most_descriptors,
+            )
 
     class Protocol(HttpToolsProtocol):
         _timeout: asyncio.TimerHandle | None = None
+        _probe: asyncio.TimerHandle | None = None
         _write_timeout: asyncio.TimerHandle | None = None
         _bytes_outside_bodies = 0
         _discards = False
@@ -92,6 +159,22 @@ def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._set_timeout(timeout + _GRACE)
+            connection = transport.get_extra_info("socket")
+            left = most_descriptors - connection.fileno() if connection else math.inf  # a new one is the smallest
+            if left <= 2 * spare:
+                count_refused()
+                detail = "the service has as many connections as it may have: try again later"
+                self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, detail, "retry-after: 1\r\n")
+            if left <= spare:
+                transport.close()  # at once, although the client may lose the response
+
+        def eof_received(self) -> bool:  # type: ignore[override]
+            """Keep the connection until the responses to complete requests have been sent."""
+            if self._timeout or not self.cycle or self.cycle.response_complete:
+                return False
+            self.cycle.keep_alive = False
+            self._probe = self.loop.call_later(_PROBE_INTERVAL, self._probe_client)
+            return True
 
         def data_received(self, data: bytes) -> None:
             if self._refused:
@@ -130,7 +213,8 @@ def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
                 return
             super().on_headers_complete()
             has_body = self.scope["method"] != "HEAD"
-            self.cycle.transport = _ResponseTransport(self.transport, self._close, has_body=has_body)  # type: ignore[assignment]
+            self._response = _ResponseTransport(self.transport, self._close, has_body=has_body)
+            self.cycle.transport = self._response  # type: ignore[assignment]
 
         def on_body(self, body: bytes) -> None:
             self._bytes_outside_bodies = 0
@@ -161,8 +245,9 @@ def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._cancel_timeout()
-            if self._write_timeout:
-                self._write_timeout.cancel()
+            for timer in (self._write_timeout, self._probe):
+                if timer:
+                    timer.cancel()
             super().connection_lost(exc)
 
         def _parse(self, data: bytes) -> bytes:
@@ -186,8 +271,13 @@ def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
                 return data[upgrade.args[0] :]
             return b""
 
-        def _refuse(self, status: HTTPStatus, detail: str) -> None:
-            """Respond to a request that has no valid head, and close the connection."""
+        def _probe_client(self) -> None:
+            """Send a byte of the response, to which a client that has closed the connection responds with a reset."""
+            if self.pipeline or self._response.send_early():  # the response to an earlier request comes first
+                self._probe = self.loop.call_later(_PROBE_INTERVAL, self._probe_client)
+
+        def _refuse(self, status: HTTPStatus, detail: str, fields: str = "") -> None:
+            """Respond to a request that has no valid head, or to none, and close the connection."""
             self._refused = True
             if self._discards or (self.cycle and not self.cycle.response_complete):
                 self.transport.close()  # another response was sent or begun
@@ -199,7 +289,7 @@ def http_protocol(timeout: float) -> type[HttpToolsProtocol]:
             body = problem.model_dump_json().encode()
             head = (
                 f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
-                f"x-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+                f"x-request-id: {request_id}\r\n{fields}connection: close\r\n\r\n"
             )
             self.transport.write(STATUS_LINE[status] + head.encode() + body)
             self._close()

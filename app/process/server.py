@@ -11,11 +11,19 @@ from collections.abc import Mapping
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from app.main import create_app
 from app.process.link import Link
 from app.process.protocol import http_protocol
-from app.process.sockets import has_pending_connections, ignore_new_connections
+from app.process.sockets import (
+    AF_UNIX,
+    CannotListen,
+    describe_address,
+    has_pending_connections,
+    ignore_new_connections,
+    listen,
+)
 from app.serving.service import Load, Service
 from app.serving.swap import Drain, Listen, Reload
 from app.serving.swapper import Swapper
@@ -23,8 +31,6 @@ from app.settings import Settings
 from model import ModelError
 
 logger = logging.getLogger("tenfold")
-
-CANNOT_LISTEN = "cannot listen on %s:%d: choose another address with TENFOLD_HOST and TENFOLD_PORT"
 
 # Seconds for TCP handshakes to complete before the listening socket is closed.
 _HANDSHAKE = 0.1
@@ -41,7 +47,8 @@ class Server(uvicorn.Server):
 
     On SIGHUP it loads the bundle of each model again.
 
-    A worker accepts connections once its models are loaded, because its siblings serve meanwhile.
+    It accepts connections from the sockets that `run` gets. A worker does so once its models are loaded, because its
+    siblings serve meanwhile.
 
     A worker obeys its supervisor through a link. `Listen` lets it accept connections at once, so that probes get
     responses meanwhile. `Drain` starts the drain without a limit in time. The end of the link
@@ -97,17 +104,18 @@ class Server(uvicorn.Server):
         self._exit_at = min(self._exit_at, time.monotonic() + seconds)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the application and listen. A worker listens later."""
-        if self._supervisor:
-            self._to_listen = sockets or []
-            sockets = []
-        await super().startup(sockets)
+        """Start the application and accept connections. A worker does the latter later."""
+        self._to_listen = list(sockets or [])
+        await super().startup([])
+        if self._owns_socket:
+            logger.info("Uvicorn running on %s (Press CTRL+C to quit)", describe_address(self._to_listen))
+            await self._accept()
 
     async def on_tick(self, counter: int) -> bool:
         if self._supervisor:
             await self._obey(self._supervisor)
         if self._service.state == "ready":
-            await self._listen()
+            await self._accept()
         if self._reload:
             self._reload = False
             self._swapper.receive(Reload())
@@ -129,7 +137,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.01)
         await super().shutdown(sockets)
 
-    async def _listen(self) -> None:
+    async def _accept(self) -> None:
         """Accept connections from the sockets that wait for it."""
 
         def protocol() -> asyncio.Protocol:
@@ -137,16 +145,18 @@ class Server(uvicorn.Server):
                 config=self.config, server_state=self.server_state, app_state=self.lifespan.state
             )
 
+        loop, backlog = asyncio.get_running_loop(), self.config.backlog
         while self._to_listen:
-            waiting, backlog = self._to_listen.pop(), self.config.backlog
-            self.servers.append(await asyncio.get_running_loop().create_server(protocol, sock=waiting, backlog=backlog))
+            waiting = self._to_listen.pop()
+            create = loop.create_unix_server if waiting.family == AF_UNIX else loop.create_server
+            self.servers.append(await create(protocol, sock=waiting, backlog=backlog))
 
     async def _obey(self, supervisor: Link) -> None:
         for message in supervisor.receive():
             if isinstance(message, Drain):
                 self._drain(math.inf)
             elif isinstance(message, Listen):
-                await self._listen()
+                await self._accept()
             else:
                 self._swapper.receive(message)
         if supervisor.ended:
@@ -160,16 +170,17 @@ class Server(uvicorn.Server):
         self.exit_after(delay)
 
 
-def config_of(settings: Settings, app: object = None) -> uvicorn.Config:
-    """Uvicorn's configuration for the settings."""
+def config_of(settings: Settings, app: FastAPI) -> uvicorn.Config:
+    """Uvicorn's configuration for the settings and the application of `create_app`."""
     return uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        host=settings.host,
-        port=settings.port,
+        app,
+        workers=1,  # uvicorn would read WEB_CONCURRENCY, which may be empty
+        # The clients of a Unix socket are trusted, as in gunicorn.
+        forwarded_allow_ips=os.environ.get("FORWARDED_ALLOW_IPS") or ("*" if settings.uds else "127.0.0.1,::1"),
         access_log=False,
         log_config=None,
         server_header=False,
-        http=http_protocol(settings.timeout),
+        http=http_protocol(settings.timeout, app.state.service.telemetry),
         ws="none",
         timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.drain_timeout,
@@ -185,7 +196,7 @@ def serve(
     settings: Settings,
     *,
     load: Mapping[str, Load] | None = None,
-    listening: socket.socket | None = None,
+    listening: list[socket.socket] | None = None,
     control: socket.socket | None = None,
 ) -> int:
     """Serve until a signal ends it, or the service fails.
@@ -193,7 +204,7 @@ def serve(
     Args:
         settings: of the service.
         load: see create_app.
-        listening: for a worker, the socket that it shares with the other workers.
+        listening: for a worker, the sockets that it shares with the other workers.
         control: for a worker, the socket that connects it with its supervisor.
 
     Returns:
@@ -222,8 +233,8 @@ def serve(
     if control is None and reloads_on_sighup():
         signal.signal(signal.SIGHUP, server.handle_reload)
     try:
-        server.run([listening] if listening else None)
-    except SystemExit:  # uvicorn has logged why it cannot listen
-        logger.error(CANNOT_LISTEN, settings.host, settings.port)
+        server.run(listen(settings) if listening is None else listening)
+    except CannotListen as error:
+        logger.error("%s", error)
         return 1
     return 1 if failed else 0

@@ -17,8 +17,8 @@ from types import FrameType
 from app.cpus import available_cpus
 from app.main import bundle_folders
 from app.process.link import Link
-from app.process.server import CANNOT_LISTEN, config_of, reloads_on_sighup
-from app.process.sockets import ignore_new_connections
+from app.process.server import reloads_on_sighup
+from app.process.sockets import CannotListen, describe_address, ignore_new_connections, listen
 from app.serving.swap import Coordinator, Drain, Listen, Message, Reload
 from app.settings import LEAST_DECODE_THREADS, Settings
 from app.telemetry.metrics import SHARED_FOLDER, mark_worker_dead
@@ -27,8 +27,6 @@ from model import ModelError
 logger = logging.getLogger("tenfold")
 
 _POLL = 0.05
-# As in uvicorn.
-_BACKLOG = 2048
 # Seconds. A worker that lived shorter than this is replaced after a delay. If it ended with an error, as when the
 # model cannot be loaded, the service ends, because its replacement would fail too.
 _SHORT_LIFE = 30.0
@@ -39,6 +37,9 @@ _DOUBLINGS = 6
 # occupies about four CPUs.
 _CPUS_PER_WORKER = 4
 _CUDA_DEVICE = Path("/dev/nvidiactl")
+# A worker runs this package, not one of the same name in the current folder, which -P leaves out.
+_PACKAGES = str(Path(__file__).resolve().parents[2])
+_WORKER = (sys.executable, "-P", "-m", "app")
 
 
 @dataclass(slots=True)
@@ -77,23 +78,23 @@ class _Slot:
 class Supervisor:
     """Starts the workers, replaces those that end, and ends them all on a signal.
 
-    It owns the listening socket, so it alone stops new connections. Each worker's standard input is a socket that is
+    It owns the listening sockets, so it alone stops new connections. Each worker's standard input is a socket that is
     connected to the supervisor: see `_Worker`. If the supervisor dies, the kernel closes the sockets, so that no worker
     outlives it. A worker accepts connections once it has loaded the models, or at once if no other one does, so that
     probes get responses. The supervisor coordinates the swaps of weights, because all workers must swap or none.
 
     Args:
         settings: of the service.
-        listening: the socket that all workers accept from. It is closed at the end.
+        listening: the sockets that all workers accept from. They are closed at the end.
         folder: for the workers' metrics.
-        command: starts a worker; the descriptor of the socket is appended.
+        command: starts a worker; the descriptors of the sockets are appended.
         bundles: name of each model -> folder of its bundle.
     """
 
     def __init__(
         self,
         settings: Settings,
-        listening: socket.socket,
+        listening: Sequence[socket.socket],
         folder: str,
         command: Sequence[str],
         bundles: Mapping[str, Path],
@@ -106,6 +107,7 @@ class Supervisor:
         share = max(1, available_cpus() // workers)
         self._environment = {
             **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, (_PACKAGES, os.environ.get("PYTHONPATH")))),
             SHARED_FOLDER: folder,
             "TENFOLD_WORKERS": str(workers),
             "TENFOLD_WEIGHTS_ROOT": str(settings.new_weights_root),  # the default depends on the first bundle
@@ -139,7 +141,7 @@ class Supervisor:
         Returns:
             The exit code: 0 after a drain, 1 if a worker failed.
         """
-        with self._listening:
+        try:
             while True:
                 while self._signals:
                     self._on_signal(self._signals.pop(0))
@@ -155,6 +157,9 @@ class Supervisor:
                 if self._stopping and not self._workers():
                     return self._code
                 time.sleep(_POLL)
+        finally:
+            for each in self._listening:
+                each.close()
 
     def _check(self, slot: _Slot) -> None:
         if slot.worker is None:
@@ -179,14 +184,14 @@ class Supervisor:
             oldest.link.send(Listen())
 
     def _start(self) -> _Worker:
-        descriptor = self._listening.fileno()
+        descriptors = [each.fileno() for each in self._listening]
         own, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
-                [*self._command, str(descriptor)],
+                [*self._command, *map(str, descriptors)],
                 stdin=theirs.fileno(),
                 env=self._environment,
-                pass_fds=[descriptor],
+                pass_fds=descriptors,
                 start_new_session=True,  # so that Ctrl-C in a terminal reaches the supervisor only
             )
         return _Worker(process, Link(own), time.monotonic())
@@ -232,9 +237,10 @@ class Supervisor:
     def _close(self) -> None:
         """Stop listening, and let the workers stop once they have accepted what the kernel has accepted."""
         self._close_at = math.inf
-        if self._listening.fileno() >= 0:
-            ignore_new_connections(self._listening.fileno())
-            self._listening.close()
+        for each in self._listening:
+            if each.fileno() >= 0:
+                ignore_new_connections(each.fileno())
+                each.close()
         for worker in self._workers():
             worker.link.close()
 
@@ -275,7 +281,7 @@ def worker_count(settings: Settings, cpus: int | None = None, cuda_device: Path 
     return max(1, (available_cpus() if cpus is None else cpus) // _CPUS_PER_WORKER)
 
 
-def supervise(settings: Settings, command: Sequence[str] = (sys.executable, "-m", "app")) -> int:
+def supervise(settings: Settings, command: Sequence[str] = _WORKER) -> int:
     """Serve with several processes until a signal ends them.
 
     Args:
@@ -291,14 +297,9 @@ def supervise(settings: Settings, command: Sequence[str] = (sys.executable, "-m"
         logger.error("the models cannot be loaded: %s", error)
         return 1
     try:
-        listening = config_of(settings).bind_socket()
-        listening.listen(_BACKLOG)  # at once, so that no other program takes the port while the workers load
-    except SystemExit:  # uvicorn has logged why
-        logger.error(CANNOT_LISTEN, settings.host, settings.port)
-        return 1
-    except OSError as error:  # another program was quicker between the two
+        listening = listen(settings)  # at once, so that no other program takes the port while the workers load
+    except CannotListen as error:
         logger.error("%s", error)
-        logger.error(CANNOT_LISTEN, settings.host, settings.port)
         return 1
     with tempfile.TemporaryDirectory(prefix="tenfold-metrics-") as folder:
         supervisor = Supervisor(settings, listening, folder, command, bundles)
@@ -306,4 +307,5 @@ def supervise(settings: Settings, command: Sequence[str] = (sys.executable, "-m"
             signal.signal(sig, supervisor.handle)
         if reloads_on_sighup():
             signal.signal(signal.SIGHUP, supervisor.handle_reload)
+        logger.info("Uvicorn running on %s (Press CTRL+C to quit)", describe_address(listening))
         return supervisor.run()

@@ -178,19 +178,6 @@ class Admission:
         finally:
             self._limits.images.add(self._model, -count)
 
-    @contextmanager
-    def hold_bytes(self, count: int) -> Iterator[None]:
-        """Hold room for bytes of a request beyond those of its body.
-
-        Raises:
-            TooManyUploads: see `Limits.hold_bytes`.
-        """
-        try:
-            self._limits.hold_bytes(self._model, count)
-            yield
-        finally:
-            self._limits.hold_bytes(self._model, -count)
-
     def check_images(self, count: int, *, deadline: float = math.inf) -> None:
         """Check that `count` more images could be admitted and completed before the deadline.
 

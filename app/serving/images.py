@@ -2,15 +2,22 @@
 
 from dataclasses import dataclass
 
-from model import Prediction, PreprocessedImage
+from model import ImageError, Prediction, PreprocessedImage
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One image file as it was uploaded. `filename` is None for a raw body."""
+    """One image file as it was uploaded.
+
+    Attributes:
+        filename: None for a raw body.
+        data: the bytes of the file.
+        error: why there are none; None if there are.
+    """
 
     filename: str | None
     data: bytes
+    error: ImageError | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,10 +82,10 @@ class LoadedModel:
         """
         flow = Flow(self.name)
         if len(uploads) == 1:  # the common case, without a task of its own
-            return [await self._classify(uploads[0].data, views, deadline, flow)]
+            return [await self._classify(uploads[0], views, deadline, flow)]
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._classify(upload.data, views, deadline, flow)) for upload in uploads]
+                tasks = [group.create_task(self._classify(upload, views, deadline, flow)) for upload in uploads]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
@@ -124,10 +124,12 @@ class LoadedModel:
         """
         return await self.batcher.in_engine_thread(lambda: self.classifier.grad_cam(pixels, index))
 
-    async def _classify(self, data: bytes, views: int, deadline: float, flow: Flow) -> ClassifiedImage | ImageError:
+    async def _classify(self, upload: Upload, views: int, deadline: float, flow: Flow) -> ClassifiedImage | ImageError:
+        if upload.error:
+            return upload.error
         began = time.monotonic()
         try:
-            image = await self.decoder.preprocess(data, self.card.input, views, flow)
+            image = await self.decoder.preprocess(upload.data, self.card.input, views, flow)
         except ImageError as error:
             return error
         decode = time.monotonic() - began

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 _LOAD_TIMEOUT = 600.0
 _COMMIT_TIMEOUT = 10.0
 
-Action = Literal["swap", "rollback", "confirm"]
+Action = Literal["swap", "rollback", "confirm", "end"]
 State = Literal["none", "loading", "comparing", "committing", "done", "refused", "interrupted", "conflict"]
 
 
@@ -211,10 +211,10 @@ class Status(_Frozen):
         return self.state in ("done", "refused", "interrupted", "conflict")
 
 
-class Rejected(_Frozen):
-    """To the member with an order that is not carried out, with the reason as the status of the order."""
+class Answer(_Frozen):
+    """To the member with an order: what has become of it, where that is not the status of the model."""
 
-    kind: Literal["rejected"] = "rejected"
+    kind: Literal["answer"] = "answer"
     status: Status
 
 
@@ -248,7 +248,7 @@ Message = (
     | Abort
     | Confirm
     | Status
-    | Rejected
+    | Answer
     | Reload
     | Listen
     | Drain
@@ -383,9 +383,12 @@ class Coordinator:
             self._end(swap, "done")
 
     def _begin(self, member: int, order: Order) -> None:
-        if self._swap:
+        if order.action == "end":
+            self._end_early(member, order)
+        elif self._swap:
             name = self._swap.order.model
-            self._answer(member, order, "conflict", f"a swap of {name} is in progress: try again when it has ended")
+            reason = f"a swap of {name} is in progress: try again when it has ended, or end it"
+            self._answer(member, order, "conflict", reason)
         elif len(self._members) < self._expected:
             self._answer(member, order, "interrupted", "a process of the service is being started: try again")
         elif order.action == "confirm":
@@ -400,6 +403,15 @@ class Coordinator:
             self._prepare(order, folder, None)
         else:
             self._refuse(order, f"{order.model} was not loaded from a folder: name one in weights")
+
+    def _end_early(self, member: int, order: Order) -> None:
+        swap = self._swap
+        if swap is None or swap.order.model != order.model or swap.state == "committing":
+            self._answer(member, order, "conflict", f"no swap of {order.model} is in progress")
+        else:
+            # Not "interrupted", after which a client may try again.
+            self._end(swap, "refused", "a client has ended the swap")
+            self._answer(member, order, "done", "")
 
     def _refuse(self, order: Order, reason: str) -> None:
         """Refuse an order before anything is loaded."""
@@ -503,9 +515,9 @@ class Coordinator:
         self._broadcast(status)
 
     def _answer(self, member: int, order: Order, state: State, reason: str) -> None:
-        """Send one member the reason why its order is not carried out. The status of the model does not change."""
+        """Send one member what has become of its order. The status of the model does not change."""
         status = Status(id=order.id, action=order.action, model=order.model, state=state, reason=reason)
-        self._send(member, Rejected(status=status))
+        self._send(member, Answer(status=status))
 
     def _broadcast(self, message: Message) -> None:
         for member in sorted(self._members):

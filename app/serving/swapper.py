@@ -15,6 +15,7 @@ from app.serving.shadow import Shadow
 from app.serving.swap import (
     Abort,
     Action,
+    Answer,
     Commit,
     Committed,
     Compare,
@@ -26,7 +27,6 @@ from app.serving.swap import (
     Order,
     Prepare,
     Prepared,
-    Rejected,
     Reload,
     ShadowPlan,
     Status,
@@ -134,6 +134,16 @@ class Swapper:
         """Release the previous version. The errors are those of `swap`."""
         return await self._submit("confirm", name)
 
+    async def end(self, name: str) -> Status:
+        """End the swap of a model that is in progress, and return its status. The old weights stay.
+
+        Raises:
+            NotReady, NotAlive, SwapInterrupted: as of `swap`.
+            SwapConflict: none is in progress, or all processes have the new weights and the swap is decided.
+        """
+        await self._submit("end", name)
+        return self._statuses[name]
+
     async def reload(self) -> None:
         """Load the folder of every model again, one after the other. Failures are logged."""
         await self._service.wait_loaded()
@@ -148,9 +158,10 @@ class Swapper:
     def receive(self, message: Message) -> None:
         """Handle a message from the coordinator."""
         if isinstance(message, Status):
+            self._log_comparison(message)
             self._statuses[message.model] = message
             self._resolve(message)
-        elif isinstance(message, Rejected):
+        elif isinstance(message, Answer):
             self._resolve(message.status)
         elif isinstance(message, Prepare):
             self._preparing = self._run(self._prepare(message))
@@ -192,12 +203,23 @@ class Swapper:
 
     def _record(self, status: Status) -> None:
         """Count and log the end of an order, in the process that it came to."""
+        if status.action == "end":
+            return  # the swap that it ends is recorded
         outcome = _DONE[status.action] if status.state == "done" else status.state
         self._service.telemetry.swap(status.model, outcome)
+        found = status.comparison
+        compared = f"; {found.images} images compared, agreement {found.agreement:.2%}" if found else ""
         if status.state == "done":
-            logger.info("%s: %s, version %s", status.model, outcome.replace("-", " "), status.version)
+            logger.info("%s: %s, version %s%s", status.model, outcome.replace("-", " "), status.version, compared)
         else:
-            logger.error("%s: no %s (%s): %s", status.model, status.action, status.state, status.reason)
+            logger.error("%s: no %s (%s): %s%s", status.model, status.action, status.state, status.reason, compared)
+
+    def _log_comparison(self, status: Status) -> None:
+        """Log the start of a comparison, in the process that its order came to. `_record` logs the end."""
+        before = self._statuses.get(status.model)
+        if status.state == "comparing" and status.id in self._pending and not (before and before.state == "comparing"):
+            serving = self._service.models.get(status.model).card.version
+            logger.info("%s: comparing version %s with %s on live images", status.model, status.version, serving)
 
     def _check(self) -> None:
         """Raises:
@@ -325,20 +347,21 @@ def bundle_below(root: Path, weights: str) -> Path:
 
     Args:
         root: that it must be below.
-        weights: its path, absolute or relative to the root.
+        weights: its path, absolute, relative to the root, or relative to the parent of the root, as a shell completes
+            it.
 
     Raises:
         SwapRefused: there is no such folder below the root, or a link in it leads out of the root.
     """
     top = root.resolve()
     try:
-        folder = (top / weights).resolve()
-        found = folder != top and folder.is_relative_to(top) and folder.is_dir()
-        links = [path for path in folder.rglob("*") if path.is_symlink()] if found else []
+        named = [(base / weights).resolve() for base in (top, root.absolute().parent)]
+        folder = next((path for path in named if path != top and path.is_relative_to(top) and path.is_dir()), None)
+        links = [path for path in folder.rglob("*") if path.is_symlink()] if folder else []
         outside = [path for path in links if not path.resolve().is_relative_to(top)]
     except (OSError, ValueError, RuntimeError):  # too long, with a null character, or a loop of links
-        found, outside = False, []
-    if not found:
+        folder, outside = None, []
+    if folder is None:
         raise SwapRefused(f"{weights!r} is not a folder below {top}: copy the bundle there, and name it by its path")
     if outside:
         raise SwapRefused(f"{outside[0]} is a link out of {top}: copy the file")

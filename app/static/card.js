@@ -3,13 +3,19 @@
 import { find, h } from "./dom.js";
 import { count, percent, percentInWords, thousands } from "./words.js";
 
+const NAMED = 24; // classes that are named above the images, at most
+
 export function showCard(card) {
 	const { name, version, labels, metrics, input, openvino } = card;
 	find("chip").replaceChildren(name, h("span", version));
-	find("classes").replaceChildren(...labels.map((label) => h("li", label)));
+	find("number").textContent = count(labels.length);
+	const more = labels.length - NAMED;
+	const named = more > 1 ? [...labels.slice(0, NAMED), `and ${thousands(more)} others`] : labels;
+	find("classes").replaceChildren(...named.map((text) => h("li", text)));
+	showExamples(labels);
 	const { accepted, photos } = metrics;
 	const others = Object.entries(accepted).filter(([kind]) => kind !== "test");
-	const quantised = openvino ? `; ${percent(openvino.top1)} with the quantised model for CPUs` : "";
+	const quantised = openvino ? `; ${percent(openvino.top1)} in 8 bits, on CPUs` : "";
 	const ten = count(labels.length);
 	const facts = [
 		["Accuracy", percent(metrics.top1), `of ${thousands(metrics.pictures)} test images${quantised}`],
@@ -18,18 +24,30 @@ export function showCard(card) {
 		["Input", `${input.crop} × ${input.crop}`, "pixels of each view, for an image of any size"],
 	].filter(Boolean);
 	find("facts").replaceChildren(...facts.map(([term, ...rest]) => h("div", h("dt", term), rest.map((text) => h("dd", text)))));
+	const right = photos ? `${percent(photos.top1)} of photos` : `${percent(metrics.top1)} of its test images`;
+	const wrong = photos ? ` It takes ${percentInWords(photos.others_accepted)} of photos of other things for one of them.` : "";
+	find("gist").textContent = `It knows ${ten} things. It is right on ${right} of them.${wrong}`;
 	const shares = others.map(([kind, share]) => `${percentInWords(share)} of ${kind}`);
 	if (photos) shares.unshift(`${percentInWords(photos.others_accepted)} of ${thousands(photos.others)} photos of other things`);
 	const limitations = [
 		`It knows ${ten} classes only. It ranks these ${ten} for any image.`,
 		"Its probabilities are calibrated on images like its test set. On other photos it is less often right than it is sure.",
 		`It detects only some images of other things. It accepted ${percentInWords(accepted.test)} of the test images, but also ${shares.join(", ")}.`,
-		"A heat map shows where the last layer found evidence. It does not explain the cause.",
+		"A heat map shows where the network found evidence. It does not explain the cause.",
 	];
 	find("limitations").replaceChildren(...limitations.map((text) => h("li", text)));
 	const { confusion, reliability } = metrics;
 	find("figures").replaceChildren(...[confusion && confusionOf(labels, confusion), reliability && reliabilityOf(reliability)].filter(Boolean));
 	find("model").hidden = false;
+}
+
+/** Show the examples if some belong to the classes. The others are then examples of other things. */
+function showExamples(labels) {
+	const known = labels.map((label) => label.toLowerCase());
+	const [, ...examples] = find("examples").children;
+	const belongs = ({ dataset }) => known.includes(dataset.label);
+	for (const each of examples) each.hidden = "label" in each.dataset && !belongs(each);
+	find("examples").hidden = !examples.some(belongs);
 }
 
 const figure = (title, text, ...parts) => h("figure", h("figcaption", h("h3", title), h("p.note", text)), parts);

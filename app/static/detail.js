@@ -3,9 +3,11 @@
 import { announce, find, h, notify } from "./dom.js";
 import { Evidence } from "./evidence.js";
 import { annotated, codeOf, save } from "./exports.js";
-import { count, milliseconds, percent, percentInWords, capital, problemText, summarize, warningText } from "./words.js";
+import { capital, count, milliseconds, percent, percentInWords, problemText, size, summarize, typicality, warningText } from "./words.js";
 
+const FIRST = 3; // classes that are shown at first
 const RANKED = 10; // classes that are shown, at most
+const ENDING = 12; // characters at the end of a long name that stay visible
 const SLOW = 4000; // milliseconds until the elapsed time is shown
 
 export class Detail {
@@ -15,9 +17,9 @@ export class Detail {
 	#evidence;
 	#url = "";
 	#language = "JSON";
-	#codeOpen = false;
+	#open = new Set(); // the folded parts that are open
 
-	/** actions: {remove, retry, copy, cancel, explain}, functions of a job. */
+	/** actions: {remove, retry, copy, original, cancel, explain}, functions of a job. */
 	constructor(service, actions) {
 		this.#service = service;
 		this.#actions = actions;
@@ -36,12 +38,12 @@ export class Detail {
 		if (!job) return;
 		this.#url = URL.createObjectURL(job.file);
 		this.#evidence.reset(job);
-		find("name").textContent = job.name;
+		find("name").replaceChildren(h("span", job.name.slice(0, -ENDING)), h("span", job.name.slice(-ENDING)));
 		const image = h("img", { src: this.#url, alt: `The image ${job.name}` });
 		image.onload = () => job !== this.job || job.answer || this.#shape(image.naturalWidth, image.naturalHeight);
 		image.onerror = () => image.replaceWith(h("p.note", "This browser cannot show the image."));
 		this.#shape(4, 3);
-		find("stage").replaceChildren(image, h("canvas", { role: "img", hidden: true }), h("div.box", { hidden: true }));
+		find("stage").replaceChildren(image, ...this.#evidence.layers());
 		this.update();
 	}
 
@@ -58,7 +60,7 @@ export class Detail {
 		result.replaceChildren(...parts.result.filter(Boolean));
 		if (focused) find("headline").focus();
 		if (state !== "done") return;
-		const { width, height } = answer.result;
+		const { width, height } = this.job.copy ?? answer.result;
 		this.#shape(width, height);
 		find("size").textContent = `${width} × ${height}`;
 		if (answer.views) this.#evidence.show(answer.label);
@@ -73,28 +75,38 @@ export class Detail {
 		return [h("h2", { id: "headline", class: kind, tabindex: -1 }, title), h("p.lead", text)];
 	}
 
+	/** Show how much of the file was sent. */
+	progress() {
+		const { loaded, unsent, body } = this.job;
+		if (!find("upload")) this.update();
+		const sending = loaded > 0 && unsent > 0;
+		find("upload").hidden = !sending;
+		find("upload").value = loaded / body.size;
+		find("headline").textContent = sending ? "Uploading …" : "Classifying …";
+		find("verdict").querySelector(".lead").textContent = sending ? `${size(loaded)} of ${size(body.size)}` : "";
+	}
+
 	#pending() {
 		const title = { queued: "Queued", waiting: "Waiting for the service", sending: "Classifying …" }[this.job.state];
 		const cancel = h("button", { onclick: this.#actions.cancel }, "Cancel");
-		return { verdict: [...this.#heading("pending", title, ""), h("div.progress", {})], result: [cancel] };
+		const upload = h("progress", { id: "upload", max: 1, value: 0, "aria-label": "Upload", hidden: true });
+		return { verdict: [...this.#heading("pending", title, ""), upload, h("div.progress", {})], result: [cancel] };
 	}
 
 	#failure() {
 		const { job } = this;
 		const problem = job.problem ?? { title: "Cancelled", detail: "it was not classified", status: 0 };
 		const { status, kind } = problem;
-		const readable = status === 415 && job.thumb; // by the browser
-		const copy = (title) => h("button.primary", { onclick: () => this.#actions.copy(job) }, title);
 		// A file that is refused for what it is will be refused again.
 		const temporary = (status < 400 || status === 408 || status >= 500) && kind !== "unreadable-here";
 		return {
 			verdict: this.#heading("failed", problem.title, problemText(problem)),
 			result: [
-				readable && h("p.note", "This browser can read the file, and can send a JPEG copy of it."),
 				h(
 					"p.buttons",
-					!job.copied && readable && copy("Send a JPEG copy"),
-					!job.copied && (status === 413 || kind === "not-sent") && copy("Send a smaller copy"),
+					!job.copy &&
+						(status === 413 || kind === "not-sent") &&
+						h("button.primary", { onclick: () => this.#actions.copy(job) }, "Send a smaller copy"),
 					temporary && h("button", { onclick: () => this.#actions.retry(job) }, "Try again"),
 				),
 			],
@@ -102,16 +114,17 @@ export class Detail {
 	}
 
 	#answer() {
-		const { answer, copied, note } = this.job;
+		const { answer, note } = this.job;
 		const { kind, title, text } = summarize(answer.result, this.#service.card);
-		const warnings = [...answer.result.warnings, ...(copied ? ["this is the result of a JPEG copy"] : [])];
+		const { warnings } = answer.result;
 		return {
 			verdict: this.#heading(kind, title, text),
 			result: [
 				note && h("p.note", note),
-				warnings.length && h("ul.warnings", { "aria-label": "Warnings" }, warnings.map((each) => h("li", warningText(each)))),
+				warnings.length && h("ul.warnings", { "aria-label": "Warnings" }, warnings.map((each) => h("li", warningText(each, this.#service.card)))),
 				this.#ranking(answer),
-				this.#typical(answer.result.in_distribution),
+				this.#copied(this.job),
+				this.#typical(answer.result),
 				this.#timing(answer),
 				this.#code(answer),
 			],
@@ -127,15 +140,38 @@ export class Detail {
 			return h("li", h("button.row", { "aria-label": name, "data-label": label, onclick }, cells));
 		});
 		const hint = views && h("p.note", "Choose a class to see its heat map.");
-		const more = result.top_k.length > RANKED && h("p.note", `The ${count(RANKED)} most probable of ${result.top_k.length} classes.`);
-		return h("div", h("ol.ranking", { "aria-label": "Classes by probability" }, rows), more, hint);
+		const most = result.top_k.length > RANKED && h("p.note", `The ${count(RANKED)} most probable of ${result.top_k.length} classes.`);
+		const rest = rows.length > FIRST && [h("ol", { "aria-label": "Other classes", start: FIRST + 1 }, rows.slice(FIRST)), most];
+		return h(
+			"div.ranking",
+			h("ol", { "aria-label": "Classes by probability" }, rows.slice(0, FIRST)),
+			rest && this.#folded("classes", `Show all ${count(rows.length)}`, rest),
+			hint,
+		);
 	}
 
-	#typical(share) {
-		const { labels, out_of_distribution } = this.#service.card;
-		const { accepted, uncertain } = out_of_distribution.thresholds;
+	/** A part that is opened by its title, and stays open for the next image. */
+	#folded(name, title, ...parts) {
+		const ontoggle = ({ target }) => this.#open[target.open ? "add" : "delete"](name);
+		return h("details", { class: `folded ${name}`, ontoggle, open: this.#open.has(name) }, h("summary", title), parts);
+	}
+
+	#copied({ copy, file }) {
+		if (!copy) return null;
+		const onclick = () => this.#actions.original(this.job);
 		return h(
 			"div.part",
+			h("p.note", `Sent as a JPEG copy: ${size(copy.size)} instead of ${size(file.size)}.`),
+			h("button", { onclick }, "Send the original"),
+		);
+	}
+
+	#typical({ in_distribution: share }) {
+		const { labels, out_of_distribution } = this.#service.card;
+		const { accepted, uncertain } = out_of_distribution.thresholds;
+		return this.#folded(
+			"part",
+			["Typical of its class: ", h("b", typicality(share, out_of_distribution.thresholds))],
 			h("p", h("b", capital(percentInWords(share))), " of known images are no more typical of their class than this one."),
 			h("div", { class: "track marked", "--threshold": accepted }, h("i", { "--share": share })),
 			h("p.note", `Below ${percent(accepted)}, at the mark, the image is not a typical one. Below ${percent(uncertain)} it is probably none of the ${count(labels.length)}.`),
@@ -145,9 +181,10 @@ export class Detail {
 	#timing({ stages, milliseconds: elapsed }) {
 		const sum = stages.reduce((total, [, value]) => total + value, 0);
 		const parts = stages.map(([name, value], i) => h("div", { class: `stage-${i}` }, h("dt", name), h("dd", milliseconds(value))));
-		return h(
-			"div.part timing",
-			h("p", "Time in the service ", h("b", milliseconds(sum)), `, ${milliseconds(elapsed)} with the network`),
+		return this.#folded(
+			"part timing",
+			["Time: ", h("b", milliseconds(elapsed))],
+			h("p.note", `${milliseconds(sum)} in the service, the rest on the network.`),
 			h("div.stack", stages.map(([, value], i) => h("i", { class: `stage-${i}`, "--share": value / sum }))),
 			h("dl", parts),
 		);
@@ -178,23 +215,22 @@ export class Detail {
 				announce("Selected. Copy it with the keyboard.");
 			}
 		};
-		const ontoggle = ({ target }) => (this.#codeOpen = target.open);
 		const row = h("div.buttons", buttons, h("button", { id: "copy", onclick: copy }, "Copy"));
-		return h("details.part", { ontoggle, open: this.#codeOpen }, h("summary", "As JSON, or as code"), row, code);
+		return this.#folded("part code", "As JSON, or as code", row, code);
 	}
 
 	async #save() {
 		const { answer, name } = this.job;
-		const [image, canvas] = find("stage").children;
+		const [image, , canvas] = find("stage").children;
 		if (!image.naturalWidth) return notify("This browser cannot show the image.");
 		const { title } = summarize(answer.result, this.#service.card);
-		save(await annotated(image, canvas, this.#evidence.opacity, title, answer), `${name.replace(/\.\w+$/, "")}-tenfold.png`);
+		save(await annotated(image, canvas, this.#evidence.divider, title, answer), `${name.replace(/\.\w+$/, "")}-tenfold.png`);
 	}
 
 	#showElapsed() {
-		const { state, sentAt } = this.job ?? {};
+		const { state, sentAt, loaded, unsent } = this.job ?? {};
 		const since = Date.now() - sentAt;
-		if (state === "sending" && since > SLOW) {
+		if (state === "sending" && !(loaded && unsent) && since > SLOW) {
 			find("verdict").querySelector(".lead").textContent = `No response after ${Math.round(since / 1000)} s.`;
 		}
 	}

@@ -10,6 +10,7 @@ export class Evidence {
 	#label = "";
 	#view = -1; // the selected view, or -1 for all
 	#shown = true;
+	#divider = 0; // where the heat map begins, 0 to 1
 
 	/** explain: function of a job and a label, resolves to the answer of /explain. */
 	constructor(explain) {
@@ -19,7 +20,6 @@ export class Evidence {
 			find("heat").setAttribute("aria-pressed", this.#shown);
 			this.#show();
 		};
-		find("opacity").oninput = () => this.#show();
 	}
 
 	/** Prepare for an image. */
@@ -32,12 +32,23 @@ export class Evidence {
 
 	hide() {
 		find("heat-bar").hidden = find("views").hidden = true;
-		find("stage").classList.remove("heated");
+		for (const layer of [...find("stage").children].slice(1)) layer.hidden = true;
 	}
 
-	/** The share of the canvas in what is seen: the value of the slider, or 0 without a heat map. */
-	get opacity() {
-		return this.#shown && !find("heat-bar").hidden ? find("opacity").value / 100 : 0;
+	/** Where the heat map begins, 0 (left) to 1 (right); 1 without a heat map. */
+	get divider() {
+		return this.#shown && !find("heat-bar").hidden ? this.#divider : 1;
+	}
+
+	/** The elements over the image: its paler copy, the heat map, the box of a view, and the divider. */
+	layers() {
+		const oninput = ({ target }) => {
+			this.#divider = target.value / 100;
+			this.#show();
+		};
+		const label = "Divider: the photo on its left, the evidence on its right";
+		const range = { id: "divider", type: "range", min: 0, max: 100, value: this.#divider * 100, oninput, "aria-label": label, hidden: true };
+		return [h("div.veil", { hidden: true }), h("canvas", { role: "img", hidden: true }), h("div.box", { hidden: true }), h("input", range)];
 	}
 
 	/** Draw what speaks for a class. */
@@ -45,20 +56,22 @@ export class Evidence {
 		const job = this.#job;
 		this.#label = label;
 		for (const row of document.querySelectorAll("[data-label]")) row.setAttribute("aria-pressed", row.dataset.label === label);
+		this.hide(); // the map of another class
 		const current = () => job === this.#job && label === this.#label;
 		try {
 			const explained = await this.#explain(job, label);
 			if (current()) this.#draw(explained);
 		} catch (error) {
-			if (current()) find("where").textContent = sentence(`there is no map for ${label}: ${error.message}`);
+			if (!current()) return;
+			find("heat-bar").hidden = false;
+			find("where").textContent = sentence(`there is no map for ${label}: ${error.message}`);
 		}
 	}
 
 	#show() {
-		const canvas = find("stage").querySelector("canvas");
-		canvas.hidden = !this.#shown;
-		canvas.style.opacity = find("opacity").value / 100;
-		find("stage").classList.toggle("heated", this.#shown);
+		const [, veil, canvas, , divider] = find("stage").children;
+		for (const layer of [veil, canvas, divider]) layer.hidden = !this.#shown;
+		find("stage").style.setProperty("--divider", this.#divider);
 	}
 
 	/** Draw the map over the image, and the views below it. */
@@ -70,13 +83,14 @@ export class Evidence {
 		const heat = heatOf(one ? [one] : views, width, height);
 		// Class-activation maps add up to the logits, so one scale serves all classes. Those of Grad-CAM do not.
 		const first = method.startsWith("Grad-CAM") ? 0 : heatOf(answer.views, width, height).maximum;
-		const [, canvas, box] = find("stage").children;
+		const [, , canvas, box] = find("stage").children;
 		drawHeat(canvas, heat, first || heat.maximum);
 		const where = heat.peak ? `the strongest evidence for ${label} is ${placeOf(heat.peak)}` : `there is no evidence for ${label}`;
 		canvas.setAttribute("aria-label", `Heat map: ${where}`);
 		find("where").textContent = sentence(where);
 		find("where").title = method;
-		find("scale").textContent = first ? "All classes of an image share one scale." : "The map is scaled to its own maximum.";
+		const cells = `coarse: ${views[0].map[0].length} × ${views[0].map.length} cells per view`;
+		find("scale").textContent = sentence(first ? `${cells}, on one scale for all classes` : `${cells}, scaled to its own maximum`);
 		find("uncovered").hidden = heat.covered;
 		find("heat-bar").hidden = find("views").hidden = false;
 		this.#show();

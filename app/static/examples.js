@@ -31,10 +31,10 @@ function tiles(c) {
 const credit = (photographer) => `Photo by ${photographer}, in the public domain (CC0).`;
 const DRAWING = "Drawn by this page.";
 
-/** Name to {photo: URL, or draw: function of a canvas context, note}. */
+/** Name to {photo: URL, or draw: function of a canvas context, note, label: its class in the shipped weights}. */
 export const EXAMPLES = {
-	cat: { photo: "static/cat.jpg", note: credit("Stefan van der Walt") },
+	cat: { photo: "static/cat.jpg", note: credit("Stefan van der Walt"), label: "cat" },
 	coffee: { photo: "static/coffee.jpg", note: credit("Rachel Michetti") },
-	"drawn ship": { draw: ship, note: DRAWING },
+	"drawn ship": { draw: ship, note: DRAWING, label: "ship" },
 	"coloured tiles": { draw: tiles, note: DRAWING },
 };

@@ -13,13 +13,13 @@ function field(value) {
 export function csvOf(jobs, card) {
 	const { labels } = card;
 	const head = ["name", "label", "probability", "in_distribution", "verdict", "accepted", "width", "height", "views", "warnings"];
-	const rows = jobs.map(({ name, answer, problem, state }) => {
+	const rows = jobs.map(({ name, answer, copy, problem, state }) => {
 		const result = answer?.result;
 		const first = result?.top_k[0];
 		const shares = new Map(result?.top_k.map(({ label, probability }) => [label, probability]));
 		return [
 			...[name, first?.label, first?.probability, result?.in_distribution, result?.verdict, result?.accepted],
-			...[result?.width, result?.height, result?.views, result?.warnings.join("; ")],
+			...[result?.width, result?.height, result?.views, result && [...result.warnings, ...(copy ? ["result of a JPEG copy"] : [])].join("; ")],
 			...[problem?.message ?? (result ? "" : state), answer?.model.name, answer?.model.version],
 			...labels.map((label) => shares.get(label)),
 		];
@@ -70,8 +70,8 @@ console.log(JSON.stringify(await response.json(), null, 2));`,
 
 const LONGEST = 1600; // longer side of the saved image, pixels
 
-/** The image in grey under its heat map, and the result below it, as a PNG. */
-export async function annotated(image, canvas, opacity, title, { result, model }) {
+/** The image with the heat map to the right of the divider, and the result below it, as a PNG. */
+export async function annotated(image, canvas, divider, title, { result, model }) {
 	const scale = Math.min(1, LONGEST / Math.max(image.naturalWidth, image.naturalHeight));
 	const [width, height] = [image.naturalWidth, image.naturalHeight].map((side) => Math.max(1, Math.round(side * scale)));
 	const side = Math.max(width, 320);
@@ -84,12 +84,12 @@ export async function annotated(image, canvas, opacity, title, { result, model }
 	};
 	fill("white", "source-over", 0, 0, target.width, target.height);
 	context.drawImage(image, 0, 0, width, height);
-	if (opacity) {
-		fill("gray", "saturation", 0, 0, width, height);
-		fill("#0008", "source-over", 0, 0, width, height);
-		context.globalAlpha = opacity;
-		context.drawImage(canvas, 0, 0, width, height);
-		context.globalAlpha = 1;
+	if (divider < 1) {
+		const [left, right] = [divider * width, (1 - divider) * width];
+		context.globalAlpha = 0.6; // as in page.css
+		fill("gray", "saturation", left, 0, right, height);
+		Object.assign(context, { globalAlpha: 1, globalCompositeOperation: "source-over" });
+		context.drawImage(canvas, divider * canvas.width, 0, (1 - divider) * canvas.width, canvas.height, left, 0, right, height);
 	}
 	const classes = result.top_k.slice(0, 3).map(({ label, probability }) => `${label} ${percent(probability)}`).join(", ");
 	for (const [i, text] of [title, `${classes} (${model.name} ${model.version})`].entries()) {

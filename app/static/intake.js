@@ -57,7 +57,7 @@ export function takeImages(add) {
 		else if (/^\s*(https?|data):/.test(clipboardData.getData("text"))) notify(ADDRESS);
 	});
 
-	for (const [name, { draw, photo, note }] of Object.entries(EXAMPLES)) {
+	for (const [name, { draw, photo, note, label }] of Object.entries(EXAMPLES)) {
 		const canvas = draw && h("canvas", { width: SIDE, height: SIDE, "aria-hidden": "true" });
 		draw?.(canvas.getContext("2d"));
 		const onclick = async () => {
@@ -67,7 +67,7 @@ export function takeImages(add) {
 			add([new File([blob], `${name.replace(" ", "-")}.${draw ? "png" : "jpg"}`, { type: blob.type })], note);
 		};
 		const preview = canvas ?? h("img", { src: photo, alt: "", loading: "lazy" });
-		find("examples").append(h("li", h("button", { onclick, "aria-label": name }, preview, h("span", name))));
+		find("examples").append(h("li", { "data-label": label }, h("button", { onclick, "aria-label": name }, preview, h("span", name))));
 	}
 }
 

@@ -16,6 +16,7 @@ const gallery = new Gallery(queue, service, { open, select, remove, leave: () =>
 const detail = new Detail(service, {
 	cancel: () => queue.cancel(),
 	copy: (job) => queue.copy(job),
+	original: (job) => queue.original(job),
 	explain: (job, label) => queue.explain(job, label),
 	remove(job) {
 		remove(job);
@@ -129,10 +130,14 @@ find("csv").onclick = () => {
 	save(new Blob([csvOf(shown, service.card)], { type: "text/csv" }), `tenfold${part}.csv`);
 };
 
+const openReport = () => location.hash === "#model" && (find("report").open = true);
+addEventListener("hashchange", openReport);
+openReport();
+
 // Results.
 
 let announcedAt = 0;
-queue.addEventListener("thumb", ({ detail: job }) => job === detail.job && job.state === "failed" && detail.update());
+queue.addEventListener("progress", ({ detail: job }) => job === detail.job && detail.progress());
 queue.addEventListener("changed", ({ detail: job }) => {
 	if (job === detail.job) detail.update();
 	if (!job.settled) return;

@@ -1,10 +1,12 @@
-/** The uploaded images: at most four requests run at a time. */
+/** The uploaded images: at most four requests run at a time, and large files are sent one after the other. */
 
 import { Problem } from "./service.js";
 
 const CONCURRENT = 4;
+const UPLOADING = 1e6; // bytes that are sent at the same time, unless one file is larger
 const THUMB = 176; // pixels
-const COPY = 1600; // longer side of a copy, pixels
+const LARGE = 300_000; // bytes of a file that is sent as a smaller copy, if that saves half of it
+const SIDE = 1024; // longer side of a copy, pixels
 
 /**
  * One image and the state of its request.
@@ -12,7 +14,8 @@ const COPY = 1600; // longer side of a copy, pixels
  * state: "queued", "sending", "waiting" (for the service), "done", "failed" or "cancelled"
  * answer: explains the top class; explained: label -> answer, for each class requested
  * thumb: the URL of a thumbnail; "" if the browser cannot decode the image
- * copied: whether `file` is a JPEG copy
+ * copy: a JPEG copy that is sent instead of the file, null if there is none, undefined if none was made yet
+ * loaded: bytes that were sent
  */
 class Job {
 	state = "queued";
@@ -20,7 +23,8 @@ class Job {
 	problem = null;
 	thumb = null;
 	sentAt = 0;
-	copied = false;
+	loaded = 0;
+	copy = undefined;
 	explained = new Map();
 	abort = new AbortController();
 
@@ -33,13 +37,24 @@ class Job {
 	get settled() {
 		return ["done", "failed", "cancelled"].includes(this.state);
 	}
+
+	/** What is sent. */
+	get body() {
+		return this.copy ?? this.file;
+	}
+
+	/** Bytes that are still to be sent. */
+	get unsent() {
+		return this.state === "sending" || this.state === "waiting" ? this.body.size - this.loaded : 0;
+	}
 }
 
-/** Events: "changed" and "thumb" (detail: a job), "removed" (detail: jobs). */
+/** Events: "changed", "progress" and "thumb" (detail: a job), "removed" (detail: jobs). */
 export class Queue extends EventTarget {
 	all = [];
 	#service;
 	#thumbs = Promise.resolve();
+	#copies = Promise.resolve();
 	#running = 0;
 	#removed = []; // by the last call of remove()
 
@@ -92,7 +107,7 @@ export class Queue extends EventTarget {
 
 	retry(job) {
 		job.abort.abort();
-		Object.assign(job, { answer: null, problem: null, abort: new AbortController() });
+		Object.assign(job, { answer: null, problem: null, loaded: 0, abort: new AbortController() });
 		this.#setState(job, "queued");
 		this.#startNext();
 	}
@@ -102,20 +117,16 @@ export class Queue extends EventTarget {
 		for (const job of this.all) this.retry(job);
 	}
 
-	/** Replace the file by a JPEG copy of a limited size and send it again. */
+	/** Send the file itself instead of a copy. */
+	original(job) {
+		job.copy = null;
+		this.retry(job);
+	}
+
+	/** Send a JPEG copy of a limited size. */
 	async copy(job) {
-		job.copied = true;
 		try {
-			const bitmap = await createImageBitmap(job.file);
-			const scale = Math.min(1, COPY / Math.max(bitmap.width, bitmap.height));
-			const canvas = new OffscreenCanvas(Math.ceil(bitmap.width * scale), Math.ceil(bitmap.height * scale));
-			const context = canvas.getContext("2d");
-			context.imageSmoothingQuality = "high";
-			context.fillStyle = "white"; // the service's background for transparency
-			context.fillRect(0, 0, canvas.width, canvas.height);
-			context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-			bitmap.close();
-			job.file = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 });
+			job.copy = await jpegOf(job.file);
 			this.retry(job);
 		} catch {
 			job.problem = new Problem(0, "unreadable-here", "Not copied", "this browser cannot open the image");
@@ -125,15 +136,17 @@ export class Queue extends EventTarget {
 
 	/** The answer of /explain for a class, cached. */
 	async explain(job, label) {
-		const { explained, file } = job;
-		if (!explained.has(label)) explained.set(label, await this.#service.explain(file, { label, signal: job.abort.signal }));
+		const { answer, explained, body } = job;
+		if (answer.views[0].maps?.[label]) return { ...answer, label, views: answer.views.map((view) => ({ ...view, map: view.maps[label] })) };
+		if (!explained.has(label)) explained.set(label, await this.#service.explain(body, { label, signal: job.abort.signal }));
 		return explained.get(label);
 	}
 
 	#startNext() {
 		while (this.#running < CONCURRENT) {
 			const next = this.all.find((job) => job.state === "queued");
-			if (!next) return;
+			const unsent = this.all.reduce((sum, job) => sum + job.unsent, 0);
+			if (!next || (unsent && unsent + next.body.size > UPLOADING)) return;
 			this.#running++;
 			this.#run(next).finally(() => {
 				this.#running--;
@@ -146,21 +159,44 @@ export class Queue extends EventTarget {
 		const { signal } = job.abort;
 		const onstate = (state) => {
 			if (signal.aborted) return; // its state is set already
-			job.sentAt = Date.now();
+			Object.assign(job, { sentAt: Date.now(), loaded: 0 });
 			this.#setState(job, state);
 		};
+		const onprogress = (loaded) => {
+			if (signal.aborted) return;
+			Object.assign(job, { sentAt: Date.now(), loaded: Math.min(loaded, job.body.size) });
+			this.#emit("progress", job);
+			this.#startNext();
+		};
 		onstate("waiting");
+		if (job.copy === undefined) job.copy = await this.#smaller(job.file);
 		try {
-			const answer = await this.#service.explain(job.file, { signal, onstate });
+			signal.throwIfAborted();
+			const answer = await this.#service.explain(job.body, { signal, onstate, onprogress });
 			if (signal.aborted) return;
 			job.answer = answer;
 			job.explained = new Map([[answer.label, answer]]);
 			this.#setState(job, "done");
 		} catch (error) {
 			if (signal.aborted) return; // removed or cancelled: its state is set already
+			// A format that this browser can read and the service cannot.
+			if (error.status === 415 && !job.copy && (job.copy = await jpegOf(job.file).catch(() => null))) {
+				return signal.aborted || this.#run(job);
+			}
+			if (signal.aborted) return;
 			job.problem = error instanceof Problem ? error : new Problem(0, "", "The page failed", String(error));
 			this.#setState(job, "failed");
 		}
+	}
+
+	/** A copy of a large file for a slow network; null if it would not save much. */
+	async #smaller(file) {
+		if (file.size < LARGE) return null;
+		// One at a time, to limit memory.
+		const copying = this.#copies.then(() => jpegOf(file)).catch(() => null);
+		this.#copies = copying;
+		const copy = await copying;
+		return copy?.reduced && copy.size < file.size / 2 ? copy : null;
 	}
 
 	/** One at a time, to limit memory. */
@@ -191,5 +227,26 @@ export class Queue extends EventTarget {
 
 	#emit(type, detail) {
 		this.dispatchEvent(new CustomEvent(type, { detail }));
+	}
+}
+
+/** A JPEG copy of an image, upright, as a Blob with the size of the original: {width, height, reduced}. */
+async function jpegOf(file) {
+	const image = new Image();
+	image.src = URL.createObjectURL(file);
+	try {
+		await image.decode();
+		const { naturalWidth: width, naturalHeight: height } = image;
+		const scale = Math.min(1, SIDE / Math.max(width, height));
+		const canvas = new OffscreenCanvas(Math.ceil(width * scale), Math.ceil(height * scale));
+		const context = canvas.getContext("2d");
+		context.imageSmoothingQuality = "high";
+		context.fillStyle = "white"; // the service's background for transparency
+		context.fillRect(0, 0, canvas.width, canvas.height);
+		context.drawImage(image, 0, 0, canvas.width, canvas.height);
+		const copy = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 });
+		return Object.assign(copy, { width, height, reduced: scale < 1 });
+	} finally {
+		URL.revokeObjectURL(image.src);
 	}
 }

@@ -6,6 +6,7 @@ const FIELDS = [
 	...["top1", "ece", "accepted", "confusion", "reliability", "pictures", "photos"].map((name) => `metrics.${name}`),
 ].join();
 const BACKOFF = [1, 2, 4, 8, 10]; // seconds
+const MAPS = 10; // classes whose maps are loaded with the result
 
 /** A final error of a request. */
 export class Problem extends Error {
@@ -89,21 +90,22 @@ export class Service extends EventTarget {
 	 * Classify and explain an image.
 	 *
 	 * Returns {model, result, label, views, method, stages, milliseconds}, without views, label and method if there is
-	 * no /explain. Calls onstate() with "waiting" and "sending". Throws Problem or AbortError.
+	 * no /explain. Calls onstate() with "waiting" and "sending", and onprogress() with the bytes that were sent. Throws
+	 * Problem or AbortError.
 	 */
-	async explain(file, { label, signal, onstate }) {
+	async explain(file, { label, signal, onstate, onprogress }) {
 		const { labels } = await this.loadCard();
 		signal.throwIfAborted();
 		const { model } = this;
-		const query = new URLSearchParams({ top_k: labels.length, ...(label && { label }), ...(model && { model }) });
-		const options = { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } };
-		const post = (path) => this.#request(`${path}?${query}`, options, signal, onstate);
+		const query = { top_k: labels.length, ...(label && { label }), ...(model && { model }) };
+		const options = { body: file, headers: { "Content-Type": "application/octet-stream" }, onprogress };
+		const send = (path, more) => this.#request(`${path}?${new URLSearchParams({ ...query, ...more })}`, options, signal, onstate);
 		const { explains } = this;
-		const response = await post(explains ? "explain" : "predict").catch((problem) => {
+		const response = await (explains ? send("explain", { maps: Math.min(MAPS, labels.length) }) : send("predict")).catch((problem) => {
 			if (!explains || ![404, 405, 501].includes(problem.status)) throw problem;
 			this.explains = false;
 			this.#set(this.wait);
-			return post("predict");
+			return send("predict");
 		});
 		const answer = await response.json();
 		const stages = stagesOf(response.headers.get("Server-Timing") ?? "");
@@ -121,7 +123,7 @@ export class Service extends EventTarget {
 			const sent = performance.now();
 			let response;
 			try {
-				response = await fetch(path, { ...options, headers, signal, cache: "no-store" });
+				response = await (options.body ? post(path, { ...options, headers, signal }) : fetch(path, { headers, signal, cache: "no-store" }));
 			} catch (error) {
 				if (signal?.aborted) throw error;
 				if (!(await this.#alive())) this.#unreachable();
@@ -195,6 +197,28 @@ export class Service extends EventTarget {
 		this.wait = wait;
 		this.dispatchEvent(new Event("change"));
 	}
+}
+
+/** Like fetch() with the method POST, but calls onprogress() with the number of bytes that were sent. */
+function post(path, { headers, body, signal, onprogress }) {
+	return new Promise((resolve, reject) => {
+		const request = new XMLHttpRequest();
+		const abort = () => request.abort();
+		signal?.addEventListener("abort", abort);
+		request.open("POST", path);
+		request.responseType = "blob";
+		for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
+		request.upload.onprogress = ({ loaded }) => onprogress?.(loaded);
+		request.onload = () => {
+			const names = ["Content-Type", "Retry-After", "Server-Timing"];
+			const received = names.map((name) => [name, request.getResponseHeader(name)]).filter(([, value]) => value !== null);
+			resolve(new Response(request.response, { status: request.status, headers: received }));
+		};
+		request.onerror = () => reject(new TypeError("there was no response"));
+		request.onabort = () => reject(signal.reason);
+		request.onloadend = () => signal?.removeEventListener("abort", abort);
+		request.send(body);
+	});
 }
 
 async function problemOf(response) {

@@ -26,15 +26,15 @@ export const milliseconds = (value) => `${value < 100 ? tenths.format(value) : M
 /** "a frog", "an airplane"; a label that is not one English word is quoted. */
 const one = (label) => (/^[a-z]+$/.test(label) ? `${/^[aeiou]/.test(label) ? "an" : "a"} ${label}` : `“${label}”`);
 
-/** A limit in bytes, as in 20,000,000: "20 MB". */
-function size(bytes) {
+/** A number of bytes: "20 MB". */
+export function size(bytes) {
 	const [divisor, unit] = bytes < 1e6 ? [1e3, "kB"] : [1e6, "MB"];
 	return `${Number((bytes / divisor).toFixed(1))} ${unit}`;
 }
 
 /** A warning of the service, for people. */
-export const warningText = (text) =>
-	sentence(text.replace(/^upscaled from (\d+)x(\d+)$/, "very small image ($1 × $2): the result is unreliable"));
+export const warningText = (text, { input: { crop } }) =>
+	sentence(text.replace(/^upscaled from (\d+)x(\d+)$/, `small image: enlarged from $1 × $2 for the ${crop} × ${crop} pixels of the network`));
 
 /** The detail of a problem, for people. */
 export function problemText({ kind, detail = "" }) {
@@ -42,18 +42,34 @@ export function problemText({ kind, detail = "" }) {
 	return limit ? `This file is over ${size(Number(limit.replaceAll(",", "")))}.` : sentence(detail);
 }
 
-/** The result of an image by its verdict: {kind, title, text}, kind one of "confident", "uncertain", "other". */
+// Below this probability, and below this multiple of the limit of typical images, a heading says "maybe" or "probably".
+const SURE = 0.7;
+const MARGIN = 2;
+
+/** The result of an image: {kind, title, text, reason}, kind one of "confident", "uncertain", "other". */
 export function summarize(result, card) {
 	const [first, second] = result.top_k;
-	const things = count(card.labels.length);
+	const things = `${count(card.labels.length)} things it knows`;
 	if (result.verdict === "other") {
-		return { kind: "other", title: `Probably none of the ${things} things it knows`, text: `The closest is ${one(first.label)}.` };
+		return { kind: "other", title: `Probably none of the ${things}`, text: `The closest is ${one(first.label)}.` };
 	}
-	if (result.verdict === "accepted") {
-		return { kind: "confident", title: capital(first.label), text: `${capital(percentInWords(first.probability))} sure.` };
+	const { accepted } = card.out_of_distribution.thresholds;
+	const how = `${capital(percentInWords(first.probability))} sure`;
+	if (result.in_distribution < accepted) {
+		const text = `It is not typical of ${one(first.label)}, so it may be none of the ${things}.`;
+		return { kind: "uncertain", title: `Maybe ${one(first.label)}, or something else`, text, reason: "not typical" };
 	}
-	const typical = result.in_distribution >= card.out_of_distribution.thresholds.accepted;
-	const title = `Looks most like ${one(first.label)}, but ${typical ? "it is hard to tell" : "not a typical one"}`;
-	const text = typical ? `It may also be ${one(second.label)}.` : `It may also be none of the ${things} things it knows.`;
-	return { kind: "uncertain", title, text, reason: typical ? "unclear" : "not typical" };
+	if (result.verdict !== "accepted" || first.probability < SURE) {
+		const text = `${how}. ${capital(one(second.label))} has ${percentInWords(second.probability)}.`;
+		return { kind: "uncertain", title: `Maybe ${one(first.label)}, or ${one(second.label)}`, text, reason: "unclear" };
+	}
+	if (result.in_distribution < MARGIN * accepted) {
+		return { kind: "uncertain", title: `Probably ${one(first.label)}`, text: `${how}, but it is hardly a typical one.`, reason: "hardly typical" };
+	}
+	return { kind: "confident", title: capital(first.label), text: `${how}.` };
+}
+
+/** How typical an image is of the classes, in one word. */
+export function typicality(share, { accepted, uncertain }) {
+	return share < uncertain ? "no" : share < accepted ? "hardly" : "yes";
 }

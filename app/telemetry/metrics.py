@@ -147,6 +147,11 @@ class Telemetry:
             ("reason", "model"),
             registry=self.registry,
         )
+        self._connections_refused = Counter(
+            "tenfold_connections_refused",
+            "Connections refused because the process may open no more files.",
+            registry=self.registry,
+        )
         self._pictures = Counter(
             "tenfold_pictures",
             "Images by outcome: answered, or the problem type.",
@@ -337,6 +342,10 @@ class Telemetry:
             self._model_seconds.labels("success" if status == 200 else "failure", model).observe(seconds)
         if rejected:
             self._rejections.labels(rejected, model).inc()
+
+    def connection_refused(self) -> None:
+        """Count a connection that is refused because the process may open no more files."""
+        self._connections_refused.inc()
 
     def image_rejected(self, model: str, problem: str) -> None:
         """Count an image that could not be classified, by the problem's slug."""

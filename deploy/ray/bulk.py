@@ -277,6 +277,7 @@ def connect(address: str | None, actors: int | None) -> None:
                 socket.create_connection((host, int(port)), timeout=5).close()
             ray.init(address, **quiet)
         else:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends usage statistics by default
             ray.init("local", num_cpus=actors, include_dashboard=False, object_store_memory=_OBJECT_STORE, **quiet)
     except Exception as error:  # some are plain ones
         raise CommandError(

@@ -9,13 +9,13 @@ import typer
 from rich.console import Console
 
 from model.commands.exits import exit_codes
-from model.commands.options import Cache, Data
+from model.commands.options import DATA, Cache, Data
 from model.engines.base import DeviceName, EngineName
 
 
 def main(
     weights: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
-    data: Data = "data",
+    data: Data = DATA,
     cache: Cache = Path("runs/cache"),
     part: Annotated[
         Literal["auto", "test", "all"],
@@ -27,8 +27,9 @@ def main(
     engine: Annotated[EngineName, typer.Option(help="Runtime.")] = "auto",
     device: Annotated[DeviceName, typer.Option(help="Device to run on; auto uses CUDA if available.")] = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT test images.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of a table.")] = False,
 ) -> None:
-    """Score a bundle on test images, preprocessed as in the service: a table, then one line of JSON."""
+    """Score a bundle on test images, preprocessed as in the service."""
     with exit_codes():
         from model.training.evaluate import evaluate_bundle
         from model.training.progress import image_bar
@@ -46,5 +47,7 @@ def main(
                 report=partial(typer.echo, err=True),
                 progress=progress,
             )
-        Console().print(table(classifier, assessment))
-        typer.echo(json.dumps(summary(classifier, assessment), allow_nan=False))
+        if as_json:
+            typer.echo(json.dumps(summary(classifier, assessment), allow_nan=False))
+        else:
+            Console().print(table(classifier, assessment))

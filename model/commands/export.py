@@ -28,11 +28,8 @@ def main(
     with exit_codes():
         if add and (out is not None or format != "onnx"):
             raise ModelError("--add is for --format onnx, without --out")
-        try:
-            from model.training import exchange
-        except ModuleNotFoundError as error:
-            raise ModelError(f"tenfold export needs {error.name}: install tenfold[onnx]") from error
         from model.bundle import open_bundle
+        from model.training import exchange
 
         if add:
             exchange.add_onnx(bundle)

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from model.commands.exits import exit_codes
-from model.nets.zoo import BUILDERS, TIMM_NETWORKS
 
 _ROW = "{:28} {:>12} {:>14} {:>8}  {:11} {}"
 
@@ -22,6 +21,7 @@ def main(
     """List networks: parameters, multiply-adds, the last feature map, how /explain works, the extra that they need."""
     with exit_codes():
         from model.nets.sizes import extra_of, size_of
+        from model.nets.zoo import BUILDERS, TIMM_NETWORKS
         from model.training.recipes import recipe_named
 
         chosen = recipe_named(recipe)

@@ -1,17 +1,18 @@
 """The quantisation command: python -m model.quantize weights/NAME --data data."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from model.commands.exits import exit_codes
-from model.commands.options import Cache, Data
+from model.commands.options import DATA, Cache, Data
 
 
 def main(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
-    data: Data = "data",
+    data: Data = DATA,
     cache: Cache = Path("runs/cache"),
     weights: Annotated[
         Literal["auto", "int8", "float16"],
@@ -21,6 +22,8 @@ def main(
 ) -> None:
     """Add an OpenVINO model to a bundle and measure its accuracy. It is several times as fast on a CPU."""
     with exit_codes():
+        if weights != "float16":
+            import_module("nncf")  # before the images are read
         from model.bundle import open_bundle
         from model.training.data import load_again
         from model.training.progress import image_bar

@@ -1,5 +1,6 @@
 """The training command: python -m model.train --recipe NAME."""
 
+import shlex
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from model.commands.exits import exit_codes
-from model.commands.options import Cache, Data
+from model.commands.exits import exit_codes, tenfold
+from model.commands.options import DATA, Cache, Data
 from model.engines.base import DeviceName
 from model.errors import RecipeError
 from model.nets.resnet import Stem
@@ -20,7 +21,7 @@ _RECIPES_HELP = "\n\n".join(f"{recipe.name}: {recipe.summary}." for recipe in RE
 
 def main(
     recipe: Annotated[str, typer.Option(help=f"What to train.\n\n{_RECIPES_HELP}")],
-    data: Data = "data",
+    data: Data = DATA,
     download: Annotated[bool, typer.Option("--download", help="Download CIFAR-10 to --data if it is missing.")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs, instead of the recipe's.")] = None,
     seed: Annotated[
@@ -74,12 +75,28 @@ def main(
     out: Annotated[
         Path | None, typer.Option(help="Bundle to write; must not exist.  [default: RUN/NETWORK-DATA]")
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name on the card, which the model is served under. tenfold reload needs that of the running model.  "
+            "[default: the last part of --out]"
+        ),
+    ] = None,
     cache: Cache = Path("runs/cache"),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --run.")] = False,
 ) -> None:
     """Train a network, test it once and write a bundle that the service can load."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with exit_codes(interrupted="stopped; finished epochs are saved: continue with the same command and --resume"):
+    folder = run or Path("runs") / recipe
+    saved = folder / "checkpoint.pt"
+    of_other_run = saved.exists() and not resume
+
+    def interrupted() -> str:
+        if saved.exists() and not of_other_run:
+            return f"stopped; the progress is saved in {folder}: continue with the same command and --resume"
+        return "stopped; nothing is saved, because no epoch was finished: start again with the same command"
+
+    with exit_codes(interrupted=interrupted):
         _require("--outliers", outliers, ["--outliers-without"] * bool(outliers_without) + _set("outlier_", settings))
         _require("--teacher", teacher, _set("teacher_", settings))
         _require("--average-with", average_with, ["--average-share"] * (average_share is not None))
@@ -98,13 +115,13 @@ def main(
                 chosen = chosen.lasting(epochs)
             chosen = changed(chosen, settings or ())
             images = folder_of(data)
-            folder = run or Path("runs") / recipe
+            out = out or folder / bundle_name(chosen.network, chosen.data if images is None else images.resolve().name)
             train_bundle(
                 chosen,
                 data=data,
                 run=folder,
-                out=out
-                or folder / bundle_name(chosen.network, chosen.data if images is None else images.resolve().name),
+                out=out,
+                name=name,
                 device=device,
                 seed=seed,
                 download=download,
@@ -119,6 +136,10 @@ def main(
                 resume=resume,
                 ranks=ranks,
             )
+            if ranks.main:
+                images_of = " ".join(f"--data {shlex.quote(source)}" for source in data)
+                typer.echo(f"serve it: {tenfold()} serve --weights {shlex.quote(str(out))}")
+                typer.echo(f"faster on a CPU, before: {tenfold()} quantize {shlex.quote(str(out))} {images_of}")
 
 
 def _set(prefix: str, settings: Sequence[str] | None) -> list[str]:

@@ -1,5 +1,6 @@
 """Prepares a network for the PyTorch engines: which layers to convert, and which to fuse. Any layers are supported."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,16 +119,31 @@ def grad_cam(net: Network, features: Tensor, index: int) -> Tensor:
     return (gradients.mean((2, 3), keepdim=True) * features).sum(1)
 
 
+class _ExactFloat32:
+    """The number of threads that compute in exact float32, and the settings from before the first of them."""
+
+    lock = threading.Lock()
+    inside = 0
+    before = (False, False)
+
+
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Compute float32 in float32 on CUDA, where convolutions use TensorFloat-32 by default.
 
-    The settings are the process's, so they are restored afterwards.
+    The settings are the process's. The first thread that enters changes them, and the last one that leaves restores
+    them.
     """
-    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, products.allow_tf32
-    convolutions.allow_tf32 = products.allow_tf32 = False
+    convolutions, products, shared = torch.backends.cudnn, torch.backends.cuda.matmul, _ExactFloat32
+    with shared.lock:
+        if shared.inside == 0:
+            shared.before = convolutions.allow_tf32, products.allow_tf32
+            convolutions.allow_tf32 = products.allow_tf32 = False
+        shared.inside += 1
     try:
         yield
     finally:
-        convolutions.allow_tf32, products.allow_tf32 = before
+        with shared.lock:
+            shared.inside -= 1
+            if shared.inside == 0:
+                convolutions.allow_tf32, products.allow_tf32 = shared.before

@@ -1,6 +1,6 @@
-"""PyTorch, kernel by kernel: on the CPU in bfloat16 or float32, whichever is faster there. For CUDA see cuda.py."""
+"""PyTorch, kernel by kernel: on the CPU in bfloat16 if it has instructions for it. For CUDA see cuda.py."""
 
-import time
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -22,9 +22,8 @@ from model.nets.zoo import build
 Precision = Literal["auto", "bfloat16", "float32"]
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
-# Images in the batch that decides the precision, and the number of times that each precision runs it.
-_TRIAL_BATCH = 4
-_TRIALS = 3
+# Images in the batch that is run before the first request.
+_WARM_UP_BATCH = 4
 
 
 class TorchEngine:
@@ -37,7 +36,7 @@ class TorchEngine:
         net: the engine keeps and converts it.
         spec: mean, std and crop of the card.
         device: "auto" is CUDA if there is a device, else the CPU.
-        precision: "auto" is bfloat16 on CUDA; on a CPU, the faster one in a short trial.
+        precision: "auto" is bfloat16 if the device and the network support it (`has_bfloat16`), else float32.
 
     Raises:
         EngineError: the device is "cuda" and there is none.
@@ -56,14 +55,14 @@ class TorchEngine:
         self._std = torch.tensor(spec.std, device=self._device) * 255
         self._net = net.eval().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._layers = trace(self._net, spec.crop).layers
-        self._trial = np.full((_TRIAL_BATCH, spec.crop, spec.crop, 3), 128, np.uint8)
-        if precision == "auto":
-            precision = self._faster()
-        self._use(precision)
-        self.precision = precision
         on_gpu = self._device.type == "cuda"
         self.device = torch.cuda.get_device_name(self._device) if on_gpu else "cpu"
-        self.run(self._trial)  # warm-up before the first request
+        grey = np.full((_WARM_UP_BATCH, spec.crop, spec.crop, 3), 128, np.uint8)
+        if precision == "auto":
+            precision = "bfloat16" if has_bfloat16(self._device) and self._runs_in_bfloat16(grey) else "float32"
+        self._use(precision)
+        self.precision = precision
+        self.run(grey)  # warm-up before the first request
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, *, device: DeviceName = "auto", threads: int = 0) -> Engine:
@@ -110,30 +109,33 @@ class TorchEngine:
         for layer in self._layers:
             layer.to(self._dtype)
 
-    def _faster(self) -> Precision:
-        if self._device.type == "cuda":
-            return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return "float32"
+    def _runs_in_bfloat16(self, pixels: NDArray[np.uint8]) -> bool:
+        """Whether every operation of the network has a bfloat16 kernel. Leaves the weights as they are."""
         exact = {name: tensor.clone() for name, tensor in self._net.state_dict().items()}
-        seconds: dict[Precision, float] = {}
-        for precision in ("bfloat16", "float32"):
-            self._use(precision)
-            try:
-                self.run(self._trial)
-                seconds[precision] = min(self._timed() for _ in range(_TRIALS))
-            except RuntimeError:
-                if precision == "float32":
-                    raise
-                # An operation of this network has no bfloat16 kernel.
+        self._use("bfloat16")
+        try:
+            self.run(pixels)
+        except RuntimeError:
+            return False
+        finally:
             self._use("float32")
             self._net.load_state_dict(exact)  # bfloat16 rounded them
-        return min(seconds, key=seconds.__getitem__)
+        return True
 
-    def _timed(self) -> float:
-        began = time.perf_counter()
-        self.run(self._trial)
-        return time.perf_counter() - began
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16. Without them it is emulated, and much slower than float32.
+
+    The answer follows from the hardware alone, so that equal machines compute alike.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # oneDNN has the last word: it knows ONEDNN_MAX_CPU_ISA. But it also accepts the emulation on x86.
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    if platform.machine() not in {"x86_64", "AMD64"}:
+        return True
+    return torch.cpu._is_avx512_bf16_supported()  # as all CPUs with AMX have it
 
 
 def load_network(bundle: Bundle) -> Network:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.torch_version import TorchVersion
 
-from model.errors import SaveError, TrainingError
+from model.errors import SaveError, TrainingError, cannot_write
 
 
 def check_folder(folder: Path) -> None:
@@ -44,9 +44,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise SaveError(
-            f"cannot save the run to {path} ({error.strerror}): make room or choose another --run, then --resume"
-        ) from error
+        raise SaveError(cannot_write(path, error, "make it writable, then continue with --resume")) from error
     finally:  # also after Ctrl-C
         with contextlib.suppress(OSError):
             partial.unlink()

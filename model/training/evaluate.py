@@ -19,16 +19,19 @@ from model.training.data import (
     CACHE,
     CIFAR10_LABELS,
     LabeledImages,
+    Sources,
     TestPart,
     folder_of,
+    load_again,
     load_cifar10_test,
     load_test,
+    split_sources,
 )
 from model.training.ood import others
 
 ECE_BINS = 15
-# Out-of-distribution images of each kind that `assess` runs, at most.
-_OTHERS = 2000
+OTHERS = 2000
+"""Out-of-distribution images of each kind that `assess` runs, at most."""
 
 Progress = Callable[[int, int], None]
 """Called after each batch with the number of images done and the total."""
@@ -150,7 +153,7 @@ def mistakes(scores: Scores, labels: Sequence[str], count: int = 12, *, files: S
         scores: of the images.
         labels: of the classes.
         count: number of mistakes, at most.
-        files: path of each image, if the images have files of their own.
+        files: path of each image, or "" if it has no file of its own; empty if none has.
     """
     chosen = scores.probabilities.argmax(1)
     wrong = np.flatnonzero(chosen != scores.truth)
@@ -158,7 +161,7 @@ def mistakes(scores: Scores, labels: Sequence[str], count: int = 12, *, files: S
     return [
         Mistake(
             image=int(index),
-            file=files[index] if files else None,
+            file=(files[index] or None) if files else None,
             label=labels[scores.truth[index]],
             predicted=labels[chosen[index]],
             probability=round(float(scores.probabilities[index, chosen[index]]), 6),
@@ -267,7 +270,7 @@ def assess(
         progress: called after each batch.
     """
     pixels, truth = test.pixels.numpy(), test.labels.numpy()
-    unknown = others(pixels[:_OTHERS])
+    unknown = others(pixels[:OTHERS])
     total = len(pixels) + sum(map(len, unknown.values()))
     done = 0
 
@@ -294,7 +297,7 @@ def assess(
 
 def evaluate_bundle(
     folder: Path,
-    data: Path | str,
+    data: Sources,
     *,
     part: TestPart = "auto",
     engine: EngineName = "auto",
@@ -308,8 +311,8 @@ def evaluate_bundle(
 
     Args:
         folder: of the bundle.
-        data: folder that contains cifar-10-batches-py/, or "folder:PATH".
-        part: which images of a folder, as in `load_test`.
+        data: where the images are. Images that were added in training count if their folders are named again.
+        part: which images of a single folder, as in `load_test`.
         engine: as in `model.load`.
         device: as in `model.load`.
         limit: use only the first so many test images.
@@ -322,14 +325,17 @@ def evaluate_bundle(
     """
     classifier = load(folder, engine=engine, device=device)
     card = classifier.card
-    if folder_of(data):
-        test = load_test(card, data, part=part, limit=limit, cache=cache, report=report, progress=progress)
+    first, others = split_sources(data)
+    if folder_of(first) and not others:
+        test = load_test(card, first, part=part, limit=limit, cache=cache, report=report, progress=progress)
+    elif others:
+        test = load_again(card, data, limit=limit, cache=cache, report=report, progress=progress).test
     elif tuple(card.labels) != CIFAR10_LABELS:
         raise ModelError(
             f"the classes of {folder} are not the ten of CIFAR-10: give their images by --data folder:PATH"
         )
     else:
-        test = load_cifar10_test(Path(data))[:limit]
+        test = load_cifar10_test(Path(first))[:limit]
     assessment = assess(
         classifier.engine, card.input, card.calibration, card.out_of_distribution, test, progress=progress
     )

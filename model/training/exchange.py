@@ -22,7 +22,7 @@ from model.classifier import self_test_pixels
 from model.engines.base import Outputs
 from model.engines.onnx import OnnxEngine
 from model.engines.torch import load_network
-from model.errors import SaveError, TrainingError
+from model.errors import SaveError, TrainingError, cannot_write
 from model.nets.base import Network
 from model.training.export import expected_of
 from model.training.pixels import PixelNetwork
@@ -123,16 +123,24 @@ def add_onnx(folder: Path) -> ModelCard:
         SaveError: the bundle cannot be written. It is unchanged.
     """
     bundle = open_bundle(folder)
-    card = bundle.card
-    contents = to_onnx(bundle)
+    contents, card = with_onnx(bundle)
+    update_bundle(folder, {ONNX_FILE: contents}, card)
+    return card
+
+
+def with_onnx(bundle: Bundle) -> tuple[bytes, ModelCard]:
+    """An ONNX model of a bundle, and its card with the entry of that model.
+
+    Raises:
+        TrainingError: as for `to_onnx`.
+    """
+    card, contents = bundle.card, to_onnx(bundle)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / ONNX_FILE
         path.write_bytes(contents)
         test = expected_of(OnnxEngine(path), card.input.crop, card.calibration, card.out_of_distribution)
     files = {**card.files, ONNX_FILE: hashlib.sha256(contents).hexdigest()}
-    card = card.model_copy(update={"onnx": Onnx(self_test=test), "files": files})
-    update_bundle(folder, {ONNX_FILE: contents}, card)
-    return card
+    return contents, card.model_copy(update={"onnx": Onnx(self_test=test), "files": files})
 
 
 def require_new(path: Path) -> None:
@@ -158,7 +166,7 @@ def write(path: Path, contents: bytes) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise SaveError(f"cannot write {path} ({error.strerror}): free disk space or choose another --out") from error
+        raise SaveError(cannot_write(path, error, "choose another --out")) from error
 
 
 def _whole(net: Network, spec: InputSpec) -> tuple[PixelNetwork, Tensor]:

@@ -34,7 +34,6 @@ from model.training.calibrate import fit, observe
 from model.training.data import DataSet
 from model.training.evaluate import Assessment, Progress, assess, mistakes, reliability
 from model.training.loop import Run, weights_of_classes
-from model.training.report.plots import plots
 from model.training.report.readme import README_FILE, readme
 
 _SELF_TEST_SEED = 10
@@ -66,6 +65,8 @@ def export(
     Raises:
         SaveError: the folder exists or cannot be written. No partial folder remains.
     """
+    from model.training.report.plots import plots  # matplotlib writes a cache of fonts into the home folder
+
     recipe = run.recipe
     arguments = recipe.network_arguments(len(data.labels))
     net = build(recipe.network, **arguments)
@@ -116,7 +117,7 @@ def export(
     files = {
         CARD_FILE: to_json(card).encode(),
         WEIGHTS_FILE: weights,
-        README_FILE: readme(card).encode(),
+        README_FILE: readme(card, folder=folder).encode(),
         **plots(card.labels, run.history, assessment, watched=recipe.watch),
     }
     write_bundle(folder, files)
@@ -129,7 +130,7 @@ def metrics_of(assessment: Assessment, labels: Sequence[str], *, files: Sequence
     Args:
         assessment: on the test set.
         labels: class names.
-        files: path of each test image, if the images have files of their own.
+        files: path of each test image, or "" if it has no file of its own; empty if none has.
         measured: conditions of the measurement, for people.
     """
     scores = assessment.scores

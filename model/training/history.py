@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from model.errors import SaveError
+from model.errors import SaveError, cannot_write
 
 HISTORY_FILE = "history.csv"
 EVENTS_FILE = "events.out.tfevents.tenfold"
@@ -34,9 +34,7 @@ def write_history(folder: Path, records: Sequence[Mapping[str, float]]) -> None:
         _append_event(folder / EVENTS_FILE, records[-1])
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise SaveError(
-            f"cannot write to {folder} ({error.strerror}): make room or choose another --run, then --resume"
-        ) from error
+        raise SaveError(cannot_write(f"to {folder}", error, "make it writable, then continue with --resume")) from error
 
 
 def _append_event(path: Path, record: Mapping[str, float]) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from model.engines.torch import has_bfloat16
 from model.errors import RecipeError, SaveError, TrainingError
 from model.image import test_transform
 from model.nets.base import Network
@@ -189,7 +190,7 @@ def train(
         "seed": seed,
         "pictures": len(data.train),
         "labels": list(data.labels),
-        "data": data.sha256,
+        "data": [data.sha256, *(added.sha256 for added in data.added)],
     }
     if outliers:
         identity["outliers"] = outliers.about.sha256
@@ -522,8 +523,8 @@ def restore_random_states(states: Sequence[dict[str, Tensor]], ranks: Ranks, dev
 
 @contextmanager
 def autocast(recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """bfloat16 if the recipe has it."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp):
+    """bfloat16 if the recipe has it and the device has instructions for it."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp and has_bfloat16(device)):
         yield
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.engines.torch import has_bfloat16
+
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
@@ -25,7 +27,7 @@ class Muon(torch.optim.Optimizer):
         params: weights of two or more dimensions.
         lr: the size of a step, approximately as a fraction of the norm of the weight.
         momentum: 0..1.
-        iterations: of Newton-Schulz, in bfloat16.
+        iterations: of Newton-Schulz.
     """
 
     def __init__(
@@ -65,9 +67,9 @@ def orthogonalised(matrices: Tensor, iterations: int) -> Tensor:
         iterations: 5 is the usual number, 3 is less exact.
 
     Returns:
-        bfloat16[N, R, C].
+        bfloat16[N, R, C]; float32 on a device without instructions for bfloat16.
     """
-    x: Tensor = matrices.bfloat16()
+    x: Tensor = matrices.to(torch.bfloat16 if has_bfloat16(matrices.device) else torch.float32)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT

@@ -40,7 +40,7 @@ class LineProgress:
             self.printed = now
             left = (now - self.began) / (done - self.done_before) * (1 - done)
             print(
-                f"{done:.1%}, epoch {epoch}/{self.recipe.epochs}, lr {lr:.4f}, loss {loss:.4f}, "
+                f"{done:.1%}, epoch {epoch}/{self.recipe.epochs}, lr {lr:.4f}, {_loss(loss)}, "
                 f"{self.images / (now - self.began):.0f} images/s, {left / 60:.0f} min left",
                 flush=True,
             )
@@ -58,24 +58,31 @@ class BarProgress:
             TextColumn("epoch {task.fields[epoch]}/" + str(recipe.epochs)),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("lr {task.fields[lr]:.4f}  loss {task.fields[loss]:.4f}  {task.fields[rate]:.0f} images/s"),
+            TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
         )
 
     def begin(self, done: float) -> None:
-        self.task = self.progress.add_task("", total=1.0, epoch=1, lr=0.0, loss=float("nan"), rate=0.0)
+        epoch = min(int(done * self.recipe.epochs) + 1, self.recipe.epochs)
+        self.task = self.progress.add_task("", total=1.0, epoch=epoch, state="")
         self.progress.update(self.task, completed=done)
         self.images, self.began = 0, time.monotonic()
 
     def step(self, *, epoch: int, loss: float, lr: float, images: int, done: float) -> None:
         self.images += images
         rate = self.images / (time.monotonic() - self.began)
-        self.progress.update(self.task, completed=done, epoch=epoch, lr=lr, loss=loss, rate=rate)
+        state = f"lr {lr:.4f}  {_loss(loss)}  {rate:.0f} images/s"
+        self.progress.update(self.task, completed=done, epoch=epoch, state=state)
 
     def epoch(self, record: dict[str, float]) -> None:
         self.progress.console.print(epoch_line(record, self.recipe), highlight=False)
+
+
+def _loss(loss: float | None) -> str:
+    """The loss of a step. On a GPU it is not known before the next step whose loss is read."""
+    return "loss -" if loss is None else f"loss {loss:.4f}"
 
 
 def epoch_line(record: dict[str, float], recipe: Recipe) -> str:

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from model.card import InputSpec, ModelCard
 from model.errors import RecipeError
-from model.nets.zoo import accepts
 
 # A value that JSON can hold, as card.json has them.
 Argument = bool | int | float | str | None
@@ -137,7 +136,7 @@ class Recipe:
     """Divides the logits of both networks before the softmax of the distillation loss."""
 
     amp: bool = True
-    """bfloat16 autocast."""
+    """bfloat16 autocast, on devices with instructions for it; see `model.engines.torch.has_bfloat16`."""
     compile: bool = False
     """torch.compile. It is worthwhile on a GPU and in long runs. Each image size takes about a minute on two cores."""
     matmul_side: AtLeastZero = 0
@@ -155,13 +154,20 @@ class Recipe:
         Raises:
             RecipeError: there is no such network.
         """
+        from model.nets.zoo import accepts  # it imports torch, which the list of recipes does without
+
         kept = {name: value for name, value in self.arguments.items() if accepts(network, name)}
         return replace(self, network=network, arguments={**kept, **arguments})
 
     def for_bundle(self, card: ModelCard) -> "Recipe":
-        """The same recipe for the network and the input of a bundle: its image size, mean and standard deviation."""
+        """The same recipe for the network and the input of a bundle: its image size, mean and standard deviation.
+
+        The images that were held out of CIFAR-10 for the bundle are held out again, because its network has seen the
+        others.
+        """
         arguments = {name: value for name, value in card.architecture.arguments.items() if name != "num_classes"}
-        spec = card.input
+        spec, before = card.input, card.training.recipe
+        same_data = bool(self.holdout) and before.get("data") == self.data == "cifar10"
         return replace(
             self,
             network=card.architecture.name,
@@ -170,6 +176,7 @@ class Recipe:
             crop=spec.crop,
             mean=spec.mean,
             std=spec.std,
+            holdout=before.get("holdout", self.holdout) if same_data else self.holdout,
         )
 
     def sides(self) -> set[int]:

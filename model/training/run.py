@@ -1,7 +1,7 @@
 """A training run from its recipe to its bundle."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from rich.console import Console
 from model.bundle import check_new
 from model.card import NAME_PATTERN
 from model.engines.base import DeviceName
-from model.errors import RecipeError, SaveError, TrainingError
+from model.engines.torch import has_bfloat16
+from model.errors import RecipeError, SaveError, TrainingError, cannot_write
 from model.nets.zoo import build, short_name
 from model.training import checkpoint
 from model.training import data as datasets
@@ -26,14 +27,16 @@ from model.training.progress import BarProgress, LineProgress, NoProgress, image
 from model.training.ranks import Ranks
 from model.training.recipes import Recipe
 from model.training.report.plots import contact_sheet
+from model.training.words import counted
 
 
 def train_bundle(
     recipe: Recipe,
     *,
-    data: Path | str,
+    data: datasets.Sources,
     run: Path,
     out: Path,
+    name: str | None = None,
     device: DeviceName = "auto",
     seed: int = 0,
     download: bool = False,
@@ -52,12 +55,13 @@ def train_bundle(
 
     Args:
         recipe: to train.
-        data: folder that contains cifar-10-batches-py/, or "folder:PATH" for a folder of images.
+        data: where the images are.
         run: folder of the checkpoint and of the contact sheet, mistakes.png.
         out: bundle to write; must not exist.
+        name: of the model, on the card; None for the name of `out`.
         device: "auto" uses CUDA if available.
         seed: of the weights, the order and the augmentation.
-        download: download CIFAR-10 to `data` if it is missing.
+        download: download CIFAR-10 to the first folder of `data` if it is missing.
         init: state dict, checkpoint or bundle to start from.
         outliers: folder of images of none of the classes, for outlier exposure.
         outliers_without: names of folders inside `outliers` that are not used.
@@ -79,8 +83,9 @@ def train_bundle(
     """
     check_new(out)
     checkpoint.check_folder(run)
-    if not re.match(NAME_PATTERN, out.name):
-        raise SaveError(f"the name {out.name!r} is not allowed: end --out in letters, digits, dots, _ and - only")
+    if not re.match(NAME_PATTERN, name or out.name):
+        option = "give --name" if name else "end --out in"
+        raise SaveError(f"the name {name or out.name!r} is not allowed: {option} letters, digits, dots, _ and - only")
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("no CUDA device is available: use --device cpu or auto")
     if recipe.needs_init and init is None:
@@ -110,9 +115,7 @@ def train_bundle(
         report(f"teacher: {guide.about.name}, in {guide.about.precision} by {guide.about.engine}")
     cuda = device != "cpu" and torch.cuda.is_available()
     place = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    if recipe.compile and (problem := why_not_compiled(place)):
-        report(f"training without torch.compile, which cannot run here: {problem}")
-        recipe = replace(recipe, compile=False)
+    recipe = _suited(recipe, place, report)
     result = _train(
         recipe,
         dataset,
@@ -131,8 +134,8 @@ def train_bundle(
     if other is not None:
         average(result.net, other, average_share)
         result.about["average"] = {"sha256": other.sha256, "share": average_share}
-    print(f"testing once, on {len(dataset.test):,} images", flush=True)
-    card = export(result, dataset, out, name=out.name, device=device)
+    print(f"testing once, on {counted(len(dataset.test), 'image')}", flush=True)
+    card = export(result, dataset, out, name=name or out.name, device=device)
     print(f"test accuracy {card.metrics.top1:.2%}, expected calibration error {card.metrics.ece:.2%}")
     if 0 < len(dataset.holdout) < FEW_IMAGES:
         print(f"the probabilities and verdicts are rough: only {len(dataset.holdout):,} images were held out")
@@ -142,8 +145,19 @@ def train_bundle(
         sheet.write_bytes(contact_sheet(card.metrics.mistakes, dataset.test))
     except OSError as error:
         sheet.unlink(missing_ok=True)
-        raise SaveError(f"{out} is complete, but {sheet} cannot be written: {error.strerror}") from error
+        raise SaveError(cannot_write(sheet, error, f"make it writable; {out} is complete")) from error
     print(f"{sheet} shows the mistakes with the highest confidence", flush=True)
+
+
+def _suited(recipe: Recipe, device: torch.device, report: Callable[[str], None]) -> Recipe:
+    """The recipe as the device can run it. Reports what it lacks."""
+    if recipe.amp and not has_bfloat16(device):
+        kind = "GPU" if device.type == "cuda" else "CPU"
+        report(f"training in float32, because this {kind} has no bfloat16 instructions")
+    if recipe.compile and (problem := why_not_compiled(device)):
+        report(f"training without torch.compile, which cannot run here: {problem}")
+        return replace(recipe, compile=False)
+    return recipe
 
 
 def why_not_compiled(device: torch.device) -> str | None:

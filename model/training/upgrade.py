@@ -46,7 +46,7 @@ def upgrade(folder: Path) -> bool:
     notes = text.partition("\n```\n")[2].strip()
     if notes and not (folder / NOTES_FILE).exists():
         page = f"# Notes on {card.name}\n\n{notes}\n"
-        files = {NOTES_FILE: page.encode(), README_FILE: readme(card, notes=True).encode()}
+        files = {NOTES_FILE: page.encode(), README_FILE: readme(card, notes=True, folder=folder).encode()}
     else:
         files = {README_FILE: readme_of(folder, card)}
     update_bundle(folder, files, card)

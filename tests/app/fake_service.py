@@ -17,6 +17,7 @@ from pathlib import Path
 
 from app.main import create_app
 from app.process.server import Server, config_of, serve
+from app.process.sockets import listen
 from app.process.workers import supervise
 from app.settings import Settings
 from app.telemetry.logs import logging_to_stderr
@@ -53,7 +54,7 @@ async def serve_and_interrupt(settings: Settings) -> None:
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(interrupt())
-        tasks.create_task(server.serve())
+        tasks.create_task(server.serve(listen(settings)))
 
 
 def serve_fake_engine(settings: Settings, mode: str, *descriptors: str) -> int:
@@ -71,8 +72,8 @@ def serve_fake_engine(settings: Settings, mode: str, *descriptors: str) -> int:
 
     load = {CARD.name: load_fake}
     if descriptors:
-        listening = socket.socket(fileno=int(descriptors[0]))
-        return serve(settings, load=load, listening=listening, control=socket.socket(fileno=sys.stdin.fileno()))
+        listening = [socket.socket(fileno=int(each)) for each in descriptors]
+        return serve(settings, load=load, listening=listening, control=socket.socket(fileno=0))
     if settings.workers > 1:
         return supervise(settings, command=(sys.executable, "-m", "tests.app.fake_service", mode))
     return serve(settings, load=load)

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from app.main import create_app
 from app.process.server import Server, config_of
+from app.process.sockets import listen
 from app.serving.service import Service
 from app.settings import Settings
 from model import Classifier
@@ -162,14 +163,15 @@ def serving(
     models = {name: load or (lambda: fake_classifier(engine)), **(others or {})}
     app = create_app(chosen, load=models, on_failure=on_failure)
     server = Server(config_of(chosen, app), app.state.service, app.state.swapper, chosen.drain_delay)
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, args=(listen(chosen),))
     thread.start()
     try:
-        eventually(lambda: server.started, "the server listens")
+        eventually(lambda: server.started and bool(server.servers), "the server listens")
         running = Running(app, server, thread, engine)
         try:
             if wait_ready:
-                eventually(lambda: running.service.state == "ready", "the service is ready", seconds=120)
+                eventually(lambda: running.service.state in {"ready", "failed"}, "the service is ready", seconds=120)
+                assert running.service.state == "ready", "see the log for the reason"
             yield running
         finally:
             running.client.close()
@@ -201,12 +203,12 @@ class Process:
         popen: the process.
     """
 
-    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, arguments: list[str], environment: Mapping[str, str], log: Path, folder: Path = ROOT) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("TENFOLD_")}
         with log.open("wb") as file, default_sigint():
             self.popen = subprocess.Popen(
                 [sys.executable, *arguments],
-                cwd=ROOT,
+                cwd=folder,
                 env={**kept, "PYTHONWARNINGS": "error::ResourceWarning", **environment},
                 stdin=subprocess.DEVNULL,  # with a terminal, SIGHUP has another meaning
                 stdout=file,
@@ -222,7 +224,7 @@ class Process:
     @property
     def port(self) -> int:
         """Where it listens; waits until it does."""
-        listening = re.compile(r"Uvicorn running on http://127\.0\.0\.1:(\d+)")
+        listening = re.compile(r"unning on http://(?:127\.0\.0\.1|\[::\]):(\d+)")
         eventually(
             lambda: bool(listening.search(self.log)) or self.popen.poll() is not None,
             "the process listens",
@@ -256,9 +258,18 @@ class Process:
 
 
 @contextlib.contextmanager
-def process(environment: Mapping[str, str], log: Path, *, arguments: list[str] | None = None) -> Iterator[Process]:
-    """`python -m app`, or other arguments of the interpreter, ended afterwards whatever happens."""
-    running = Process(arguments or ["-m", "app"], environment, log)
+def process(
+    environment: Mapping[str, str], log: Path, *, arguments: list[str] | None = None, folder: Path = ROOT
+) -> Iterator[Process]:
+    """`python -m app`, or other arguments of the interpreter, ended afterwards whatever happens.
+
+    Args:
+        environment: variables in addition to those of this process.
+        log: file for its output.
+        arguments: of the interpreter.
+        folder: that it is started in.
+    """
+    running = Process(arguments or ["-m", "app"], environment, log, folder)
     try:
         yield running
     finally:

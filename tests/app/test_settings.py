@@ -17,6 +17,7 @@ from tests.app.running import ROOT
 VALUES: dict[str, tuple[str, Any]] = {
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("9000", 9000),
+    "uds": ("runs/socket", Path("runs/socket")),
     "workers": ("2", 2),
     "weights": ("weights/mine", Path("weights/mine")),
     "models": ("weights/a, b", (Path("weights/a"), Path("b"))),
@@ -31,6 +32,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "admin_keys": ("root,", (SecretStr("root"),)),
     "weights_root": ("bundles", Path("bundles")),
     "cors_origins": ("https://a.example,http://b", ("https://a.example", "http://b")),
+    "root_path": ("tenfold/a/", "/tenfold/a"),
     "open_inference": ("false", False),
     "queue_size": ("300", 300),
     "max_body_bytes": ("1000", 1000),
@@ -56,6 +58,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "feedback_days": ("0.5", 0.5),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
+    "log_probes": ("true", True),
 }
 
 
@@ -85,6 +88,84 @@ def test_every_setting_is_read_from_its_variable() -> None:
     defaults = read_settings(PORT="1", TENFOLD_PORTS="2")  # not names of settings
     assert defaults == {name: repr(field.default) for name, field in Settings.model_fields.items()}
     assert not [name for name in VALUES if found[name] == defaults[name]], "values equal to the defaults"
+
+
+def test_values_are_read_as_compose_helm_and_env_files_pass_them() -> None:
+    empty = {f"TENFOLD_{name.upper()}": value for name, value in zip(VALUES, ["", " ", "\r", '""'] * 20, strict=False)}
+    defaults = {name: repr(field.default) for name, field in Settings.model_fields.items()}
+    assert read_settings(**empty) == defaults
+    decorated = {
+        "engine": "OpenVINO",
+        "device": "CPU\r",
+        "log_level": "INFO",
+        "log_format": "Json",
+        "workers": "AUTO",
+        "port": '"9000"',
+        "timeout": " 2.5\r",
+        "open_inference": "FALSE\r",
+        "weights": "'weights/mine'\r",
+        "api_keys": "one,, 'two' ,",
+        "admin_keys": 'ro"ot',
+        "cors_origins": '"https://a.example, http://b"',
+    }
+    found = read_settings(**{f"TENFOLD_{name.upper()}": value for name, value in decorated.items()})
+    expected = {
+        "engine": "openvino",
+        "device": "cpu",
+        "log_level": "info",
+        "log_format": "json",
+        "workers": 0,
+        "port": 9000,
+        "timeout": 2.5,
+        "open_inference": False,
+        "weights": Path("weights/mine"),
+        "api_keys": (SecretStr("one"), SecretStr("two")),
+        "admin_keys": (SecretStr('ro"ot'),),
+        "cors_origins": ("https://a.example", "http://b"),
+    }
+    assert found == {**defaults, **{name: repr(value) for name, value in expected.items()}}
+
+
+@pytest.mark.parametrize(
+    ("given", "origin"),
+    [
+        ("http://localhost:3000/", "http://localhost:3000"),
+        ("HTTPS://Page.Example:443", "https://page.example"),
+        ("http://page.example:80/", "http://page.example"),
+        ("https://page.example:80", "https://page.example:80"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+        ("capacitor://localhost", "capacitor://localhost"),
+        ("*", "*"),
+        ("null", "null"),
+    ],
+)
+def test_an_origin_is_compared_as_browsers_send_it(given: str, origin: str) -> None:
+    assert Settings.model_validate({"cors_origins": given}).cors_origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "http://page.example/app",
+        "page.example",
+        "localhost:3000",
+        "http://",
+        "http://*.page.example",
+        "http://user@page.example",
+        "http://page.example?",
+        "http://page.example#",
+        "http://page.example:99999",
+        "http://page.example:x",
+        "http://pagé.example",
+        "http://a http://b",
+        '["http://page.example"]',
+    ],
+)
+def test_what_no_browser_sends_as_an_origin_is_an_error(given: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({"cors_origins": ("http://a", given)})
+    (message,) = error_messages(caught.value)
+    assert message.startswith(f"TENFOLD_CORS_ORIGINS: {given} is not an origin: write scheme, host and port only")
 
 
 @pytest.mark.parametrize(
@@ -156,6 +237,15 @@ def test_an_invalid_value_is_reported_by_the_name_of_its_variable(values: dict[s
         Settings.model_validate(values)
     (found,) = error_messages(caught.value)
     assert found.startswith(message)
+    (found,) = error_messages(caught.value, options=["max_files"])
+    assert found.startswith(message), "this option sets another one"
+
+
+def test_an_invalid_option_is_reported_by_its_name() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({"decode_threads": "-1"})
+    (found,) = error_messages(caught.value, options=["decode_threads"])
+    assert found.startswith("--decode-threads: Input should be greater than or equal to 0")
 
 
 def test_a_queue_below_the_images_of_one_request_is_an_error() -> None:

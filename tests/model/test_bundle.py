@@ -1,7 +1,10 @@
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +12,10 @@ from model.bundle import check_new, open_bundle, to_json, update_bundle, write_b
 from model.card import ModelCard
 from model.errors import CardError, IntegrityError, SaveError
 from tests.limits import files_limited_to
+
+
+def everything_in(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 @pytest.fixture
@@ -77,7 +84,10 @@ def test_an_existing_folder_is_not_changed(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_no_files(tmp_path: Path) -> None:
-    with files_limited_to(10_000), pytest.raises(SaveError, match=r"cannot write .*: free disk space"):
+    with (
+        files_limited_to(10_000),
+        pytest.raises(SaveError, match=r"new \(File too large\): choose another --out"),
+    ):
         write_bundle(tmp_path / "new", {"small": b"fits", "large": bytes(20_000)})
     assert not any(tmp_path.iterdir())
 
@@ -96,10 +106,51 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_leaves_no_files(small_disk: Path) -> None:
-    with pytest.raises(SaveError, match="No space left on device"):
+    with pytest.raises(SaveError, match=r"\(No space left on device\): free disk space or choose another --out"):
         write_bundle(small_disk / "new", {"small": b"fits", "large": bytes(200_000)})
     assert not any(small_disk.iterdir())
     write_bundle(small_disk / "new", {"small": b"fits"})
+
+
+def test_an_update_makes_the_folders_that_it_writes_to(copy: Path) -> None:
+    """Some copies of a bundle lack plots/, as the container does."""
+    card = open_bundle(copy).card
+    shutil.rmtree(copy / "plots")
+    update_bundle(copy, {"plots/curves.png": b"new"}, card)
+    assert (copy / "plots" / "curves.png").read_bytes() == b"new"
+    (copy / "blocked").write_bytes(b"")
+    before = everything_in(copy)
+    with pytest.raises(SaveError, match=r"cannot write to .*copy \(Not a directory\): change a copy of the bundle$"):
+        update_bundle(copy, {"more/new.txt": b"new", "blocked/new.txt": b"new"}, card)
+    assert everything_in(copy) == before
+
+
+@pytest.mark.parametrize("write", ["new", "update"])
+def test_files_and_names_are_on_the_disk_before_and_after_the_folder_is_changed(
+    write: str, copy: Path, tmp_path: Path
+) -> None:
+    """The calls of the operating system, in their order."""
+    calls: list[str] = []
+
+    def watch(_: object, event: str, function: Any) -> None:
+        if event == "c_call" and function in (os.fsync, os.rename, os.replace):
+            calls.append(function.__name__)
+
+    card = open_bundle(copy).card
+    sys.setprofile(watch)
+    try:
+        if write == "new":
+            write_bundle(tmp_path / "new", {"card.json": b"{}", "plots/a.png": b"1"})
+        else:
+            update_bundle(copy, {"README.md": b"new", "plots/curves.png": b"1"}, card)
+    finally:
+        sys.setprofile(None)
+    # Files, their folders, the name of the bundle. The three files of the update are replaced one by one.
+    expected = {
+        "new": "fsync fsync fsync fsync rename fsync",
+        "update": "fsync fsync fsync replace replace replace fsync fsync",
+    }
+    assert " ".join(calls) == expected[write]
 
 
 def test_a_folder_that_cannot_be_created_is_a_save_error(tmp_path: Path) -> None:
@@ -119,7 +170,7 @@ def test_the_check_of_a_new_folder_leaves_no_files(tmp_path: Path) -> None:
 def test_a_failed_update_does_not_change_the_bundle(copy: Path) -> None:
     card = open_bundle(copy).card
     before = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
-    with files_limited_to(100_000), pytest.raises(SaveError, match="free disk space or copy the bundle"):
+    with files_limited_to(100_000), pytest.raises(SaveError, match=r"\(File too large\): change a copy of the bundle"):
         update_bundle(copy, {"README.md": b"new", "openvino.bin": bytes(200_000)}, card)
     assert {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()} == before
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from model.card import _DECISIVE, ModelCard, read_card
+from model.card import _DECISIVE, REVISION, ModelCard, read_card
 from model.errors import CardError
 
 DELETED = object()
@@ -259,12 +259,9 @@ def test_a_version_is_12_hex_digits_and_does_not_change(card: dict[str, Any], tm
     assert read(json.loads(found.model_dump_json()), tmp_path).version == found.version
 
 
-def test_a_card_from_before_the_exponent_keeps_its_version(card: dict[str, Any], tmp_path: Path) -> None:
-    earlier = json.loads(json.dumps(card))
-    earlier["calibration"].pop("exponent", None)
-    found = read(earlier, tmp_path)
-    constants = found.model_dump(mode="json", include=_DECISIVE)
-    constants["calibration"] = earlier["calibration"]
+def test_the_version_covers_the_revision_of_the_code(card: dict[str, Any], tmp_path: Path) -> None:
+    found = read(card, tmp_path)
+    constants = {"revision": REVISION, **found.model_dump(mode="json", include=_DECISIVE)}
     assert found.version == hashlib.sha256(json.dumps(constants, sort_keys=True).encode()).hexdigest()[:12]
 
 

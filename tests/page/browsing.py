@@ -121,6 +121,11 @@ def headline(page: Page) -> Locator:
     return page.locator("#headline")
 
 
+def show_all_classes(page: Page) -> None:
+    """Show the classes after the first three."""
+    page.get_by_text("Show all ten").click()
+
+
 def show_curl(page: Page) -> None:
     """Open the code of a request, for curl."""
     page.get_by_text("As JSON, or as code").click()
@@ -175,8 +180,8 @@ def explanation(
         "probability": dict(probabilities)[chosen],
         "method": "class activation map (Zhou et al. 2016)",
         "views": [
-            {"box": list(box), "input": pixels, "map": cells},
-            {"box": [0, 0, 400, 300], "input": pixels, "map": cells},
+            {"box": list(box), "input": pixels, "map": cells, "weight": 2 / 3, "maps": None},
+            {"box": [0, 0, 400, 300], "input": pixels, "map": cells, "weight": 1 / 3, "maps": None},
         ],
     }
 

@@ -13,7 +13,7 @@ from model.training.run import train_bundle
 from tests.app.fakes import image_file
 from tests.app.running import serving
 from tests.model.training.data.images import write_classes
-from tests.page.browsing import add, visiting
+from tests.page.browsing import add, show_all_classes, visiting
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,11 @@ def test_ten_of_many_classes_are_ranked(many: Path, browser: Browser) -> None:
         serving(load=partial(model.load, many), name="many") as service,
         visiting(browser, f"{service.client.base_url}/") as page,
     ):
-        expect(page.locator("#classes li")).to_have_count(100)
+        expect(page.locator("#classes li")).to_have_count(25)
+        expect(page.locator("#classes")).to_contain_text("and 76 others")
         add(page, ("a.png", image_file(1)))
         expect(page.locator(".ranking li")).to_have_count(10)
+        show_all_classes(page)
         expect(page.get_by_text("The ten most probable of 100 classes.")).to_be_visible()
         page.locator(".ranking button").nth(1).click()
         expect(page.locator("#heat-bar")).to_be_visible()
@@ -47,6 +49,7 @@ def test_two_classes_are_ranked(folder_bundle: Path, browser: Browser) -> None:
     ):
         add(page, ("a.png", image_file(1)))
         expect(page.locator(".ranking li")).to_have_count(2)
+        expect(page.locator("#examples")).to_be_hidden()  # they show none of its classes
         for label in ("bunte Kühe", "猫 | cat"):
             page.locator(".ranking").get_by_text(label).click()
             expect(page.locator("#heat-bar")).to_contain_text(label)

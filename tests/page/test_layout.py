@@ -26,7 +26,7 @@ def with_figures(page: Page, confusion: list[list[int]] = CONFUSION) -> None:
 
     page.route("**/model?*", reply)
     page.reload()
-    expect(page.locator("#model")).to_be_visible()
+    page.get_by_text("Accuracy, limitations and figures").click()
 
 
 def check(page: Page, width: int) -> None:
@@ -67,7 +67,7 @@ def test_axe_finds_no_violation_and_nothing_overflows(
         add(page, (name, image_file(size=(400, 300))), ("b.txt", b"large"), ("c.png", b"other"))
         expect(page.locator("#count")).to_have_text("3 images, 1 failed")
         show_curl(page)
-        page.locator("#model summary").click()
+        page.get_by_text("As a table").click()
         expect(page.locator("#view-list img")).to_have_count(2)
         check(page, width)  # a result, and the figures of the card
         add(page, ("d.png", b"late"))
@@ -120,7 +120,7 @@ def test_figures_of_the_card(page: Page) -> None:
     expect(page.locator("figure svg text").filter(has_text="Confidence")).to_be_visible()
     expect(page.locator("figure svg text").filter(has_text="Accuracy")).to_be_visible()
     page.get_by_text("As a table").click()
-    expect(page.locator("details tbody tr").first.locator("td")).to_have_text(["50.0%", "40.0%", "20"])
+    expect(page.locator("#figures details tbody tr").first.locator("td")).to_have_text(["50.0%", "40.0%", "20"])
     expect(page.locator("#facts")).to_contain_text("10.0%")
 
 

@@ -13,9 +13,9 @@ from tests.page.test_layout import check
 OTHER = FakeEngine()
 # createImageBitmap waits for a call of finishCopies().
 _DELAY_COPIES = """() => {
-    const create = createImageBitmap;
+    const { decode } = HTMLImageElement.prototype;
     const finished = new Promise((resolve) => { window.finishCopies = resolve; });
-    window.createImageBitmap = (...given) => finished.then(() => create(...given));
+    HTMLImageElement.prototype.decode = function () { return finished.then(() => decode.call(this)); };
 }"""
 
 

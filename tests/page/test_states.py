@@ -211,7 +211,7 @@ def test_an_image_that_is_too_large_can_be_reduced(browser: Browser) -> None:
         assert service.engine.views == 0
         page.get_by_role("button", name="Send a smaller copy").click()
         expect(page.locator(".ranking")).to_be_visible()
-        expect(page.get_by_role("list", name="Warnings")).to_contain_text("This is the result of a JPEG copy.")
+        expect(page.locator("#result")).to_contain_text("Sent as a JPEG copy")
 
 
 def test_an_image_that_the_browser_cannot_reduce(page: Page) -> None:
@@ -296,6 +296,7 @@ def test_missing_figures_are_omitted(page: Page, missing: dict[str, Any]) -> Non
     page.route("**/model?*", reply)
     page.reload()
     expect(page.locator("#facts")).to_contain_text("10.0%")
+    expect(page.locator("#gist")).to_contain_text("It is right on 10.0%")
     expect(page.locator("figure")).to_have_count(0)
 
 

@@ -19,12 +19,12 @@ from app.cli.classify.results import (
     Result,
     Writer,
     escape_unprintable,
+    format_of,
     make_writer,
+    plural,
     utf8_path,
 )
 
-# Suffix of the output's name -> format.
-_FORMATS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 # 128 plus the signal, as shells report SIGINT and SIGPIPE.
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
 # Arguments without files that are kept until the first file is found.
@@ -58,7 +58,8 @@ def classify(
         Format | None,
         typer.Option(
             "--format",
-            help="Format of the results.  [default: by the name of the output, else table on a terminal, else csv]",
+            help="Format of the results.  [default: by the extension of the output (.csv, .jsonl, .ndjson); without "
+            "an output, table on a terminal, else csv]",
         ),
     ] = None,
     output: Annotated[
@@ -103,12 +104,9 @@ def classify(
         "max_body_bytes": max_bytes,
     }
     overrides = {name: value for name, value in options.items() if value is not None}
-    chosen_format: Format = (
-        output_format
-        or (_FORMATS.get(output.suffix.lower()) if output else None)
-        or ("table" if output is None and sys.stdout.isatty() else "csv")
-    )
     try:
+        by_default: Format = "table" if sys.stdout.isatty() else "csv"
+        chosen_format = output_format or (format_of(output) if output else by_default)
         if url is not None:
             for name in ("weights", "engine", "device", "threads"):
                 if name in overrides:
@@ -127,7 +125,7 @@ def classify(
             bar=sys.stderr.isatty() and (output is not None or not sys.stdout.isatty()),
         )
         if kept:
-            report.print(f"{results.partial} has {kept:,} results: continuing after them")
+            report.print(f"{results.partial} has {plural(kept, 'result')}: continuing from there")
 
         def classify_files() -> Iterator[list[Result]]:
             if url is None:

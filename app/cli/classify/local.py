@@ -12,7 +12,7 @@ from app.cli.classify.paths import BadPath, FileContent, FileSizeError, check_si
 from app.cli.classify.pipeline import ordered_map, prefetch
 from app.cli.classify.results import CommandError, Result
 from app.http.schemas import image_result
-from app.settings import Settings, default_weights, error_messages
+from app.settings import Settings, default_weights, error_messages, missing_weights
 from model import (
     FIRST_VIEWS,
     Classifier,
@@ -48,7 +48,9 @@ class LocalClassifier:
             several = {"models": ()} if "weights" in overrides else default_weights()
             settings = Settings(**{**several, **overrides})
         except ValidationError as error:
-            raise CommandError(error_messages(error)[0]) from error
+            raise CommandError(error_messages(error, overrides)[0]) from error
+        if missing := missing_weights(settings):
+            raise CommandError(missing)
         try:
             self._classifier: Classifier = load(
                 settings.bundles[0], engine=settings.engine, device=settings.device, threads=settings.threads

@@ -16,7 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from app.cli.classify.results import CommandError
+from app.cli.classify.results import CommandError, plural
 
 EXTENSIONS = frozenset(
     (
@@ -75,7 +75,7 @@ class Skipped:
         """Such as "3 files: .txt 2, no extension 1"; empty if there are none."""
         total = self._extensions.total()
         counts = ", ".join(f"{extension} {count:,}" for extension, count in self._extensions.most_common(5))
-        return f"{total:,} file{'' if total == 1 else 's'}: {counts}" if total else ""
+        return f"{plural(total, 'file')}: {counts}" if total else ""
 
 
 def find_files(

@@ -109,12 +109,16 @@ class RemoteClassifier:
             ) from error
         if ready.status_code == 503:
             raise CommandError(f"the service at {self._url} is not ready: {problem_detail(ready)}")
+        if ready.status_code in (404, 405):
+            raise CommandError(f"there is no Tenfold service at {self._url}: give the root of one, as http://HOST:PORT")
         if card.status_code != 200:
             raise self._command_error(card)
 
     def _command_error(self, response: httpx.Response) -> CommandError:
         if response.status_code == 401:
-            return CommandError(f"the service at {self._url} requires another API key: give it with --api-key")
+            if "X-API-Key" in self._client.headers:
+                return CommandError(f"the service at {self._url} does not accept this key: give another --api-key")
+            return CommandError(f"the service at {self._url} requires an API key: give one with --api-key")
         detail = problem_detail(response)
         return CommandError(f"the service at {self._url} responded with status {response.status_code}: {detail}")
 

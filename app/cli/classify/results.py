@@ -1,6 +1,7 @@
 """Results of `tenfold classify`, and their formats: CSV, JSON lines, and a table for terminals."""
 
 import csv
+import errno
 import io
 import json
 import re
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
 Format = Literal["csv", "jsonl", "table"]
+
+_FORMATS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+"""Extension of the output's name -> format."""
 
 
 class CommandError(Exception):
@@ -141,6 +145,23 @@ class TableWriter:
         return iter(())  # a table is for reading: it begins again
 
 
+def format_of(output: Path) -> Format:
+    """The format for a file: by its extension, CSV without one.
+
+    Raises:
+        CommandError: the extension is that of another format.
+    """
+    extension = output.suffix.lower()
+    if not extension:
+        return "csv"
+    if extension not in _FORMATS:
+        raise CommandError(
+            f"{output}: the results are written as CSV (.csv) or JSON lines (.jsonl, .ndjson), not as {extension}: "
+            "choose another name, or give --format too"
+        )
+    return _FORMATS[extension]
+
+
 def make_writer(output_format: Format, top_k: int) -> Writer:
     """The writer for a format."""
     if output_format == "jsonl":
@@ -151,6 +172,11 @@ def make_writer(output_format: Format, top_k: int) -> Writer:
 def utf8_path(path: str) -> str:
     """The path with each byte that is not valid UTF-8 as %XX, so that CSV and JSON are valid."""
     return re.sub("[\udc80-\udcff]", lambda found: f"%{ord(found[0]) - 0xDC00:02X}", path)
+
+
+def plural(count: int, noun: str) -> str:
+    """Such as "1 file" or "1,000 files"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def escape_unprintable(text: str) -> str:
@@ -263,9 +289,9 @@ class Output:
             raise
         except OSError as error:
             where = self._path or "the results"
-            raise CommandError(
-                f"cannot write {where} ({error.strerror}): free some space or choose another --output"
-            ) from error
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            remedy = "free some space or choose another --output" if full else "choose another --output"
+            raise CommandError(f"cannot write {where} ({error.strerror}): {remedy}") from error
 
 
 def _is_special(path: Path) -> bool:

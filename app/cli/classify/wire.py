@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 
 from app.cli.classify.results import CommandError, Result
+from app.environment import cleaned
 
 File = tuple[str, bytes]
 """Path and content of a file."""
@@ -34,6 +35,7 @@ def open_client(
     Raises:
         CommandError: the URL or the key is not valid.
     """
+    key = cleaned(key or "")
     try:
         return httpx.Client(
             base_url=httpx.URL(url), params=params, headers={"X-API-Key": key} if key else {}, timeout=timeout

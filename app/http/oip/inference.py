@@ -1,14 +1,12 @@
 """From the body of a request to the images of a model, and from predictions to the body of the response."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.http.compression import accepted
-from app.http.oip import compression
+from app.http.compression import accepted, deflate
 from app.http.oip.interface import Inputs, ServedModel
 from app.http.oip.messages import (
     HEADER_LENGTH,
@@ -27,8 +25,6 @@ from model import Prediction
 
 # Bytes of memory of a job that runs in the event loop, because the way to a thread and back takes as long.
 _INLINE = 500_000
-# Bytes that are decompressed in the event loop.
-_INLINE_INFLATED = 250_000
 # Values in the JSON of a request. The event loop stands still while CPython parses JSON in a thread: 60 ms for so many.
 _MAX_VALUES = 300_000
 # Smaller responses gain nothing from compression.
@@ -41,31 +37,6 @@ _BINARY = "application/octet-stream"
 T = TypeVar("T")
 
 
-@asynccontextmanager
-async def decompressed(request: Request, body: bytes, model: LoadedModel, settings: Settings) -> AsyncIterator[bytes]:
-    """The body after decompression, if it is compressed. Its bytes count like those of a body.
-
-    Raises:
-        UnsupportedBody: the compression is not supported.
-        BodyTooLarge: it is larger than a body may be.
-        InvalidInference: it is damaged.
-        TooManyUploads: there is no room for it.
-    """
-    encoding = compression.encoding_of(request.headers.get("content-encoding", ""))
-    if encoding is None:
-        yield body
-        return
-    limit = settings.max_body_bytes
-    try:
-        body = compression.inflate(body, encoding, min(limit, _INLINE_INFLATED))
-    except BodyTooLarge:
-        body = await model.decoder.run(
-            lambda: compression.inflate(body, encoding, limit), size=limit, flow=Flow(model.name)
-        )
-    with model.admission.hold_bytes(len(body)):
-        yield body
-
-
 async def read_request(
     request: Request, body: bytes, served: ServedModel, settings: Settings
 ) -> tuple[InferRequest, Inputs]:
@@ -73,7 +44,7 @@ async def read_request(
 
     Args:
         request: for its headers.
-        body: not compressed.
+        body: of the request.
         served: the model that it is for.
         settings: with the limit on memory.
 
@@ -82,7 +53,10 @@ async def read_request(
         BodyTooLarge: its JSON takes too much memory or time.
         TooManyFiles: there are too many images.
     """
-    text, binary = split(body, request.headers.get(HEADER_LENGTH))
+    header_length = request.headers.get(HEADER_LENGTH)
+    text, binary = split(body, header_length)
+    if header_length is not None and not text:
+        return served.read_raw(binary)
     memory = json_memory(text)
     if memory > settings.max_decode_bytes or json_values(text) > _MAX_VALUES:
         raise BodyTooLarge("the JSON of the request is too large: send tensors as binary data, or fewer images")
@@ -116,7 +90,7 @@ async def build_response(
         )
         headers = {} if length is None else {HEADER_LENGTH: str(length)}
         if encoding and len(body) >= _MIN_COMPRESSED:
-            body = compression.deflate(body, encoding)
+            body = deflate(body, encoding)
             headers["Content-Encoding"] = encoding
         return Response(body, headers=headers, media_type="application/json" if length is None else _BINARY)
 

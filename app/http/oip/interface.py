@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.http.oip import tensors
-from app.http.oip.messages import InferRequest, OutputTensor, RequestedOutput, Tensor
+from app.http.oip.messages import InferRequest, OutputTensor, RequestedOutput, Tensor, raw_request
 from app.http.oip.schemas import (
     ConfigParameter,
     DynamicBatching,
@@ -150,6 +150,16 @@ class ServedModel:
                 return tensors.elements_from_bytes(given.data, given.shape[0])
             return tensors.elements_from_json(given.data, given.shape)
         return _pixels(given)
+
+    def read_raw(self, data: memoryview) -> tuple[InferRequest, Inputs]:
+        """The request and the image of a raw binary request: an encoded image as it is, or the pixels of one.
+
+        Raises:
+            InvalidInference: there are more or fewer pixels than those of one image.
+        """
+        spec = self.input
+        request = raw_request(spec.name, spec.datatype, [1, *spec.dims], data)
+        return request, [bytes(data)] if self.takes_images else self.read(request)
 
     async def classify(
         self, inputs: Inputs, views: int, *, deadline: float

@@ -93,6 +93,9 @@ def split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
         body: not compressed.
         header_length: `HEADER_LENGTH`; None without this header.
 
+    Returns:
+        The JSON, and the data. The JSON is empty in a raw binary request, whose body is the data of the only input.
+
     Raises:
         InvalidInference: the header is not a number up to the length of the body.
     """
@@ -155,6 +158,18 @@ def parse_request(text: bytes, binary: memoryview) -> InferRequest:
     if len(set(names)) != len(names):
         _refuse("an output is requested twice: name each once")
     return InferRequest(_string(fields, "id", ""), _input(inputs[0], binary), outputs, default)
+
+
+def raw_request(name: str, datatype: str, shape: list[int], data: memoryview) -> InferRequest:
+    """A request without JSON, for all outputs as binary data, as Triton returns them.
+
+    Args:
+        name: of the only input.
+        datatype: of the protocol.
+        shape: with a batch of one.
+        data: of the tensor.
+    """
+    return InferRequest("", Tensor(name, datatype, shape, data), [], binary=True)
 
 
 def encode_response(

@@ -100,6 +100,12 @@ class TensorMetadata(BaseModel):
     shape: Shape
 
 
+class ModelList(BaseModel):
+    """The models of the server."""
+
+    models: Annotated[list[str], Field(description="Their names, also of models that are not loaded.")]
+
+
 class ModelMetadata(BaseModel):
     """A model."""
 

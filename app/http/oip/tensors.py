@@ -4,7 +4,6 @@ The binary form is that of Triton's binary tensor data extension: little-endian,
 of type BYTES is its length as a 4-byte unsigned integer, followed by its bytes.
 """
 
-import base64
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.http.encodings import from_base64
 from app.http.problems import InvalidInference
 
 DTYPES: Mapping[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
@@ -73,10 +73,15 @@ def elements_from_json(data: Any, shape: Sequence[int]) -> list[bytes]:
     flat = _flatten(data, shape)
     if not set(map(type, flat)) <= {str}:
         raise InvalidInference("data of type BYTES contain something else: send strings in base64")
-    try:
-        return [base64.b64decode(element, validate=True) for element in flat]
-    except ValueError as error:  # binascii.Error, or not ASCII
-        raise InvalidInference("a string is not in base64: encode it, or send binary data") from error
+    elements = []
+    for number, element in enumerate(flat):
+        try:
+            elements.append(from_base64(element))
+        except ValueError as error:
+            raise InvalidInference(
+                f"element {number} of the input is not in base64: encode it, or send binary data"
+            ) from error
+    return elements
 
 
 def elements_from_bytes(data: memoryview, count: int) -> list[bytes]:

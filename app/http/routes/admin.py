@@ -106,6 +106,17 @@ async def confirm(request: Request) -> SwapReport:
     return _report(await swapper.confirm(name))
 
 
+@router.delete(
+    "/models/{name}/swap",
+    responses=documented(Unauthorized, UnknownModel, SwapConflict, SwapInterrupted, NotReady, NotAlive),
+    openapi_extra=_PARAMETERS,
+)
+async def end(request: Request) -> SwapReport:
+    """End a swap that is in progress, such as a long comparison. The old weights stay, and the report says so."""
+    _, swapper, name = _of(request)
+    return _report(await swapper.end(name))
+
+
 @router.get("/models/{name}/swap", responses=documented(Unauthorized, UnknownModel), openapi_extra=_PARAMETERS)
 async def latest(request: Request) -> SwapReport:
     """The latest swap of a model, also while it is in progress."""

@@ -2,6 +2,7 @@
 
 import base64
 import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -15,7 +16,16 @@ from app.http.schemas import ExplainedView, Explanation, image_result
 from app.http.upload import read_uploads
 from app.serving.decoding import Flow
 from app.serving.models import LoadedModel
-from model import ImageError, NotExplainable, PreprocessedImage, overlay, overlay_memory, png
+from model import (
+    ImageError,
+    NotExplainable,
+    PreprocessedImage,
+    Ranked,
+    overlay,
+    overlay_memory,
+    png,
+    view_weights,
+)
 
 router = APIRouter(tags=["explain"])
 
@@ -49,13 +59,14 @@ async def explain(request: Request) -> Response:
 
     async with checked.deadline as deadline:
         with model.admission.upload(deadline=deadline.at):
-            uploads = await read_uploads(request, max_files=1)
+            uploads = await read_uploads(request, max_files=1, parameters=ExplainParams.model_fields)
         with model.admission.images(1, deadline=deadline.at):
             (outcome,) = await model.classify(uploads, checked.views, deadline=deadline.at)
             record(request, service, model, [outcome], min_confidence, uploads)
             if isinstance(outcome, ImageError):
                 raise outcome
-            index = outcome.prediction.top_k(1)[0].index if chosen is None else chosen
+            first = outcome.prediction.top_k(1)[0].index
+            index = first if chosen is None else chosen
             exact = outcome.prediction.maps is not None
             if outcome.prediction.maps is not None:
                 maps = outcome.prediction.maps[:, index]
@@ -65,16 +76,18 @@ async def explain(request: Request) -> Response:
             drawn: bytes | list[ExplainedView]
             if params.format == "png":
                 max_pixels = service.settings.max_pixels
-                drawn = await _heat_map(model, uploads[0].data, outcome.image, maps, max_pixels)
+                scale = outcome.prediction.maps[:, first] if outcome.prediction.maps is not None else None
+                drawn = await _heat_map(model, uploads[0].data, outcome.image, maps, scale, max_pixels)
             else:
-                drawn = await _views(model, outcome.image, maps)
+                ranked = outcome.prediction.top_k(params.maps)
+                drawn = await _views(model, outcome.image, maps, outcome.prediction.maps, ranked)
 
     request.state.timings["draw"] = (time.monotonic() - began) * 1000
     if isinstance(drawn, bytes):
         return Response(drawn, media_type="image/png")
     explanation = Explanation(
         model=name_of(model.card),
-        result=image_result(uploads[0].filename, outcome.image, outcome.prediction, params.top_k, min_confidence),
+        result=image_result(uploads[0].filename, outcome.image, outcome.prediction, checked.top_k, min_confidence),
         label=model.card.labels[index],
         index=index,
         probability=round(float(outcome.prediction.probabilities[index]), 6),
@@ -85,27 +98,44 @@ async def explain(request: Request) -> Response:
 
 
 async def _heat_map(
-    model: LoadedModel, data: bytes, image: PreprocessedImage, maps: NDArray[np.float32], max_pixels: int
+    model: LoadedModel,
+    data: bytes,
+    image: PreprocessedImage,
+    maps: NDArray[np.float32],
+    scale: NDArray[np.float32] | None,
+    max_pixels: int,
 ) -> bytes:
     """The image with the maps drawn over it, as a PNG file."""
     size = overlay_memory(data, max_pixels=max_pixels)
     return await model.decoder.run(
-        lambda: png(overlay(data, image, maps, max_pixels=max_pixels)), size=size, flow=Flow(model.name)
+        lambda: png(overlay(data, image, maps, scale=scale, max_pixels=max_pixels)), size=size, flow=Flow(model.name)
     )
 
 
-async def _views(model: LoadedModel, image: PreprocessedImage, maps: NDArray[np.float32]) -> list[ExplainedView]:
-    """Each view that was run with its map."""
-    pixels, boxes = image.pixels[: len(maps)], image.boxes[: len(maps)]
-    return await model.decoder.run(
-        lambda: [
-            ExplainedView(
+async def _views(
+    model: LoadedModel,
+    image: PreprocessedImage,
+    maps: NDArray[np.float32],
+    all_maps: NDArray[np.float32] | None,
+    ranked: Sequence[Ranked],
+) -> list[ExplainedView]:
+    """Each view that was run with its map, and with those of the ranked classes."""
+    pixels, boxes, weights = image.pixels[: len(maps)], image.boxes[: len(maps)], view_weights(len(maps)).tolist()
+
+    def views() -> Iterator[ExplainedView]:
+        for number, (left, top, right, bottom) in enumerate(boxes):
+            yield ExplainedView(
                 box=(round(left, 3), round(top, 3), round(right, 3), round(bottom, 3)),
-                input="data:image/png;base64," + base64.b64encode(png(view)).decode(),
-                map=[[round(value, 6) for value in row] for row in cells.tolist()],
+                input="data:image/png;base64," + base64.b64encode(png(pixels[number])).decode(),
+                map=_cells(maps[number]),
+                weight=round(weights[number], 6),
+                maps={each.label: _cells(all_maps[number, each.index]) for each in ranked}
+                if ranked and all_maps is not None
+                else None,
             )
-            for (left, top, right, bottom), view, cells in zip(boxes, pixels, maps, strict=True)
-        ],
-        size=pixels.nbytes,
-        flow=Flow(model.name),
-    )
+
+    return await model.decoder.run(lambda: list(views()), size=pixels.nbytes, flow=Flow(model.name))
+
+
+def _cells(cells: NDArray[np.float32]) -> list[list[float]]:
+    return [[round(value, 6) for value in row] for row in cells.tolist()]

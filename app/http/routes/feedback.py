@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, HTTPException, Request
 
 from app.feedback.recorder import Recorder
 from app.feedback.store import Stored, StoreError
@@ -14,6 +14,7 @@ from app.http.problems import (
     DeadlinePassed,
     InvalidParameter,
     NotStored,
+    RequestIDReused,
     Unauthorized,
     UnknownLabel,
     UnknownPrediction,
@@ -28,6 +29,9 @@ from app.serving.service import Service
 
 router = APIRouter(tags=["feedback"])
 
+off = APIRouter()
+"""In the place of `router` while the service stores no predictions."""
+
 # Seconds before each further look for a prediction that another worker may be about to store.
 _LOOK_AGAIN = (0.05, 0.15, 0.3, 0.5)
 
@@ -39,6 +43,7 @@ _LOOK_AGAIN = (0.05, 0.15, 0.3, 0.5)
         UnknownPrediction,
         UnknownModel,
         UploadTooSlow,
+        RequestIDReused,
         BodyTooLarge,
         InvalidParameter,
         UnknownLabel,
@@ -64,6 +69,12 @@ async def feedback(request: Request) -> StoredFeedback:
             raise NotStored("the label cannot be stored: the log of the service has the reason") from error
 
 
+@off.post("/feedback", include_in_schema=False)
+async def feedback_is_off() -> None:
+    """Report how to switch feedback on."""
+    raise HTTPException(404, "This service stores no predictions. TENFOLD_FEEDBACK=FILE switches feedback on")
+
+
 async def _store(service: Service, recorder: Recorder, given: Feedback, deadline: Deadline) -> StoredFeedback:
     found = await recorder.find(given.request_id, given.index)
     if found is None and service.settings.workers > 1:
@@ -72,6 +83,11 @@ async def _store(service: Service, recorder: Recorder, given: Feedback, deadline
         raise UnknownPrediction(
             f"no prediction for image {given.index} of the request {given.request_id!r} is stored: "
             "send the X-Request-ID of the response within the time that predictions are kept"
+        )
+    if found.reused:
+        raise RequestIDReused(
+            f"several requests with different predictions had the ID {given.request_id!r}, so a label may be for any "
+            "of them: use each X-Request-ID once, or let the service choose it"
         )
     labels = service.models.get(found.model).card.labels
     label = labels[index_of(given.label, labels)]

@@ -34,6 +34,46 @@ from app.serving.service import Service
 from model import ImageError, ImageTooLarge, ModelCard, UnreadableImage, UnsupportedImage
 
 BINARY = {"type": "string", "format": "binary"}
+_BASE64 = {
+    "type": "string",
+    "contentEncoding": "base64",
+    "description": "An image file in base64, also as a data: URL.",
+}
+IN_JSON: dict[str, Any] = {
+    "oneOf": [
+        {
+            "title": "ImageInJson",
+            "type": "object",
+            "required": ["image"],
+            "properties": {"image": _BASE64},
+            "additionalProperties": False,
+        },
+        {
+            "title": "ImagesInJson",
+            "type": "object",
+            "required": ["instances"],
+            "properties": {
+                "instances": {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {
+                        "oneOf": [
+                            _BASE64,
+                            {
+                                "title": "Base64",
+                                "type": "object",
+                                "required": ["b64"],
+                                "properties": {"b64": _BASE64},
+                            },
+                        ]
+                    },
+                }
+            },
+            "additionalProperties": False,
+        },
+    ]
+}
+"""Schema of the forms of JSON with images."""
 
 ERRORS: tuple[type[Exception], ...] = (
     BadUpload,
@@ -66,11 +106,13 @@ def openapi(params: type[PredictParams], files: dict[str, Any]) -> dict[str, Any
         files: schema of the multipart parts named `file`.
     """
     form = {"type": "object", "required": [FIELD], "properties": {FIELD: files}}
-    raw = {"image/*": {"schema": BINARY}, "application/octet-stream": {"schema": BINARY}}
-    return {
-        "parameters": documentation(params),
-        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}, **raw}},
+    content = {
+        "multipart/form-data": {"schema": form},
+        "application/json": {"schema": IN_JSON},
+        "image/*": {"schema": BINARY},
+        "application/octet-stream": {"schema": BINARY},
     }
+    return {"parameters": documentation(params), "requestBody": {"required": True, "content": content}}
 
 
 P = TypeVar("P", bound=PredictParams)
@@ -84,6 +126,7 @@ class Checked(Generic[P]):
         service: of the application.
         model: the one that the request keeps.
         params: of the query.
+        top_k: number of classes to return.
         views: largest number of views of an image.
         min_confidence: lowest probability of an accepted result.
         deadline: of the request; not entered yet.
@@ -92,6 +135,7 @@ class Checked(Generic[P]):
     service: Service
     model: LoadedModel
     params: P
+    top_k: int
     views: int
     min_confidence: float
     deadline: Deadline
@@ -112,11 +156,11 @@ def check(request: Request, params: type[P]) -> Checked[P]:
     query = query_of(request, params)
     request.state.model = service.models.resolve(query.model)  # a refused request is counted for its model too
     model = service.models.get(request.state.model)
-    query = query.for_classes(len(model.card.labels))
     return Checked(
         service,
         model,
         query,
+        top_k=query.top_k_of(len(model.card.labels)),
         views=query.views or settings.views,
         min_confidence=settings.min_confidence if query.min_confidence is None else query.min_confidence,
         deadline=Deadline(request, settings.timeout, timeout_of(request)),

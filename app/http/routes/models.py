@@ -3,12 +3,11 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
-from starlette.responses import JSONResponse
 
 from app.http.dependencies import service_of
 from app.http.parameters import path_parameter
 from app.http.problems import InvalidParameter, Unauthorized, documented
-from app.http.schemas import Models, ModelStatus, ServedCard, served_card
+from app.http.schemas import Models, ModelStatus, SelectedFields, ServedCard, served_card
 from app.serving.errors import NotAlive, NotReady, UnknownModel
 from app.serving.service import Service
 
@@ -39,27 +38,24 @@ async def models(service: Annotated[Service, Depends(service_of)]) -> Models:
     "/models/{name}",
     responses=documented(Unauthorized, InvalidParameter, UnknownModel, NotReady, NotAlive),
     openapi_extra={"parameters": [path_parameter("name")]},
-    response_model=ServedCard,
 )
 async def card(
     request: Request, service: Annotated[Service, Depends(service_of)], fields: Fields = None
-) -> ServedCard | JSONResponse:
+) -> ServedCard | SelectedFields:
     """The card of a model: architecture, labels, test transform, training, test accuracy."""
     return _response(served_card(service.models.get(request.path_params["name"]).card), fields)
 
 
-@router.get(
-    "/model", responses=documented(Unauthorized, InvalidParameter, NotReady, NotAlive), response_model=ServedCard
-)
+@router.get("/model", responses=documented(Unauthorized, InvalidParameter, NotReady, NotAlive))
 async def default_card(
     service: Annotated[Service, Depends(service_of)], fields: Fields = None
-) -> ServedCard | JSONResponse:
+) -> ServedCard | SelectedFields:
     """The card of the default model."""
     return _response(served_card(service.models.get().card), fields)
 
 
-def _response(card: ServedCard, fields: str | None) -> ServedCard | JSONResponse:
-    return card if fields is None else JSONResponse(_select(card.model_dump(mode="json"), fields))
+def _response(card: ServedCard, fields: str | None) -> ServedCard | SelectedFields:
+    return card if fields is None else SelectedFields(_select(card.model_dump(mode="json"), fields))
 
 
 def _select(card: dict[str, Any], fields: str) -> dict[str, Any]:

@@ -27,11 +27,13 @@ async def predict(request: Request) -> Response:
     several images is bad, its result has a `problem` and the others are classified.
     """
     checked = check(request, PredictParams)
-    service, model, params, min_confidence = checked.service, checked.model, checked.params, checked.min_confidence
+    service, model, min_confidence = checked.service, checked.model, checked.min_confidence
 
     async with checked.deadline as deadline:
         with model.admission.upload(deadline=deadline.at):
-            uploads = await read_uploads(request, max_files=service.settings.max_files)
+            uploads = await read_uploads(
+                request, max_files=service.settings.max_files, parameters=PredictParams.model_fields
+            )
         with model.admission.images(len(uploads), deadline=deadline.at):
             outcomes = await model.classify(uploads, checked.views, deadline=deadline.at)
 
@@ -41,7 +43,7 @@ async def predict(request: Request) -> Response:
     predictions = Predictions(
         model=name_of(model.card),
         results=[
-            _result(upload, outcome, params.top_k, min_confidence, request.state.request_id)
+            _result(upload, outcome, checked.top_k, min_confidence, request.state.request_id)
             for upload, outcome in zip(uploads, outcomes, strict=True)
         ],
     )

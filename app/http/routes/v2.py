@@ -15,7 +15,7 @@ from app import __version__
 from app.http.auth import check_key
 from app.http.deadline import Deadline
 from app.http.oip.errors import documented
-from app.http.oip.inference import build_response, decompressed, read_request
+from app.http.oip.inference import build_response, read_request
 from app.http.oip.interface import ServedModel, find, names_of
 from app.http.oip.messages import HEADER_LENGTH, parse_object
 from app.http.oip.schemas import (
@@ -24,6 +24,7 @@ from app.http.oip.schemas import (
     IndexEntry,
     InferenceResponse,
     ModelConfig,
+    ModelList,
     ModelMetadata,
     ModelReady,
     ServerLive,
@@ -89,12 +90,11 @@ async def infer(request: Request) -> Response:
     async with Deadline(request, settings.timeout, timeout_of(request)) as deadline:
         with model.admission.upload(deadline=deadline.at):
             body = await read_body(request)
-        async with decompressed(request, body, model, settings) as plain:
-            parsed, inputs = await read_request(request, plain, served, settings)
-            with model.admission.images(len(inputs), deadline=deadline.at):
-                outcomes = await served.classify(inputs, settings.views, deadline=deadline.at)
-                record(request, service, model, outcomes, settings.min_confidence)
-                return await build_response(request, parsed, served, _predictions(outcomes))
+        parsed, inputs = await read_request(request, body, served, settings)
+        with model.admission.images(len(inputs), deadline=deadline.at):
+            outcomes = await served.classify(inputs, settings.views, deadline=deadline.at)
+            record(request, service, model, outcomes, settings.min_confidence)
+            return await build_response(request, parsed, served, _predictions(outcomes))
 
 
 def _predictions(outcomes: Sequence[ClassifiedImage | Batched | ImageError]) -> list[Prediction]:
@@ -158,6 +158,11 @@ def _entry(service: Service, name: str, bundle: str) -> IndexEntry:
     return IndexEntry(name=name, version=version, state=_STATES[service.models.state(bundle)], reason=reason)
 
 
+async def list_models(request: Request) -> ModelList:
+    """The names of all models, as KServe returns them."""
+    return ModelList(models=[name for name, _ in names_of(request.app.state.service.models)])
+
+
 async def live(request: Request) -> ServerLive:
     """Whether the process and its engines work. If they do not, only a restart helps."""
     request.app.state.service.models.check_alive()
@@ -195,7 +200,10 @@ def _parameters(path: str, headers: Mapping[str, tuple[str, str]] | None = None)
 
 
 _INFER_HEADERS = {
-    HEADER_LENGTH.lower(): ("integer", "Number of bytes of the JSON, if binary data follow."),
+    HEADER_LENGTH.lower(): (
+        "integer",
+        "Number of bytes of the JSON, if binary data follow. 0 for the data of one image alone.",
+    ),
     TIMEOUT_HEADER.lower(): ("number", "Seconds until the response, if fewer than the setting of the service."),
 }
 _INFER_ERRORS: list[type[Exception]] = [
@@ -230,6 +238,8 @@ for _path in (f"{_MODEL}/infer", f"{_VERSION}/infer"):
 
 metadata.add_api_route("/v2", server_metadata, name="v2", responses=documented(Unauthorized))
 metadata.add_api_route("/v2/", server_metadata, include_in_schema=False)
+
+metadata.add_api_route("/v2/models", list_models, name="v2_models", responses=documented(Unauthorized))
 
 # Before the routes of one model, which would take "stats" for its name.
 metadata.add_api_route("/v2/models/stats", all_statistics, name="v2_models_stats", responses=documented(Unauthorized))

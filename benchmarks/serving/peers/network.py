@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from model.bundle import Bundle, open_bundle
 from model.calibration import softmax
 from model.card import Calibration, InputSpec
+from model.engines.torch import has_bfloat16
 from model.engines.torch import load_network as load
 from model.nets.base import Network
 
@@ -36,9 +37,7 @@ def best_device() -> torch.device:
 
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 if the hardware supports it, since it is slow if emulated."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
 
 
 def load_network(opened: Bundle) -> Network:

@@ -1,7 +1,17 @@
 """Data sets: CIFAR-10, a folder of images, and synthetic images that need no files."""
 
 from model.training.data.cifar10 import CIFAR10_LABELS, load_cifar10_test
-from model.training.data.load import CACHE, TestPart, folder_of, load, load_again, load_for, load_test
+from model.training.data.load import (
+    CACHE,
+    Sources,
+    TestPart,
+    folder_of,
+    load,
+    load_again,
+    load_for,
+    load_test,
+    split_sources,
+)
 from model.training.data.sets import DataSet, LabeledImages, Part
 
 __all__ = [
@@ -10,6 +20,7 @@ __all__ = [
     "DataSet",
     "LabeledImages",
     "Part",
+    "Sources",
     "TestPart",
     "folder_of",
     "load",
@@ -17,4 +28,5 @@ __all__ = [
     "load_cifar10_test",
     "load_for",
     "load_test",
+    "split_sources",
 ]

@@ -29,11 +29,12 @@ import torch
 from numpy.typing import NDArray
 
 from model.card import InputSpec
-from model.errors import DataError, ImageError, SaveError
+from model.errors import DataError, ImageError, SaveError, cannot_write
 from model.image import square_for_crops
 from model.training.data.listing import ListedFile, Listing
 from model.training.data.sets import PARTS, LabeledImages, Part
 from model.training.data.split import HashedFile, content_hash, hash_file, split
+from model.training.words import counted
 
 Progress = Callable[[int, int], None]
 """Called with the number of files done and the total."""
@@ -109,20 +110,18 @@ def cached_images(
     try:
         with _locked(entry):
             if (index := _read_index(entry, spec)) is None or index.fingerprint != fingerprint:
-                report(f"decoding {len(listing.files):,} files of {root} once, to {entry}")
+                report(f"decoding {counted(len(listing.files), 'file')} of {root} once, to {entry}")
                 with _partial(entry) as partial:
                     index = _decode(
                         root, listing, spec, partial, fingerprint, holdout=holdout, test=test, progress=progress
                     )
             return _mapped(entry, index, spec), index
     except OSError as error:
-        raise SaveError(
-            f"cannot write the cache {entry} ({error.strerror}): free disk space or choose another --cache"
-        ) from error
+        raise SaveError(cannot_write(f"the cache {entry}", error, "choose another --cache")) from error
 
 
 def _fingerprint(listing: Listing, spec: InputSpec, *, holdout: float, test: float) -> str:
-    digest = hashlib.sha256(repr((_FORMAT, spec.interpolation, holdout, test, listing.labels)).encode())
+    digest = hashlib.sha256(repr((_FORMAT, spec.interpolation, holdout, test, listing.labels, listing.added)).encode())
     for file in listing.files:
         digest.update(repr(file).encode())
     return digest.hexdigest()
@@ -177,8 +176,8 @@ def _decode(
         if len(skipped) > len(listing.files) * _SKIPPED_SHARE:
             shown = "; ".join(f"{path}: {reason}" for path, reason in skipped[:_EXAMPLES])
             raise DataError(
-                f"more than {_SKIPPED_SHARE:.0%} of the {len(listing.files):,} files in {root} are not images that can "
-                f"be read ({shown}): remove them"
+                f"more than {_SKIPPED_SHARE:.0%} of the {counted(len(listing.files), 'file')} in {root} are not images "
+                f"that can be read ({shown}): remove them"
             )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, (folder / "pixels").open("wb") as out:
@@ -203,7 +202,8 @@ def _decode(
                 else:
                     out.write(pixels.tobytes())
                     kept[part].append(each)
-    _refuse_lost_classes(listing, parted.parts, kept)
+    if not listing.added:
+        _refuse_lost_classes(listing, parted.parts, kept)
     index = Index(
         fingerprint=fingerprint,
         sha256=content_hash(kept, listing.labels),

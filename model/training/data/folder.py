@@ -10,6 +10,7 @@ from model.errors import DataError
 from model.training.data.cache import Index, Progress, cached_images
 from model.training.data.listing import Listing, list_images
 from model.training.data.sets import PARTS, DataSet, LabeledImages
+from model.training.words import counted
 
 _ROWS = 20
 _EXAMPLES = 5
@@ -23,6 +24,7 @@ def load_folder(
     test: float,
     cache: Path,
     labels: Sequence[str] | None = None,
+    added: bool = False,
     report: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> DataSet:
@@ -38,6 +40,7 @@ def load_folder(
         cache: folder of the decoded images.
         labels: the class names in the order of the label numbers; None sorts them. If all images are for the test,
             some of these classes may be missing.
+        added: whether the images are added to a data set with these `labels`. Classes may then be missing.
         report: called with lines of text about the images of each class and the files that are left out.
         progress: called for each file that is hashed or decoded.
 
@@ -46,9 +49,15 @@ def load_folder(
             those of `labels`.
         SaveError: the cache cannot be written.
     """
-    listing = list_images(root)
+    listing = list_images(root, added=added)
     known = set(listing.labels if labels is None else labels)
-    if not known.issuperset(listing.labels) or (test < 1 and len(known) > len(listing.labels)):
+    if added and (unknown := sorted(set(listing.labels) - known)):
+        raise DataError(
+            f"{root} has folders that are no classes of the data set that it is added to "
+            f"({', '.join(unknown[:_EXAMPLES])}): rename or remove them"
+        )
+    all_needed = not added and test < 1
+    if not known.issuperset(listing.labels) or (all_needed and len(known) > len(listing.labels)):
         raise DataError(f"the classes of {root} are not those of the model ({_differences(known, listing.labels)})")
     parts, index = cached_images(
         root, listing, spec, cache, holdout=holdout, test=test, report=report, progress=progress
@@ -108,11 +117,11 @@ def _left_out(index: Index) -> list[str]:
     """A line about each kind of file that is left out or doubtful."""
     lines = [f"skipped {path}: {reason}" for path, reason in index.skipped]
     for pairs, what in (
-        (index.leaked, "training or held-out files are also in another part and left out"),
-        (index.repeated, "files repeat another one of their class and are left out"),
-        (index.ambiguous, "files have the same content as one of another class"),
+        (index.leaked, "left out of the training or held-out images, because another part has the same content"),
+        (index.repeated, "left out, because the class has the same content"),
+        (index.ambiguous, "kept, although another class has the same content"),
     ):
         if pairs:
             examples = ", ".join(f"{one} and {other}" for one, other in pairs[:_EXAMPLES])
-            lines.append(f"{len(pairs):,} {what}: {examples}{', ...' if len(pairs) > _EXAMPLES else ''}")
+            lines.append(f"{counted(len(pairs), 'file')} {what}: {examples}{', ...' if len(pairs) > _EXAMPLES else ''}")
     return lines

@@ -47,20 +47,26 @@ class Listing:
         files: ordered by part, class and path.
         parts: the parts that have folders of their own; empty for PATH/CLASS/*.
         unused: names in the folders of classes that are neither a class nor a part.
+        added: whether the images are added to another data set. A class may then have any number of images.
     """
 
     labels: tuple[str, ...]
     files: list[ListedFile]
     parts: tuple[Part, ...]
     unused: tuple[str, ...] = ()
+    added: bool = False
 
 
-def list_images(root: Path) -> Listing:
+def list_images(root: Path, *, added: bool = False) -> Listing:
     """List the files of each class, without opening them.
 
     A class is a folder, and every file in it and its subfolders counts. Names that begin with a dot are left out. Links
     are followed. If PATH has a folder of training images and one of held-out or test images, these are the parts of the
     data set. Their names are train or training; val, valid or validation; test or testing, in any case.
+
+    Args:
+        root: the folder.
+        added: whether the images are added to another data set. One class is then enough.
 
     Raises:
         DataError: the folder does not exist or cannot be read, has fewer than two classes or an empty one, its parts
@@ -74,7 +80,7 @@ def list_images(root: Path) -> Listing:
     try:
         folders = _parts(root, unused)
         found = {folder: _classes(folder, root, unused) for folder in folders or {root: "train"}}
-        labels = _labels(found)
+        labels = _labels(found, least=1 if added else 2)
         files = [
             _listed(root, path, label=number, part=folders.get(folder, "train"))
             for folder, classes in found.items()
@@ -83,7 +89,7 @@ def list_images(root: Path) -> Listing:
         ]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read ({error.strerror}): change its permissions") from error
-    listing = Listing(labels, files, tuple(folders.values()), tuple(unused))
+    listing = Listing(labels, files, tuple(folders.values()), tuple(unused), added)
     _refuse_empty_classes(listing, found, folders)
     return listing
 
@@ -150,16 +156,16 @@ def _classes(folder: Path, root: Path, unused: list[str]) -> dict[str, Path]:
     return classes
 
 
-def _labels(found: dict[Path, dict[str, Path]]) -> tuple[str, ...]:
+def _labels(found: dict[Path, dict[str, Path]], *, least: int) -> tuple[str, ...]:
     """The classes, which all parts must have."""
     for folder, classes in found.items():
-        if len(classes) < 2:
+        if len(classes) < least:
             has = f"only one class, {next(iter(classes))}" if classes else "no folders of classes"
             inside = [path for path in classes.values() if any(child.is_dir() for child in path.iterdir())]
             advice = f", or name --data folder:{inside[0]}" if inside else ""
             raise DataError(
                 f"{folder} has {has}: put the images of each class in a folder with its name, "
-                f"for at least two classes{advice}"
+                f"for at least {'one class' if least == 1 else 'two classes'}{advice}"
             )
     first, *others = found
     for other in others:

@@ -1,14 +1,16 @@
 """From the option --data to a data set."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from model.card import ModelCard
+from model.card import InputSpec, ModelCard
 from model.errors import DataError
+from model.training.data.added import add_folder
 from model.training.data.cache import Progress
 from model.training.data.cifar10 import CIFAR10_LABELS, load_cifar10
 from model.training.data.folder import load_folder
@@ -27,23 +29,37 @@ _HOLDOUT_SEED = 20090408
 _FOLDER = "folder:"
 
 
-def folder_of(data: Path | str) -> Path | None:
-    """PATH of "folder:PATH", which is a folder of images, or None.
+Sources = Path | str | Sequence[Path | str]
+"""A folder that contains cifar-10-batches-py/, or "folder:PATH"; or several, of which all but the first are
+"folder:PATH" and are added to the first (`model.training.data.added`)."""
+
+
+def folder_of(data: Sources) -> Path | None:
+    """PATH of "folder:PATH", which is a folder of images, or None. Of several sources it is that of the first one.
 
     Raises:
-        DataError: PATH is empty.
+        DataError: PATH is empty, or begins with ~ and the name of nobody.
     """
-    text = str(data)
+    text = str(split_sources(data)[0])
     if not text.startswith(_FOLDER):
         return None
     if text == _FOLDER:
         raise DataError("--data folder: lacks the path: write --data folder:PATH")
-    return Path(text.removeprefix(_FOLDER)).expanduser()
+    try:
+        return Path(text.removeprefix(_FOLDER)).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"the home folder in --data {text} does not exist: correct the path") from error
+
+
+def split_sources(data: Sources) -> tuple[Path | str, list[Path | str]]:
+    """The first source, and those that are added to it."""
+    first, *others = [data] if isinstance(data, Path | str) else data
+    return first, others
 
 
 def load_for(
     recipe: Recipe,
-    data: Path | str,
+    data: Sources,
     *,
     limit: int | None = None,
     download: bool = False,
@@ -55,8 +71,8 @@ def load_for(
 
     Args:
         recipe: it selects the size of the images of a folder, and the held-out and test images.
-        data: folder that contains cifar-10-batches-py/, or "folder:PATH".
-        limit: use only the first so many images of each part, for a trial.
+        data: where the images are.
+        limit: use only the first so many images of each part of each source, for a trial.
         download: download CIFAR-10 through torchvision if it is missing.
         cache: where decoded images of a folder are kept.
         report: called with lines of text about a folder of images.
@@ -66,25 +82,57 @@ def load_for(
         DataError: the files are missing or damaged, or the folder cannot be used.
         SaveError: the cache cannot be written.
     """
-    folder = folder_of(data)
+    first, others = split_sources(data)
+    folder = folder_of(first)
     if folder is None and recipe.data == "folder":
-        raise DataError(f"the recipe is for a folder of images, and {data} is not one: give --data folder:PATH")
+        raise DataError(f"the recipe is for a folder of images, and {first} is not one: give --data folder:PATH")
+    read = partial(load_folder, holdout=recipe.holdout_share, test=recipe.test_share, cache=cache, progress=progress)
     if folder is None:
-        return load(recipe.data, Path(data), holdout=recipe.holdout, limit=limit, download=download)
-    return load_folder(
-        folder,
-        recipe.input_spec(),
-        holdout=recipe.holdout_share,
-        test=recipe.test_share,
-        cache=cache,
-        report=report,
-        progress=progress,
-    ).limited(limit)
+        found = load(recipe.data, Path(first), holdout=recipe.holdout, limit=limit, download=download)
+    else:
+        found = read(folder, recipe.input_spec(), report=report).limited(limit)
+    return _with_folders(found, others, recipe.input_spec(), read, limit=limit, cache=cache, report=report)
+
+
+def _with_folders(
+    data: DataSet,
+    others: Sequence[Path | str],
+    spec: InputSpec,
+    read: Callable[..., DataSet],
+    *,
+    limit: int | None,
+    cache: Path,
+    report: Callable[[str], None],
+) -> DataSet:
+    """Add folders of images to a data set.
+
+    Args:
+        data: the data set.
+        others: "folder:PATH", any number of them.
+        spec: test transform of the recipe or the card.
+        read: `load_folder` with some of its arguments.
+        limit: as for `load_for`, and so are the others.
+
+    Raises:
+        DataError: one of `others` is not a folder of images, or has classes that `data` lacks.
+        SaveError: the cache cannot be written.
+    """
+    side = data.train.pixels.shape[1]  # CIFAR-10 keeps its size, whatever the recipe resizes it to
+    if side != spec.resize:
+        spec = spec.model_copy(update={"resize": side, "crop": min(side, spec.crop)})
+    unsplit = {} if len(data.holdout) else {"holdout": 0.0}
+    for other in others:
+        folder = folder_of(other)
+        if folder is None:
+            raise DataError(f"only folders can be added to a data set, and {other} is not one: name it first")
+        images = read(folder, spec, labels=data.labels, added=True, report=report, **unsplit)
+        data = add_folder(data, images.limited(limit), cache=cache, report=report)
+    return data
 
 
 def load_again(
     card: ModelCard,
-    data: Path | str,
+    data: Sources,
     *,
     limit: int | None = None,
     cache: Path = CACHE,
@@ -103,29 +151,35 @@ def load_again(
         SaveError: the cache cannot be written.
     """
     recipe = card.training.recipe
-    folder = folder_of(data)
+    first, others = split_sources(data)
+    folder = folder_of(first)
     try:
         kind, holdout = str(recipe["data"]), int(recipe["holdout"])
     except KeyError as error:
         raise DataError(f"the card's recipe lacks {error}: the held-out images are not known") from error
-    if folder is None:
-        if kind == "folder":
-            raise DataError(f"{card.name} was trained on a folder of images: give --data folder:PATH")
-        return load(kind, Path(data), holdout=holdout, limit=limit)
-    known = load_folder(
-        folder,
-        card.input,
+    read = partial(
+        load_folder,
         holdout=_share(recipe, "holdout_share"),
         test=_share(recipe, "test_share"),
         cache=cache,
-        labels=card.labels,
-        report=report,
         progress=progress,
     )
     trained = card.training.data
-    if trained and trained.sha256 and trained.sha256 != known.sha256:
-        report(f"{folder} has changed since {card.name} was trained, or is another folder")
-    return known.limited(limit)
+    if folder is None:
+        if kind == "folder":
+            raise DataError(f"{card.name} was trained on a folder of images: give --data folder:PATH")
+        known = load(kind, Path(first), holdout=holdout, limit=limit)
+    else:
+        known = read(folder, card.input, labels=card.labels, report=report)
+        if trained and trained.sha256 and trained.sha256 != known.sha256:
+            report(f"{folder} has changed since {card.name} was trained, or is another folder")
+        known = known.limited(limit)
+    known = _with_folders(known, others, card.input, read, limit=limit, cache=cache, report=report)
+    expected = trained.added if trained else []
+    if {added.sha256 for added in expected} != {added.sha256 for added in known.added}:
+        names = ", ".join(added.name for added in expected) or "none"
+        report(f"{card.name} was trained with other added folders, or with other images in them: {names}")
+    return known
 
 
 def load_test(

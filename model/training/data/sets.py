@@ -1,13 +1,13 @@
 """The types of a data set. `cifar10`, `folder` and `synthetic` make them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from model.card import TrainingData
+from model.card import AddedFolder, TrainingData
 
 Part = Literal["train", "holdout", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -52,7 +52,8 @@ class DataSet:
         name: of the data set, for people.
         md5: MD5 of each file of CIFAR-10, else empty.
         sha256: of the contents of all images of a folder and their parts and classes, else None.
-        test_files: path of each test image in its folder; empty if the images have no files of their own.
+        test_files: path of each test image in its folder, or "" if it has no file of its own; empty if none has.
+        added: folders whose images were added (`model.training.data.added`).
     """
 
     train: LabeledImages
@@ -63,19 +64,17 @@ class DataSet:
     md5: Mapping[str, str] = field(default_factory=dict)
     sha256: str | None = None
     test_files: Sequence[str] = ()
+    added: Sequence[AddedFolder] = ()
 
     def limited(self, count: int | None) -> "DataSet":
         """The first `count` images of each part; all for None."""
         first = slice(count)
-        return DataSet(
-            self.train[first],
-            self.holdout[first],
-            self.test[first],
-            self.labels,
-            self.name,
-            self.md5,
-            self.sha256,
-            self.test_files[first],
+        return replace(
+            self,
+            train=self.train[first],
+            holdout=self.holdout[first],
+            test=self.test[first],
+            test_files=self.test_files[first],
         )
 
     def counts(self, part: Part) -> list[int]:
@@ -92,4 +91,5 @@ class DataSet:
             train=self.counts("train"),
             holdout=self.counts("holdout"),
             test=self.counts("test"),
+            added=list(self.added),
         )

@@ -39,9 +39,10 @@ class Split:
 def split(listing: Listing, files: Sequence[HashedFile], *, holdout: float, test: float) -> Split:
     """Assign each file to a part.
 
-    With a test share of 1, all images are for the test. Otherwise the parts that the folder does not have are
-    chosen by the hash of the content. An image therefore stays in its part when other images are added or files are
-    renamed. If no image of a class falls in a part, the next one by hash is moved to it.
+    With a test share of 1, all images are for the test. Otherwise the parts that the folder does not have are chosen by
+    the hash of the content. An image therefore stays in its part when other images are added or files are renamed. If
+    no image of a class falls in a part, the next one by hash is moved to it, unless the images are added to another
+    data set.
 
     Args:
         listing: of the folder.
@@ -97,14 +98,14 @@ def _chosen(listing: Listing, kept: Sequence[HashedFile], *, holdout: float, tes
     chosen: dict[str, Part] = {}
     for label in range(len(listing.labels)):
         hashes = sorted(by_class[label])
-        if len(hashes) <= len(shares):
+        if len(hashes) <= len(shares) and not listing.added:
             raise DataError(
                 f"the class {listing.labels[label]} has {len(hashes)} different images for training, and at least "
                 f"{len(shares) + 1} are needed: add images, or remove the class"
             )
         for sha256 in hashes:
             chosen.setdefault(sha256, _by_hash(sha256, shares))
-        for part in (*shares, "train"):
+        for part in () if listing.added else (*shares, "train"):
             if not any(chosen[sha256] == part for sha256 in hashes):
                 counts = [sum(chosen[other] == chosen[sha256] for other in hashes) for sha256 in hashes]
                 chosen[hashes[counts.index(max(counts))]] = part

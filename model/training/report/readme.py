@@ -1,6 +1,7 @@
 """The README.md of a bundle, generated from its card."""
 
 import json
+import shlex
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,20 @@ NOTES_FILE = "NOTES.md"
 
 def readme_of(folder: Path, card: ModelCard) -> bytes:
     """The contents of README.md in an existing bundle."""
-    return readme(card, notes=(folder / NOTES_FILE).exists()).encode()
+    return readme(card, notes=(folder / NOTES_FILE).exists(), folder=folder).encode()
 
 
-def readme(card: ModelCard, *, notes: bool = False) -> str:
+def readme(card: ModelCard, *, notes: bool = False, folder: Path | None = None) -> str:
     """Write README.md.
 
     Args:
         card: of the bundle.
         notes: whether the bundle has a `NOTES_FILE`.
+        folder: of the bundle, for the commands; None for weights/NAME.
     """
     training, metrics, spec = card.training, card.metrics, card.input
     dataset, dataset_name, option = _dataset(training)
+    place = _place(folder or Path("weights", card.name))
     started = f", from the weights with SHA-256 `{training.init_sha256[:12]}`" if training.init_sha256 else ""
     return f"""---
 pipeline_tag: image-classification
@@ -63,18 +66,24 @@ model-index:
 | code | commit `{training.commit}` |
 | test transform | shorter side to {spec.resize}, {spec.interpolation}, central {spec.crop} x {spec.crop} |
 
-`make serve` serves the shipped weights. In Python:
+This command serves it:
+
+```sh
+.venv/bin/tenfold serve --weights {shlex.quote(place)}
+```
+
+In Python:
 
 ```python
 import model
 
-classifier = model.load("weights/{card.name}")
+classifier = model.load({json.dumps(place, ensure_ascii=False)})
 ```
 
 This command repeats the measurements:
 
 ```sh
-python -m model.evaluate weights/{card.name} --data {option} --engine torch
+.venv/bin/tenfold evaluate {shlex.quote(place)} --data {option} --engine torch
 ```
 
 ## Training
@@ -105,22 +114,36 @@ python -m model.evaluate weights/{card.name} --data {option} --engine torch
 
 def _dataset(training: Training) -> tuple[str, str, str]:
     """The type and the name of the data set, and the value of --data."""
+    added = " --data folder:PATH" * (len(training.data.added) if training.data else 0)
     if training.dataset_md5:
-        return "cifar10", "CIFAR-10", "data"
+        return "cifar10", "CIFAR-10", f"data{added}"
     if training.data and training.data.sha256:
-        return "imagefolder", training.data.name, "folder:PATH"
-    return "synthetic", "synthetic", "data"
+        return "imagefolder", training.data.name, f"folder:PATH{added}"
+    return "synthetic", "synthetic", f"data{added}"
+
+
+def _place(folder: Path) -> str:
+    """The path of a folder for a command: relative to the current folder if it is below that."""
+    path, here = folder.absolute(), Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.as_posix()
 
 
 def _data(card: ModelCard) -> str:
-    """A row of the table about a folder of images, or nothing."""
+    """Rows of the table about a folder of images and about added ones, or nothing."""
     data = card.training.data
-    if data is None or data.sha256 is None:
+    if data is None:
         return ""
+    added = "".join(
+        f"\n| added | {_cell(each.name)}: {each.train:,} training, {each.holdout:,} held-out and {each.test:,} test "
+        f"images, SHA-256 `{each.sha256[:12]}` |"
+        for each in data.added
+    )
+    if data.sha256 is None:
+        return added
     images = f"{sum(data.train):,} training, {sum(data.holdout):,} held-out and {sum(data.test):,} test images"
     by_class = f"{min(data.train):,} to {max(data.train):,} training images of a class"
     about = f"{_cell(data.name)}: {images} of {len(card.labels)} classes, {by_class}"
-    return f"\n| data | {about}, SHA-256 `{data.sha256[:12]}` |"
+    return f"\n| data | {about}, SHA-256 `{data.sha256[:12]}` |{added}"
 
 
 def _cell(text: str) -> str:
@@ -220,10 +243,11 @@ def _mistakes(card: ModelCard) -> str:
         f"{_cell(mistake.predicted)} | {mistake.probability:.1%} |"
         for mistake in card.metrics.mistakes
     )
-    image = "index in the test set" if card.metrics.mistakes[0].file is None else "file"
+    indexed = [mistake.file is None for mistake in card.metrics.mistakes]
+    names = ["file"] * (not all(indexed)) + ["index in the test set"] * any(indexed)
     return f"""The mistakes with the highest confidence:
 
-| {image} | class | predicted | probability |
+| {" or ".join(names)} | class | predicted | probability |
 |---|---|---|---|
 {rows}
 

@@ -27,7 +27,7 @@ def test_export_reports_what_it_wrote(path: Path, tmp_path: Path) -> None:
     result = invoke("export", path, folder)
     assert result.exit_code == 0, result.output
     assert result.stdout == (
-        f"{folder} has the images of 1 of 2 labelled predictions, and labels.csv of all\n"
+        f"{folder} has 1 image, and labels.csv of 2 labelled predictions\n"
         "the service stores images with TENFOLD_FEEDBACK_IMAGES=1\n"
     )
 
@@ -51,7 +51,7 @@ def test_mistakes_are_one_sentence(path: Path, tmp_path: Path) -> None:
 def test_delete_removes_some_or_all(path: Path) -> None:
     assert invoke("delete", path).exit_code == 2
     assert invoke("delete", path, "a", "--all").exit_code == 2
-    assert invoke("delete", path, "a", "nothing").stdout == "deleted predictions: 1\n"
+    assert invoke("delete", path, "a", "nothing").stdout == "deleted 1 prediction\n"
     with Store(path) as store:
         assert [row.request_id for row in store.labelled()] == ["b"]
-    assert invoke("delete", path, "--all").stdout == "deleted predictions: 2\n"
+    assert invoke("delete", path, "--all").stdout == "deleted 2 predictions\n"

@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_a_prediction_is_found_by_its_request_and_position(path: Path) -> None:
         found = store.find("id-1", 1)
         assert found is not None
         assert found[:2] == ("id-1", 1)
-        assert found[3:] == ("net", "0123456789ab", "cat", 0.75, None, None), "without the image"
+        assert found[3:] == ("net", "0123456789ab", "cat", 0.75, None, None, False), "without the image"
 
 
 def test_only_the_owner_may_read_the_file(path: Path) -> None:
@@ -46,13 +47,41 @@ def test_only_the_owner_may_read_the_file(path: Path) -> None:
             assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name
 
 
-def test_the_last_prediction_of_a_request_counts(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "reused"),
+    [
+        ({}, False),
+        ({"confidence": 0.75001, "time": 0.0}, False),
+        ({"confidence": 0.76}, True),
+        ({"predicted": "dog"}, True),
+        ({"version": "ba9876543210"}, True),
+        ({"model": "other"}, True),
+    ],
+)
+def test_the_first_prediction_of_a_request_is_kept(path: Path, changes: dict[str, Any], reused: bool) -> None:
     with Store(path) as store:
-        store.add([prediction(1)])
-        store.add([prediction(1)._replace(predicted="dog")])
+        store.add([prediction(1, image=b"first")])
+        store.set_label("id-1", 0, "dog")
+        store.add([prediction(1, image=b"second")._replace(**changes), prediction(2)])
+        (row,) = store.labelled()
+        assert (row.predicted, row.label, row.image, row.reused) == ("cat", "dog", b"first", reused)
         found = store.find("id-1", 0)
         assert found is not None
-        assert found.predicted == "dog"
+        assert found.reused is reused
+        assert numbers(store) == [1, 2]
+
+
+def test_a_file_of_an_earlier_release_is_used(path: Path) -> None:
+    with Store(path) as store:
+        store.add([prediction(1)])
+    with sqlite3.connect(path) as database:
+        database.execute("ALTER TABLE predictions DROP COLUMN reused")
+    database.close()
+    with Store(path) as store, Store(path) as another:
+        store.add([prediction(1)._replace(predicted="dog"), prediction(2)])
+        found = another.find("id-1", 0)
+        assert found is not None
+        assert found.reused
 
 
 def test_a_label_can_be_changed_and_the_first_one_is_reported(path: Path) -> None:

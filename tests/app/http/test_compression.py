@@ -1,8 +1,13 @@
 """Which responses are compressed."""
 
-import pytest
+import gzip
+import zlib
 
-from app.http.compression import accepted
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.http.compression import accepted, deflate
 from tests.app.fakes import image_file
 from tests.app.running import Running
 
@@ -26,6 +31,12 @@ from tests.app.running import Running
 )
 def test_the_encoding_of_a_response(header: str, encoding: str | None) -> None:
     assert accepted(header) == encoding
+
+
+@given(st.binary(max_size=200))
+def test_a_response_is_read_by_the_standard_library(body: bytes) -> None:
+    assert gzip.decompress(deflate(body, "gzip")) == body
+    assert zlib.decompress(deflate(body, "deflate")) == body
 
 
 @pytest.mark.parametrize("header", ["gzip;q=0", "deflate, gzip; q=0.0", "x-gzip", "identity"])

@@ -80,6 +80,28 @@ def test_the_access_log_has_a_line_for_each_request(caplog: pytest.LogCaptureFix
     assert re.fullmatch(r"GET /nowhere 404 \d+\.\dms id=second", second)
 
 
+PROBES = ("/livez", "/readyz", "/healthz", "/metrics", "/v2/health/live", "/v2/health/ready")
+
+
+@pytest.mark.parametrize("log_probes", [False, True])
+def test_successful_probes_are_logged_only_if_a_setting_says_so(
+    log_probes: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tenfold.access")
+    with serving(log_probes=log_probes, drain_delay=60.0) as service:
+        caplog.clear()
+        for path in PROBES:
+            assert service.client.get(path).status_code == 200
+            assert service.client.head(path).status_code == 200
+        service.service.drain()
+        assert service.client.get("/readyz").status_code == 503
+        service.client.get("/model", headers={"X-Request-ID": "last"})
+        eventually(lambda: "last" in caplog.text, "all requests are logged")
+    lines = [record.getMessage().split(" ")[:3] for record in caplog.records if record.name == "tenfold.access"]
+    probes = [[method, path, "200"] for path in PROBES for method in ("GET", "HEAD")] if log_probes else []
+    assert lines == [*probes, ["GET", "/readyz", "503"], ["GET", "/model", "200"]]
+
+
 def test_a_path_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tenfold.access")
     with serving() as service:

@@ -1,4 +1,6 @@
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ from app.http.problems import MEDIA_TYPE
 from app.http.schemas import Problem
 from model import MAX_VIEWS
 from tests.app.http.test_problems import CASES, PATHS
-from tests.app.running import Running
+from tests.app.running import Running, serving
 
 INFER = {"200", "400", "401", "404", "408", "413", "415", "422", "500", "503", "504"}
 MODEL = {"200", "401", "404", "503"}
@@ -15,6 +17,7 @@ V2: dict[str, tuple[str, set[str]]] = {
     "/v2": ("get", {"200", "401"}),
     "/v2/health/live": ("get", {"200", "503"}),
     "/v2/health/ready": ("get", {"200", "503"}),
+    "/v2/models": ("get", {"200", "401"}),
     "/v2/models/stats": ("get", {"200", "401"}),
     "/v2/repository/index": ("post", {"200", "400", "401", "408", "413", "503", "504"}),
     **{
@@ -110,7 +113,7 @@ def test_the_paths_of_the_open_inference_protocol_are_documented(schema: dict[st
 def test_the_body_of_predict_is_documented(schema: dict[str, Any]) -> None:
     body = schema["paths"]["/predict"]["post"]["requestBody"]
     assert body["required"] is True
-    assert set(body["content"]) == {"multipart/form-data", "image/*", "application/octet-stream"}
+    assert set(body["content"]) == {"multipart/form-data", "application/json", "image/*", "application/octet-stream"}
     form = body["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["file"]
     assert form["properties"]["file"]["items"]["format"] == "binary"
@@ -120,7 +123,7 @@ def test_explain_accepts_one_file_and_returns_json_or_png(schema: dict[str, Any]
     operation = schema["paths"]["/explain"]["post"]
     body = operation["requestBody"]
     assert body["required"] is True
-    assert set(body["content"]) == {"multipart/form-data", "image/*", "application/octet-stream"}
+    assert set(body["content"]) == {"multipart/form-data", "application/json", "image/*", "application/octet-stream"}
     form = body["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["file"]
     assert form["properties"]["file"] == {"type": "string", "format": "binary"}
@@ -178,6 +181,42 @@ def test_operations_have_unique_names_and_a_summary(schema: dict[str, Any]) -> N
         assert not entry["summary"].startswith("V2"), "a sentence, not the path"
         assert entry["description"], key
         assert entry["tags"], key
+
+
+def schemas(node: Any) -> Iterator[dict[str, Any]]:
+    """Every part of the schema that is an object."""
+    if isinstance(node, dict):
+        yield node
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from schemas(value)
+
+
+def test_what_generators_and_linters_of_clients_need(tmp_path: Path) -> None:
+    """Rules of Spectral's set spectral:oas, on a service with all routes."""
+    with serving(api_keys=("key",), admin_keys=("admin",), feedback=tmp_path / "feedback") as service:
+        schema = service.client.get("/openapi.json").json()
+    assert [server["url"] for server in schema["servers"]] == ["."], "a prefix of a proxy is not known"
+    tags = {tag["name"] for tag in schema["tags"]}
+    assert all(tag["description"] for tag in schema["tags"])
+    names = set()
+    for (method, path), operation in operations(schema).items():
+        where = (method, path)
+        assert set(operation["tags"]) <= tags, where
+        assert re.fullmatch(r"[a-z0-9_]+", operation["operationId"]), where
+        assert operation["operationId"] not in names, where
+        names.add(operation["operationId"])
+        parameters = operation.get("parameters", [])
+        in_path = [entry["name"] for entry in parameters if entry["in"] == "path"]
+        assert in_path == re.findall(r"{(\w+)}", path), where
+        for entry in parameters:
+            assert entry["in"] != "header" or "anyOf" not in entry["schema"], "a header cannot be null"
+    for part in schemas(schema):
+        assert part.get("type") != "array" or "items" in part, part
+        assert "enum" not in part or len(set(part["enum"])) == len(part["enum"]), part
+        if isinstance(part.get("required"), list) and "properties" in part:
+            assert set(part["required"]) <= set(part["properties"]), part
+    (top_k,) = (entry for entry in schema["paths"]["/predict"]["post"]["parameters"] if entry["name"] == "top_k")
+    assert "default" not in top_k["schema"], "a client that sends 5 fails with a model of two classes"
 
 
 def test_the_schema_states_its_version(schema: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`python -m app` and `uvicorn app.main:app` as real processes with a real bundle."""
+"""`python -m app` and other servers as real processes with a real bundle."""
 
 import json
 import shutil
@@ -200,20 +200,39 @@ def test_a_port_that_is_taken_ends_it(int8_bundle: Path, log: Path) -> None:
         port = str(taken.getsockname()[1])
         with process(environment(int8_bundle, TENFOLD_PORT=port), log) as running:
             assert running.exit_code() != 0
-    assert "address already in use" in running.log
-    assert (
-        f"cannot listen on 127.0.0.1:{port}: choose another address with TENFOLD_HOST and TENFOLD_PORT" in running.log
-    )
+    message = f"cannot listen on 127.0.0.1:{port} (Address already in use): choose another address with TENFOLD_HOST"
+    assert message in running.log
 
 
-def test_uvicorn_can_serve_the_application_by_its_name(int8_bundle: Path, log: Path) -> None:
-    arguments = ["-m", "uvicorn", "app.main:app", "--port", "0"]
-    with process(environment(int8_bundle), log, arguments=arguments) as running:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["uvicorn", "app.main:app", "--port", "0"],
+        ["uvicorn", "app.main:create_app", "--factory", "--port", "0", "--root-path", "/tenfold"],
+        ["hypercorn", "app.main:app", "--bind", "127.0.0.1:0", "--workers", "0"],
+    ],
+    ids=" ".join,
+)
+def test_other_servers_can_serve_the_application_by_its_name(
+    float16_bundle: Path, log: Path, arguments: list[str]
+) -> None:
+    with process(environment(float16_bundle), log, arguments=["-m", *arguments]) as running:
         running.wait_ready()
         with running.client() as client:
             assert client.post("/predict", content=image_file()).status_code == 200
+            assert client.get("/models/").headers["Location"] == "../models"
+            assert client.get("/openapi.json").json()["servers"] == [{"url": "."}]
         running.popen.send_signal(signal.SIGINT)
         running.exit_code()
+    assert "Traceback" not in running.log
+
+
+@pytest.mark.parametrize("variable", ["TENFOLD_PORT", "TENFOLD_WEIGHTS"])
+def test_another_server_says_why_the_application_cannot_start(log: Path, variable: str) -> None:
+    arguments = ["-m", "uvicorn", "app.main:app", "--port", "0"]
+    with process({variable: "nothing"}, log, arguments=arguments) as running:
+        assert running.exit_code() != 0
+    assert "TENFOLD_PORT: " in running.log or "nothing/card.json cannot be read" in running.log
     assert "Traceback" not in running.log
 
 

@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from app.process.protocol import http_protocol
 from tests.app.fakes import image_file
-from tests.app.running import Running, serving
+from tests.app.running import Running, eventually, serving
 from tests.memory import forget_peak, peak, resident
 
 TIMEOUT = 0.5
@@ -161,6 +161,49 @@ def test_an_upgrade_is_ignored(method: bytes, chunked: bool, at_once: bool, serv
         connection.sendall(head + body + b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         received = b"".join(iter(lambda: connection.recv(65536), b""))
         assert received.count(b"HTTP/1.1 200 ") == 2
+
+
+def half_closed(service: Running, *requests: bytes) -> bytes:
+    """All that a client receives that sends requests and then shuts down its sending half."""
+    with service.connect() as connection:
+        connection.sendall(b"".join(requests))
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_a_client_that_shuts_down_its_sending_half_gets_its_responses() -> None:
+    livez = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+    with serving() as service:
+        received = half_closed(service, HEAD, image_file())
+        assert received.startswith(b"HTTP/1.1 200 ")
+        assert json.loads(received.partition(b"\r\n\r\n")[2])["results"]
+        several = half_closed(service, livez, HEAD, image_file(), livez)
+        assert several.count(b"HTTP/1.1 200 ") == 3
+        assert half_closed(service, livez.replace(b"GET", b"HEAD")).count(b"HTTP/1.1 200 ") == 1
+        expects = HEAD.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")
+        assert b"HTTP/1.1 200 " in half_closed(service, expects, image_file())
+        head = HEAD.replace(b"%d" % len(image_file()), b"400000")
+        large = head.replace(b"\r\n\r\n", b"\r\nContent-Type: image/png\r\n\r\n")
+        assert b"HTTP/1.1 200 " in half_closed(service, large, image_file().ljust(400_000, b"x"))
+        assert half_closed(service, HEAD, image_file()[:50]) == b"", "this request can never be complete"
+        assert half_closed(service) == b""
+        assert half_closed(service, livez[:20]) == b""
+        eventually(lambda: not service.server.server_state.connections, "all connections are closed")
+
+
+def test_a_client_that_shuts_down_its_sending_half_gets_a_response_that_takes_long() -> None:
+    with serving() as service:
+        service.engine.block()
+        with service.connect() as connection:
+            connection.sendall(HEAD + image_file())
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(65536) == b"H", "this reveals whether the client is still there"
+            time.sleep(0.6)
+            service.engine.release()
+            received = b"H" + b"".join(iter(lambda: connection.recv(65536), b""))
+    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert received.count(b"HTTP/1.1") == 1
+    assert b"connection: close\r\n" in received
 
 
 def refusal(received: bytes) -> tuple[bytes, dict[str, Any]]:

@@ -1,6 +1,8 @@
 """The server of `python -m app` in a thread; test_main_process.py runs whole processes."""
 
 import http.client
+import json
+import re
 import signal
 import socket
 import time
@@ -10,6 +12,7 @@ import httpx
 import pytest
 
 from tests.app.fakes import image_file
+from tests.app.http.routes.test_v2 import images
 from tests.app.running import Running, Visitor, eventually, serving
 
 CLIENTS = 8
@@ -156,17 +159,36 @@ def test_a_second_signal_does_not_wait_for_requests() -> None:
             eventually(lambda: not service.thread.is_alive(), "it ends, though the engine is still blocked")
 
 
-def test_a_request_that_takes_longer_than_the_drain_timeout_is_cancelled() -> None:
-    with serving(drain_timeout=1) as service:
+@pytest.mark.parametrize("ends", ["by the drain timeout", "by a second signal"])
+@pytest.mark.parametrize("path", ["/predict", "/v2/models/fake-net-image/infer"])
+def test_a_request_that_is_cut_off_gets_503(path: str, ends: str) -> None:
+    data = image_file() if path == "/predict" else json.dumps(images(image_file())).encode()
+    with serving(drain_timeout=1 if ends == "by the drain timeout" else 60) as service:
         service.engine.block()
         with service.connect() as connection:
-            connection.sendall(HEAD + image_file())
+            head = f"POST {path} HTTP/1.1\r\nHost: a\r\nX-Request-ID: mine\r\nContent-Length: {len(data)}\r\n\r\n"
+            connection.sendall(head.encode() + data)
             service.engine.wait_entered()
             began = time.monotonic()
             send_signal(service)
-            connection.settimeout(20)
-            connection.recv(65536)
-            assert 1.0 <= time.monotonic() - began < 10
+            if ends == "by a second signal":
+                send_signal(service)
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            content = json.loads(response.read())
+            assert ends == "by a second signal" or 1.0 <= time.monotonic() - began < 10
+        assert (response.status, response.getheader("Connection")) == (503, "close")
+        assert response.getheader("X-Request-ID") == "mine"
+        assert "total;dur=" in response.getheader("Server-Timing", "")
+        assert response.getheader("Retry-After") == "1"
+        if path == "/predict":
+            assert (content["type"], content["status"]) == ("urn:tenfold:not-ready", 503)
+            assert "shut down" in content["detail"]
+        else:
+            assert list(content) == ["error"]
+        metrics = service.service.exposition().decode()
+        statuses = re.findall(r'tenfold_requests_total{.*route="/(?:predict|v2.*infer)".*status="(\d+)"} 1.0', metrics)
+        assert statuses == ["503"]
 
 
 def test_a_large_upload_that_is_refused_during_the_drain_gets_its_response() -> None:

@@ -309,6 +309,32 @@ def test_a_worker_that_is_killed_during_a_swap_leaves_the_old_weights(bundles: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_comparison_whose_client_has_left_can_be_ended(bundles: Path, log: Path, workers: int) -> None:
+    old, new = (version_of(bundles / name) for name in ("a", "b"))
+    with process(settings(bundles / "a", workers), log) as service, service.client() as client:
+        service.wait_logged(f"serving {NAME}", workers)
+        eventually(lambda: metric(service, "tenfold_ready") == workers, "all are ready")
+        url = f"/models/{NAME}/swap"
+        assert client.delete(url, headers=KEY).status_code == 409, "none is in progress"
+        body = {"weights": "b", "shadow": 1, "images": 1000, "seconds": 86_400}
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(f"/models/{NAME}", json=body, headers=KEY, timeout=0.1)
+        service.wait_logged(f"{NAME}: comparing version {new} with {old}")
+        assert change(service, weights="b").status_code == 409
+        assert client.delete(url).status_code == 401
+        response = client.delete(url, headers=KEY)
+        assert response.status_code == 200, response.text
+        report = response.json()
+        assert (report["action"], report["state"], report["version"]) == ("swap", "refused", new)
+        assert report["reason"] == "a client has ended the swap"
+        service.wait_logged(f"{NAME}: no swap (refused): a client has ended the swap")
+        assert versions(service) == {old}
+        assert change(service, weights="b").json()["version"] == new
+        assert versions(service) == {new}
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_returns_after_ten_swaps(log: Path) -> None:
     """With the shipped weights, and requests between the swaps."""

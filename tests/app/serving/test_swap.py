@@ -7,6 +7,7 @@ import pytest
 
 from app.serving.swap import (
     Abort,
+    Answer,
     Commit,
     Committed,
     Compare,
@@ -19,7 +20,6 @@ from app.serving.swap import (
     Order,
     Prepare,
     Prepared,
-    Rejected,
     ShadowPlan,
     Status,
     decode,
@@ -83,9 +83,9 @@ class Group:
 
     @property
     def rejected(self) -> Status:
-        ((member, message),) = [sent for sent in self.sent if isinstance(sent[1], Rejected)]
+        ((member, message),) = [sent for sent in self.sent if isinstance(sent[1], Answer)]
         assert member == 0
-        assert isinstance(message, Rejected)
+        assert isinstance(message, Answer)
         return message.status
 
 
@@ -216,9 +216,36 @@ def test_a_refusal_during_a_swap_leaves_the_swap() -> None:
     group.order()
     group.coordinator.receive(1, Order(id="2", action="swap", model="net", refusal="no such folder"))
     assert group.status().id == "1"
-    assert [message.status.state for _, message in group.sent if isinstance(message, Rejected)] == ["conflict"]
+    assert [message.status.state for _, message in group.sent if isinstance(message, Answer)] == ["conflict"]
     group.prepared(0, 1)
     assert group.received(Commit) == [0, 1]
+
+
+@pytest.mark.parametrize("loaded", [(), (0, 1)])
+def test_a_swap_that_a_client_ends_leaves_the_old_weights(loaded: tuple[int, ...]) -> None:
+    group = Group()
+    group.order(shadow=ShadowPlan(share=1, images=10, seconds=100, agreement=1))
+    group.prepared(*loaded)
+    group.coordinator.receive(0, Order(id="2", action="end", model="another"))
+    assert group.rejected.state == "conflict"
+    group.sent.clear()
+    group.coordinator.receive(0, Order(id="3", action="end", model="net"))
+    assert group.received(Abort) == [0, 1]
+    assert (group.status().id, group.status().state) == ("1", "refused")
+    assert (group.rejected.id, group.rejected.state) == ("3", "done")
+    group.sent.clear()
+    group.swap()
+    assert group.status().state == "done"
+
+
+def test_a_swap_that_is_decided_cannot_be_ended() -> None:
+    group = Group()
+    group.order()
+    group.prepared(0, 1)
+    group.coordinator.receive(0, Order(id="2", action="end", model="net"))
+    assert group.rejected.state == "conflict"
+    group.committed_by(0, 1)
+    assert group.status().state == "done"
 
 
 def test_a_rollback_loads_the_previous_version_from_its_folder_and_forgets_the_other() -> None:

@@ -403,17 +403,25 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_a_folder_below_the_root_may_be_named(root: Path) -> None:
-    for weights in ("a", "./a", "a/", "a/../a", "inside", str(root / "a")):
+    as_completed = (f"{root.name}/a", f"{root.name}/a/", f"./{root.name}/a", f"{root}/a/", f"../{root.name}/a")
+    for weights in ("a", "./a", "a/", "a/../a", "inside", str(root / "a"), *as_completed):
         assert bundle_below(root, weights) == (root / "a").resolve()
     assert bundle_below(root, "a/deep") == (root / "a" / "deep").resolve()
     assert bundle_below(root, "cache") == (root / "cache").resolve(), "links within the root are fine"
+
+
+def test_the_root_may_be_a_link(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(root)
+    for weights in ("a", "linked/a", "root/a"):
+        assert bundle_below(tmp_path / "linked", weights) == (root / "a").resolve()
 
 
 @pytest.mark.parametrize(
     "weights",
     [
         "..", ".", "", "../outside", "a/../../outside", "/", "/etc", "out", "out/", "loop", "mixed", "a/card.json",
-        "none", "~", "a\0b", "a" * 5000, "a,b", "..\\outside", "file:///etc", "%2e%2e/outside",
+        "none", "root", "root/", "root/none", "root/../outside",
+        "~", "a\0b", "a" * 5000, "a,b", "..\\outside", "file:///etc", "%2e%2e/outside",
     ],
 )  # fmt: skip
 def test_nothing_else_may_be_named(root: Path, weights: str) -> None:

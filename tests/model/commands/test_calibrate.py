@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 import model
@@ -44,18 +47,61 @@ def test_the_constants_and_the_metrics_are_those_of_the_export(bundle: Path, int
     assert f"temperature of {found.calibration.temperature}" in (bundle / "README.md").read_text()
 
 
-def test_the_limits_of_the_verdicts_change_on_request_only(bundle: Path) -> None:
-    before = read_card(bundle / "card.json").out_of_distribution.thresholds
-    result = invoke(main, bundle, "--limit", "40", "--accepted", "0.5")
+def test_new_limits_change_nothing_but_the_verdicts(int8_bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(int8_bundle, tmp_path / "tiny")
+    before = read_card(folder / "card.json")
+    result = invoke(main, folder, "--limit", "40", "--accepted", "0.5")
     assert result.exit_code == 0, result.output
-    half = read_card(bundle / "card.json")
-    assert half.out_of_distribution.thresholds == before.model_copy(update={"accepted": 0.5})
-    assert half.metrics.accepted["test"] < 0.8
-    result = invoke(main, bundle, "--limit", "40", "--uncertain", "0.4")
+    assert result.stdout.startswith("counting the verdicts of 40 test images and of others, in int8 on openvino: about")
+    half = read_card(folder / "card.json")
+    assert half.out_of_distribution.thresholds == before.out_of_distribution.thresholds.model_copy(
+        update={"accepted": 0.5}
+    )
+    assert half.metrics.accepted["test"] < before.metrics.accepted["test"]
+    assert half.metrics.measured == f"{before.metrics.measured}; the verdicts in int8 on openvino"
+    same = before.metrics.model_dump(include={"accepted", "other", "measured"})
+    assert half.version != before.version
+    assert (
+        half.model_copy(
+            update={
+                "out_of_distribution": before.out_of_distribution,
+                "metrics": half.metrics.model_copy(update=same),
+            }
+        )
+        == before
+    ), "the constants are not fitted again"
+    result = invoke(main, folder, "--limit", "40", "--uncertain", "0.4")
     assert result.exit_code == 0, result.output
-    both = read_card(bundle / "card.json").out_of_distribution.thresholds
-    assert (both.accepted, both.uncertain) == (0.5, 0.4)
-    assert "at least 50% of" in " ".join((bundle / "README.md").read_text().split())
+    both = read_card(folder / "card.json")
+    limits = both.out_of_distribution.thresholds
+    assert (limits.accepted, limits.uncertain) == (0.5, 0.4)
+    assert both.metrics.measured == half.metrics.measured
+    assert "at least 50% of" in " ".join((folder / "README.md").read_text().split())
+
+
+def test_an_onnx_model_is_written_again_with_the_new_constants(onnx_bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(onnx_bundle, tmp_path / "tiny")
+    card = json.loads((folder / "card.json").read_text())
+    card["calibration"]["temperature"] = 3.0
+    (folder / "card.json").write_text(json.dumps(card))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code = f"""
+import sys
+sys.modules["onnx"] = None
+from model.commands.exits import run
+run("calibrate", "calibrate", [{str(folder)!r}, "--limit", "40"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: the package onnx is not installed: run make install, or install tenfold[onnx]\n"
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    result = invoke(main, folder, "--limit", "40")
+    assert result.exit_code == 0, result.output
+    assert "fitting the constants to 40 images and testing on 40 and on others, in float32: about" in result.stdout
+    found = model.load(folder, engine="onnx", device="cpu").card
+    assert found.calibration.temperature != 3.0
+    about = onnxruntime.InferenceSession(folder / "model.onnx").get_modelmeta().custom_metadata_map
+    assert float(about["temperature"]) == found.calibration.temperature
 
 
 def test_the_limits_must_be_in_order(bundle: Path) -> None:

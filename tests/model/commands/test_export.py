@@ -177,4 +177,7 @@ sys.argv = ["export", {str(tiny_bundle)!r}]
 typer.run(main)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "error: tenfold export needs onnx: install tenfold[onnx]\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: the package onnx is not installed: run make install, or install tenfold[onnx]\n",
+    )

@@ -1,6 +1,7 @@
 """python -m model.quantize, as a process, and the function behind it."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -27,18 +28,37 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_bundle, tmp_path / "tiny")
 
 
-def quantize(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+# Python imports a module of this name in every process.
+_SITECUSTOMIZE = """
+import os, sys
+def watch(event, arguments):
+    looked_up = event in {"socket.getaddrinfo", "socket.gethostbyname"}
+    if looked_up or (event in {"socket.connect", "socket.sendto"} and isinstance(arguments[1], tuple)):
+        with open(os.environ["NETWORK_LOG"], "a") as log:
+            print(event, arguments[-4:] if looked_up else arguments[1], file=log)
+sys.addaudithook(watch)
+"""
+
+
+def quantize(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "model.quantize", *map(str, arguments)],
-        capture_output=True, text=True, check=False, cwd=ROOT, timeout=280,
+        capture_output=True, text=True, check=False, cwd=ROOT, timeout=280, env={**os.environ, **environment},
     )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_it_adds_a_model_and_reports_its_accuracy(bundle: Path) -> None:
+def test_it_adds_a_model_and_reports_its_accuracy_and_nothing_to_anybody_else(bundle: Path, tmp_path: Path) -> None:
     before = read_card(bundle / "card.json")
-    result = quantize(bundle, "--weights", "int8", "--limit", "60")
+    home, watching, log = tmp_path / "home", tmp_path / "watching", tmp_path / "network.log"
+    home.mkdir()
+    watching.mkdir()
+    (watching / "sitecustomize.py").write_text(_SITECUSTOMIZE)
+    environment = {"HOME": str(home), "PYTHONPATH": str(watching), "NETWORK_LOG": str(log), "CI": ""}
+    result = quantize(bundle, "--weights", "int8", "--limit", "60", **environment)
     assert result.returncode == 0, result.stderr
+    assert not log.exists(), log.read_text()
+    assert [path for path in home.rglob("*") if path.is_file()] == []
     assert "quantising it, with ranges from 50 images" in result.stdout
     assert re.search(
         r"added an OpenVINO model in int8 to .*tiny: test accuracy \d+\.\d\d% of 60 images, "

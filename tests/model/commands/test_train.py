@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+import torch
 import typer
 from PIL import Image
 from safetensors.torch import load_file
@@ -20,11 +21,14 @@ import model
 from model import ModelError
 from model.card import read_card
 from model.commands import train
+from model.commands.exits import tenfold
+from model.engines.torch import has_bfloat16
 from model.training.history import EVENTS_FILE, HISTORY_FILE
 from model.training.recipes import RECIPES, recipe_named
 from model.training.run import train_bundle
 from tests.app.running import default_sigint
 from tests.limits import files_limited_to
+from tests.model.training.data.images import write_classes
 
 
 def start(*arguments: str | Path, environment: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen[str]:
@@ -75,6 +79,9 @@ def smoke(outliers: list[str | Path], tmp_path_factory: pytest.TempPathFactory) 
     assert "outliers: 1, skipped files: 0\n" in ended.out
     assert f"wrote {folder / 'resnet18-synthetic'}" in ended.out
     assert "epoch 8/8, " in ended.out
+    *_, serve, quantize = ended.out.splitlines()
+    assert serve == f"serve it: {tenfold()} serve --weights {folder / 'resnet18-synthetic'}"
+    assert quantize.endswith(f" quantize {folder / 'resnet18-synthetic'} --data data")
     return folder
 
 
@@ -94,10 +101,12 @@ def test_the_smoke_recipe_learns_and_its_bundle_loads(smoke: Path) -> None:
 
 def test_a_network_learns_from_a_bundle(smoke: Path, tmp_path: Path) -> None:
     teacher = smoke / "resnet18-synthetic"
-    options = ["--recipe", "smoke", "--epochs", "1", "--limit", "60", "--network", "resnet9"]
+    options = ["--recipe", "smoke", "--epochs", "1", "--limit", "60", "--network", "resnet9", "--set", "amp=true"]
     ended = finish(start(*options, "--run", tmp_path, "--teacher", teacher))
     assert ended.code == 0, ended.err
     assert "teacher: resnet18-synthetic, in " in ended.out
+    emulated = not has_bfloat16(torch.device("cpu"))
+    assert ("training in float32, because this CPU has no bfloat16 instructions\n" in ended.out) is emulated
     card = read_card(tmp_path / "resnet9-synthetic" / "card.json")
     assert card.architecture.name == "resnet9"
     assert card.training.teacher is not None
@@ -237,36 +246,48 @@ def test_a_full_disk_ends_the_run_with_one_sentence(tmp_path: Path) -> None:
         process = start("--recipe", "smoke", "--run", tmp_path / "run")
     ended = finish(process)
     assert ended.code == 1
-    assert ended.err.startswith("error: cannot save the run to")
+    assert ended.err.startswith("error: cannot write ")
     assert ended.err.count("\n") == 1
     assert everything_in(tmp_path) == ["run"]
 
 
-def stopped_after(epoch: int, number: signal.Signals, *arguments: str | Path) -> Ended:
-    """Run the command, and send it a signal when it has reported an epoch."""
+def stopped_after(report: str, number: signal.Signals, *arguments: str | Path) -> Ended:
+    """Run the command, and send it a signal when it has printed a line that begins with `report`."""
     process = start(*arguments)
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if line.startswith(f"epoch {epoch}/"):
+        if line.startswith(report):
             process.send_signal(number)
     return replace(finish(process), out="".join(lines))
 
 
 def is_stopped(ended: Ended, run: Path) -> None:
     assert ended.code == 130, ended.err
-    assert ended.err == "stopped; finished epochs are saved: continue with the same command and --resume\n"
+    assert ended.err == f"stopped; the progress is saved in {run}: continue with the same command and --resume\n"
     assert everything_in(run) == ["checkpoint.pt", EVENTS_FILE, HISTORY_FILE]
 
 
 def test_a_run_can_be_stopped_and_resumed(tmp_path: Path) -> None:
     arguments = ("--recipe", "smoke", "--run", tmp_path / "run")
-    is_stopped(stopped_after(1, signal.SIGTERM, *arguments), tmp_path / "run")
-    resumed = stopped_after(2, signal.SIGINT, *arguments, "--resume")
+    is_stopped(stopped_after("epoch 1/", signal.SIGTERM, *arguments), tmp_path / "run")
+    resumed = stopped_after("epoch 2/", signal.SIGINT, *arguments, "--resume")
     is_stopped(resumed, tmp_path / "run")
     assert "epoch 2/8" in resumed.out
     assert "epoch 1/8" not in resumed.out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_before_its_first_epoch_ends_says_that_nothing_is_saved(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    images = write_classes(tmp_path / "images", ["cat", "dog"], 300)
+    arguments = ("--recipe", "quick", "--data", f"folder:{images}", "--cache", tmp_path / "cache")
+    ended = stopped_after("decoding ", number, *arguments, "--run", tmp_path / "run")
+    assert ended.code == 130, ended.err
+    assert ended.err == "stopped; nothing is saved, because no epoch was finished: start again with the same command\n"
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -275,7 +296,7 @@ def test_a_resumed_run_has_the_weights_of_an_uninterrupted_run(
     smoke: Path, outliers: list[str | Path], tmp_path: Path
 ) -> None:
     arguments = ("--recipe", "smoke", "--run", tmp_path / "run", *outliers)
-    is_stopped(stopped_after(4, signal.SIGINT, *arguments), tmp_path / "run")
+    is_stopped(stopped_after("epoch 4/", signal.SIGINT, *arguments), tmp_path / "run")
     resumed = finish(start(*arguments, "--resume"))
     assert resumed.code == 0, resumed.err
     assert "epoch 4/8" not in resumed.out

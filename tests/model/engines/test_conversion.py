@@ -1,4 +1,5 @@
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -128,4 +129,25 @@ def test_exact_float32_holds_inside_and_is_restored() -> None:
     assert settings() == before
     with pytest.raises(KeyError), exact_float32():
         raise KeyError
+    assert settings() == before
+
+    # Two threads, neither of which leaves before the other has entered.
+    first_inside, second_inside, first_outside = (threading.Event() for _ in range(3))
+    seen = []
+
+    def second() -> None:
+        assert first_inside.wait(20)
+        with exact_float32():
+            second_inside.set()
+            assert first_outside.wait(20)
+            seen.append(settings())
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with exact_float32():
+        first_inside.set()
+        assert second_inside.wait(20)
+    first_outside.set()
+    thread.join(20)
+    assert seen == [(False, False)]
     assert settings() == before

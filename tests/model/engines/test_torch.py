@@ -1,3 +1,7 @@
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +19,7 @@ from model.bundle import open_bundle
 from model.card import InputSpec
 from model.engines.base import Engine, GradientEngine
 from model.engines.choose import choose
-from model.engines.torch import Precision, TorchEngine
+from model.engines.torch import Precision, TorchEngine, has_bfloat16
 from model.errors import EngineError
 from model.nets.base import Network
 from model.nets.zoo import build
@@ -127,6 +131,25 @@ class WithoutBfloat16(PlainCNN):
         return features
 
 
+def test_the_instructions_of_the_cpu_decide_the_precision(spec: InputSpec) -> None:
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if platform.machine() in {"x86_64", "AMD64"}:
+        native = native and bool({"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text().split()))
+    assert has_bfloat16(torch.device("cpu")) is native
+    assert TorchEngine(PlainCNN(), spec, device="cpu").precision == ("bfloat16" if native else "float32")
+
+
+def test_onednn_without_bfloat16_means_float32() -> None:
+    program = """
+import torch
+from model.engines.torch import has_bfloat16
+print(has_bfloat16(torch.device("cpu")))
+"""
+    limited = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=limited)
+    assert done.stdout == "False\n"
+
+
 def test_a_network_that_cannot_run_in_bfloat16_runs_in_float32(spec: InputSpec) -> None:
     assert TorchEngine(WithoutBfloat16(), spec, device="cpu").precision == "float32"
 
@@ -177,7 +200,7 @@ def test_bfloat16_is_for_the_matrix_layers_of_the_features_only(spec: InputSpec)
             assert parameter.dtype == (torch.bfloat16 if lower else torch.float32), name
 
 
-def test_the_trial_of_precisions_leaves_the_weights_exact(
+def test_the_check_of_bfloat16_leaves_the_weights_exact(
     tiny_bundle: Path, pixels: NDArray[np.uint8], expected: NDArray[np.float32], spec: InputSpec
 ) -> None:
     engine = TorchEngine(loaded_net(tiny_bundle), spec, device="cpu")

@@ -43,7 +43,7 @@ def test_tensorboard_reads_the_events(tmp_path: Path) -> None:
 def test_a_full_disk_is_an_error_and_keeps_the_earlier_rows(tmp_path: Path) -> None:
     write_history(tmp_path, RECORDS[:1])
     before = (tmp_path / "history.csv").read_bytes()
-    with files_limited_to(60), pytest.raises(SaveError, match="make room or choose another --run, then --resume"):
+    with files_limited_to(60), pytest.raises(SaveError, match="make it writable, then continue with --resume"):
         write_history(tmp_path, RECORDS)
     assert (tmp_path / "history.csv").read_bytes() == before
     assert not (tmp_path / "history.partial").exists()

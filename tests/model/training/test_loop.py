@@ -16,7 +16,7 @@ from torch import Tensor
 from model.bundle import open_bundle
 from model.card import OutlierImages, TeacherBundle
 from model.engines.base import Outputs
-from model.engines.torch import TorchEngine
+from model.engines.torch import TorchEngine, has_bfloat16
 from model.errors import RecipeError, SaveError, TrainingError
 from model.nets.zoo import build
 from model.training import checkpoint
@@ -26,6 +26,7 @@ from model.training.distill import Teacher, distillation_loss
 from model.training.loop import (
     Observer,
     Run,
+    autocast,
     learning_rate,
     moving_average,
     optimizers_for,
@@ -38,7 +39,7 @@ from model.training.muon import Muon
 from model.training.outliers import Outliers
 from model.training.pretrained import Init
 from model.training.recipes import Recipe, recipe_named
-from tests.conftest import Silent
+from tests.conftest import CPU, Silent
 from tests.model.nets.plain import MixedNetwork, PlainCNN
 
 SHORT = replace(
@@ -252,6 +253,13 @@ def test_a_network_that_is_no_resnet_is_trained(
 ) -> None:
     run = trained(replace(SHORT, **change).with_network(network), data, tmp_path)
     assert [record["epoch"] for record in run.history] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_bfloat16_is_used_only_if_the_device_has_instructions_for_it(amp: bool) -> None:
+    with autocast(replace(SHORT, amp=amp), CPU):
+        found = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    assert found == (torch.bfloat16 if amp and has_bfloat16(CPU) else torch.float32)
 
 
 @pytest.mark.usefixtures("own_networks")

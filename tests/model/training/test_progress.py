@@ -22,6 +22,19 @@ def test_a_log_file_gets_one_line_for_each_epoch(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == LINE
 
 
+def test_a_bar_shows_the_epoch_that_is_resumed_and_no_loss_before_it_is_known() -> None:
+    screen = io.StringIO()
+    bar = BarProgress(recipe_named("smoke"), Console(file=screen, force_terminal=True, width=120))
+    with bar.progress:
+        bar.begin(0.5)
+        bar.progress.refresh()
+        first = screen.getvalue()
+        bar.step(epoch=5, loss=None, lr=0.1, images=25, done=0.55)
+    assert "epoch 5/8" in first
+    assert "loss" not in first
+    assert "loss -" in screen.getvalue()
+
+
 def test_a_terminal_gets_a_bar_with_the_loss_and_the_rate() -> None:
     screen = io.StringIO()
     bar = BarProgress(recipe_named("smoke"), Console(file=screen, force_terminal=True, width=120))
@@ -29,5 +42,6 @@ def test_a_terminal_gets_a_bar_with_the_loss_and_the_rate() -> None:
         run_one_epoch(bar)
     text = screen.getvalue()
     assert LINE in text
+    assert "nan" not in text, "before the first step"
     for part in ("epoch 1/8", "loss 2.2500", "images/s", "12%"):
         assert part in text

@@ -96,7 +96,7 @@ def test_a_bundle_is_tested_on_all_images_of_another_folder(folder_bundle: Path,
 
 def test_a_bundle_of_a_folder_is_evaluated_and_quantized_with_it(folder_bundle: Path, tmp_path: Path) -> None:
     images, cache = f"folder:{folder_bundle.parent / 'images'}", folder_bundle.parent / "cache"
-    result = invoke(evaluate, folder_bundle, "--data", images, "--cache", cache, "--device", "cpu")
+    result = invoke(evaluate, folder_bundle, "--data", images, "--cache", cache, "--device", "cpu", "--json")
     assert result.exit_code == 0, result.stderr
     card = read_card(folder_bundle / "card.json")
     assert f'"pictures": {card.metrics.pictures}, "top1": {card.metrics.top1}' in result.stdout

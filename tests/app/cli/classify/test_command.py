@@ -179,8 +179,15 @@ def test_paths_on_standard_input_are_classified_as_they_arrive(running: Running,
         (["images", "--url=http://127.0.0.1:9"], "error: the service at http://127.0.0.1:9 cannot be reached "),
         (["images", "--url=http://127.0.0.1:9", "--engine=torch"], "error: --engine has no effect on a service"),
         (["images", "--model=b"], "error: --model names a model of a service: give --url too, or --weights"),
-        (["images", "--output=nope/out.csv"], "error: cannot write nope/out.csv (No such file or directory)"),
-        (["images", "--output=/dev/full", "--device=cpu"], "error: cannot write /dev/full (No space left on device)"),
+        (
+            ["images", "--output=nope/out.csv"],
+            "error: cannot write nope/out.csv (No such file or directory): choose another --output\n",
+        ),
+        (["images", "--output=images"], "error: cannot write images (Is a directory): choose another --output\n"),
+        (
+            ["images", "--output=/dev/full", "--device=cpu"],
+            "error: cannot write /dev/full (No space left on device): free some space or choose another --output\n",
+        ),
     ],
 )
 def test_a_command_that_cannot_run_prints_one_sentence(
@@ -219,10 +226,26 @@ def test_files_of_a_folder_that_are_no_images_are_counted_and_other_image_format
     assert "skipped in folders, because they have no image extension: 3 files: .txt 2, no extension 1\n" in err
 
 
-@pytest.mark.parametrize(("name", "first"), [("out.jsonl", '{"path"'), ("out.ndjson", '{"path"'), ("out", "path,")])
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("out.jsonl", '{"path"'), ("out.NDJSON", '{"path"'), ("out", "path,"), ("out.csv", "path,"), (".csv", "path,")],
+)
 def test_the_format_follows_from_the_name_of_the_output(running: Running, folder: Path, name: str, first: str) -> None:
     assert run(url_of(running), "images", "-o", name, cwd=folder)[0] == 0
     assert (folder / name).read_text().startswith(first)
+
+
+@pytest.mark.parametrize("name", ["out.json", "out.parquet", "out.tsv", "out.csv.gz", "out.txt", "out.jsonl.partial"])
+def test_another_format_is_refused_by_the_name_of_the_output(running: Running, folder: Path, name: str) -> None:
+    code, _, err = run(url_of(running), "images", "-o", name, cwd=folder)
+    assert (code, err) == (
+        2,
+        f"error: {name}: the results are written as CSV (.csv) or JSON lines (.jsonl, .ndjson), "
+        f"not as {Path(name).suffix}: choose another name, or give --format too\n",
+    )
+    assert list(folder.glob("out*")) == []
+    assert run(url_of(running), "images", "-o", name, "--format=csv", cwd=folder)[0] == 0
+    assert (folder / name).read_text().startswith("path,")
 
 
 def test_names_that_are_not_utf_8_have_escapes_in_every_format(running: Running, folder: Path) -> None:
@@ -246,7 +269,7 @@ def test_an_interrupted_run_is_continued(running: Running, folder: Path, output_
     (folder / f"{name}.partial").write_bytes(whole[: len(kept) + cut])
     code, _, err = run(url_of(running), "images", "-o", name, cwd=folder)
     assert code == 0
-    assert err == f"{name}.partial has 2 results: continuing after them\n"
+    assert err == f"{name}.partial has 2 results: continuing from there\n"
     assert (folder / name).read_bytes() == whole
 
 

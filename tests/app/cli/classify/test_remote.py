@@ -220,8 +220,8 @@ def test_a_service_that_restarts_classifies_the_rest(files: list[str]) -> None:
 def test_an_api_key_is_sent(files: list[str]) -> None:
     with serving(api_keys="secret") as running:
         assert errors_in(Client(running, api_key="secret").all(files[:3])) == {}
-        for wrong in (None, "other"):
-            with pytest.raises(CommandError, match="requires another API key"):
+        for wrong, message in ((None, "requires an API key: give one"), ("other", "not accept this key: give another")):
+            with pytest.raises(CommandError, match=message):
                 Client(running, api_key=wrong)
         with pytest.raises(CommandError, match="ASCII"):
             Client(running, api_key="schlüssel")
@@ -279,6 +279,11 @@ def test_retry_after_is_obeyed(files: list[str]) -> None:
             Client(url=program.url).all(files[:1])
         first, second = program.posted
     assert second - first > 1.9
+
+
+def test_a_path_of_a_service_is_not_its_root(running: Running) -> None:
+    with pytest.raises(CommandError, match=r"no Tenfold service at .*/predict: give the root of one"):
+        Client(url=f"http://127.0.0.1:{running.port}/predict")
 
 
 def test_another_program_is_recognised(files: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Clients that `make clients` installs apart from the other requirements."""
+"""Clients, and a generator of clients, that `make clients` installs apart from the other requirements."""
 
 import sys
 from pathlib import Path
@@ -16,6 +16,11 @@ def kserve_python() -> Path:
 def mlserver_types() -> Path:
     """The folder of the types of MLServer. A test that needs them is skipped without them."""
     return _installed("mlserver/mlserver/types")
+
+
+def client_generator() -> Path:
+    """The interpreter of the environment with openapi-python-client. A test that needs it is skipped without it."""
+    return _installed("openapi/bin/python")
 
 
 def _installed(name: str) -> Path:

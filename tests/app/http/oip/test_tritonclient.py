@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.app.fakes import CARD, LABELS, image_file, random_pixels
 from tests.app.running import Running
-from tests.documents import blocks, read
+from tests.documents import ROOT, blocks, read
 
 NAME = CARD.name
 IMAGE = f"{NAME}-image"
@@ -194,13 +193,12 @@ def test_errors_are_exceptions_with_the_message(
     assert caught.value.status() == status
 
 
-def test_the_example_in_the_document_runs(running: Running, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_in_the_document_runs(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = blocks(read("docs/open-inference-protocol.md"), "python")
     for before, after in (("127.0.0.1:8000", f"127.0.0.1:{running.port}"), ("resnet18-cifar10", NAME)):
         assert before in example
         example = example.replace(before, after)
-    (tmp_path / "cat.png").write_bytes(image_file())
-    with contextlib.chdir(tmp_path):
+    with contextlib.chdir(ROOT):
         exec(compile(example, "example", "exec"), {})
     label, *ranked = capsys.readouterr().out.splitlines()
     assert label in LABELS

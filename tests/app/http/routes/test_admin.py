@@ -24,6 +24,7 @@ ROUTES = [
     ("POST", "/models/tiny/rollback"),
     ("POST", "/models/tiny/confirm"),
     ("GET", "/models/tiny/swap"),
+    ("DELETE", "/models/tiny/swap"),
 ]
 
 
@@ -181,6 +182,7 @@ def test_the_routes_are_documented(service: Running) -> None:
         ("/models/{name}/rollback", "post", common | {"409", "422", "503"}),
         ("/models/{name}/confirm", "post", common | {"409", "422", "503"}),
         ("/models/{name}/swap", "get", common),
+        ("/models/{name}/swap", "delete", common | {"409", "503"}),
     ):
         assert set(schema["paths"][path][method]["responses"]) == statuses
     body = schema["paths"]["/models/{name}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
@@ -234,11 +236,12 @@ def test_the_command_swaps_rolls_back_and_confirms(service: Running, root: Path)
     ("arguments", "key", "code", "says"),
     [
         (["corrupt"], "admin", 1, "not changed: "),
-        (["float16"], "user", 2, "give one with --admin-key"),
+        (["float16"], "user", 2, "does not accept this key: give another --admin-key"),
+        (["float16"], "", 2, "requires an admin key: give one with --admin-key"),
         (["float16", "--model", "none"], "admin", 2, "there is no model 'none'"),
         (["float16", "--rollback"], "admin", 2, "alone"),
         (["float16", "--images", "3"], "admin", 2, "--shadow too"),
-        (["float16", "--shadow", "2"], "admin", 1, "body.shadow"),
+        (["float16", "--shadow", "2"], "admin", 1, "shadow is 2.0: send a number above 0 and of at most 1"),
     ],
 )
 def test_the_command_says_what_is_wrong(service: Running, arguments: list[str], key: str, code: int, says: str) -> None:

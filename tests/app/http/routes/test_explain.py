@@ -60,7 +60,8 @@ def test_an_explanation_has_the_documented_fields(running: Running) -> None:
     assert found["probability"] == found["result"]["top_k"][0]["probability"]
     assert found["method"].startswith("class-activation map (Zhou et al. 2016)")
     (view,) = found["views"]
-    assert set(view) == {"box", "input", "map"}
+    assert set(view) == {"box", "input", "map", "weight", "maps"}
+    assert (view["weight"], view["maps"]) == (1, None)
     assert view["box"] == [0, 0, 32, 32]
     np.testing.assert_array_equal(decoded(view["input"]), prepared.pixels[0])
     np.testing.assert_allclose(view["map"], maps_of(prediction)[0, first.index], atol=1e-6)
@@ -77,6 +78,22 @@ def test_every_view_has_its_box_its_pixels_and_its_map(running: Running, views: 
         np.testing.assert_allclose(view["map"], maps_of(prediction)[number, 6], atol=1e-6)
         quarters = prepared.pixels[number].reshape(2, 16, 2, 16, 3).mean(axis=(1, 3)) / 255
         assert np.sum(view["map"]) == pytest.approx(quarters.ravel() @ HEAD[:, 6], abs=1e-3), "the logit"
+
+
+@pytest.mark.parametrize("views", [1, 2, MAX_VIEWS])
+def test_the_maps_of_the_most_probable_classes_on_request(running: Running, views: int) -> None:
+    prediction = directly(photo(), views)[1]
+    found = explain(running, photo(), views=views, maps=4, top_k=4)
+    labels = [each["label"] for each in found["result"]["top_k"]]
+    for number, view in enumerate(found["views"]):
+        assert list(view["maps"]) == labels
+        assert view["maps"][labels[0]] == view["map"]
+        for label in labels:
+            expected = maps_of(prediction)[number, LABELS.index(label)]
+            np.testing.assert_allclose(view["maps"][label], expected, atol=1e-6)
+    weights = [view["weight"] for view in found["views"]]
+    assert sum(weights) == pytest.approx(1, abs=1e-5)
+    assert max(weights) == weights[0 if views < 3 else 1]
 
 
 def test_the_default_number_of_views_is_a_setting() -> None:
@@ -116,7 +133,9 @@ def test_min_confidence_works_as_for_predict(running: Running) -> None:
 def test_the_png_is_the_image_with_the_heat_map(running: Running, views: int) -> None:
     prepared, prediction = directly(photo(), views)
     for label, index in (("frog", 6), ("ship", 8)):
-        expected = overlay(photo(), prepared, maps_of(prediction)[:, index], max_pixels=10**9)
+        maps = maps_of(prediction)
+        first = int(prediction.probabilities.argmax())
+        expected = overlay(photo(), prepared, maps[:, index], scale=maps[:, first], max_pixels=10**9)
         np.testing.assert_array_equal(drawn(running, photo(), views=views, label=label), expected)
     assert expected.shape == (150, 200, 3)
 

@@ -63,6 +63,23 @@ def test_each_image_of_a_request_has_a_label_of_its_own(kept: Running, path: Pat
     assert stored == [(0, "frog", image_file(2)), (2, "frog", photo())]
 
 
+def test_a_reused_request_id_keeps_the_first_prediction_and_its_label(kept: Running, path: Path) -> None:
+    headers = {"X-Request-ID": "reused"}
+    first = kept.post(image_file(11), headers=headers).json()["results"][0]["top_k"][0]["label"]
+    assert send(kept, request_id="reused", label=first).json()["right"] is True
+    kept.post(image_file(11), headers=headers)
+    assert send(kept, request_id="reused", label=first).status_code == 200, "the same request, sent again"
+    other = next(
+        seed for seed in range(12, 30) if kept.post(image_file(seed)).json()["results"][0]["top_k"][0]["label"] != first
+    )
+    assert kept.post(image_file(other), headers=headers).headers["X-Request-ID"] == "reused"
+    problem = is_a_problem(send(kept, request_id="reused", label="ship"), 409)
+    assert problem["type"] == "urn:tenfold:request-id-reused"
+    with Store(path) as store:
+        stored = [row for row in store.labelled() if row.request_id == "reused"]
+    assert [(row.predicted, row.label, row.image) for row in stored] == [(first, first, image_file(11))]
+
+
 def test_an_explained_image_can_be_labelled(kept: Running) -> None:
     response = kept.client.post("/explain", content=image_file(3))
     assert send(kept, request_id=response.headers["X-Request-ID"], label="cat").status_code == 200
@@ -156,7 +173,8 @@ def test_a_body_that_is_no_json_is_refused(kept: Running) -> None:
 
 def test_without_the_setting_there_is_no_such_route() -> None:
     with serving() as service:
-        assert send(service, request_id="a", label="cat").status_code == 404
+        problem = is_a_problem(send(service, request_id="a", label="cat"), 404)
+        assert "TENFOLD_FEEDBACK=FILE switches feedback on" in problem["detail"]
         assert "/feedback" not in service.client.get("/openapi.json").json()["paths"]
         assert "tenfold_feedback_total{" not in service.client.get("/metrics").text
 

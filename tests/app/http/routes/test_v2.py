@@ -1,6 +1,7 @@
 """The Open Inference Protocol under /v2, without the clients of others: see tests/app/http/oip for those."""
 
 import base64
+import gzip
 import http.client
 import json
 import threading
@@ -243,6 +244,70 @@ def test_the_repository_index(running: Running) -> None:
     for body in (b"[]", b'{"ready": 1}', b"{"):
         is_an_error(running.client.post("/v2/repository/index", content=body), 400)
     is_an_error(running.client.post("/v2/repository/index", content=b" " * 1001), 413)
+
+
+def test_the_list_of_models(running: Running) -> None:
+    assert running.client.get("/v2/models").json() == {"models": [NAME, IMAGE]}
+
+
+def test_a_raw_binary_request_is_one_image_for_all_outputs(running: Running) -> None:
+    raw = {HEADER_LENGTH: "0", "Content-Type": "application/octet-stream"}
+    for path, body, json_request in (
+        (INFER, batch().tobytes(), pixels(batch())),
+        (INFER_IMAGE, photo(), images(photo())),
+    ):
+        expected = outputs(running.client.post(path, json=json_request))
+        for headers, content in ((raw, body), ({**raw, "Content-Encoding": "gzip"}, gzip.compress(body))):
+            response = running.client.post(path, content=content, headers=headers)
+            assert response.status_code == 200, response.text
+            length = int(response.headers[HEADER_LENGTH])
+            described, data = json.loads(response.content[:length]), response.content[length:]
+            assert [output["name"] for output in described["outputs"]] == list(expected)
+            for output in described["outputs"]:
+                size = output["parameters"]["binary_data_size"]
+                if output["datatype"] == "FP32":
+                    values = np.frombuffer(data[:size], "<f4")
+                    np.testing.assert_allclose(values, expected[output["name"]]["data"], rtol=1e-5, atol=1e-6)
+                else:
+                    assert data[4:size].decode() == expected[output["name"]]["data"][0]
+                data = data[size:]
+            assert not data
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        (INFER, batch().tobytes()[:-1], 400, "UINT8[1, 32, 32, 3] has 3072 bytes of data, not 3071"),
+        (INFER, batch(2).tobytes(), 400, "UINT8[1, 32, 32, 3] has 3072 bytes of data, not 6144"),
+        (INFER, b"", 400, "not 0"),
+        (INFER_IMAGE, b"cat", 415, "this is not an image"),
+        (INFER_IMAGE, b"", 415, "this is not an image"),
+    ],
+)
+def test_a_raw_binary_request_that_is_no_image_is_refused(
+    running: Running, path: str, body: bytes, status: int, says: str
+) -> None:
+    assert says in is_an_error(running.client.post(path, content=body, headers={HEADER_LENGTH: "0"}), status)
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        base64.encodebytes(image_file(1)).decode(),
+        base64.urlsafe_b64encode(image_file(1)).decode().rstrip("="),
+        f"data:image/png;base64,{base64.b64encode(image_file(1)).decode()}",
+    ],
+    ids=["line breaks", "URL-safe without padding", "data URL"],
+)
+def test_an_image_in_json_is_base64_of_any_kind(running: Running, encoded: str) -> None:
+    request = images(image_file(1))
+    expected = outputs(running.client.post(INFER_IMAGE, json=request))
+    request["inputs"][0]["data"] = [encoded]
+    with_mark = b"\xef\xbb\xbf" + json.dumps(request).encode()
+    assert outputs(running.client.post(INFER_IMAGE, content=with_mark)) == expected
+    request["inputs"][0].update(shape=[2, 1], data=[encoded, "not base64!"])
+    message = is_an_error(running.client.post(INFER_IMAGE, json=request), 400)
+    assert message == "element 1 of the input is not in base64: encode it, or send binary data"
 
 
 def test_statistics_count_the_images_requests_and_batches() -> None:

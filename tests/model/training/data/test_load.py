@@ -30,6 +30,8 @@ def test_a_folder_of_images_needs_its_path() -> None:
     for data in ("folder:", "data"):
         with pytest.raises(DataError, match="--data folder:PATH"):
             load_for(replace(recipe_named("smoke"), data="folder"), data)
+    with pytest.raises(DataError, match="the home folder in --data folder:~nobody-here/a does not exist"):
+        folder_of("folder:~nobody-here/a")
     assert folder_of("folder:a/b c") == Path("a/b c")
     assert folder_of("data") is None
 

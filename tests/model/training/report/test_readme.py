@@ -7,6 +7,7 @@ import yaml
 
 from model.card import ModelCard, OutlierImages, TeacherBundle, read_card
 from model.training.report.readme import readme
+from tests.documents import blocks
 
 
 @pytest.fixture
@@ -15,7 +16,20 @@ def card(tiny_bundle: Path) -> ModelCard:
 
 
 def test_the_readme_is_generated_from_the_card_alone(card: ModelCard, tiny_bundle: Path) -> None:
-    assert (tiny_bundle / "README.md").read_text() == readme(card)
+    assert (tiny_bundle / "README.md").read_text() == readme(card, folder=tiny_bundle)
+
+
+def test_the_commands_name_the_folder_of_the_bundle(card: ModelCard, tmp_path: Path) -> None:
+    other = card.model_copy(update={"name": "served"})
+    text = readme(other, folder=Path("weights", "my model"))
+    assert blocks(text, "sh") == [
+        ".venv/bin/tenfold serve --weights 'weights/my model'\n",
+        ".venv/bin/tenfold evaluate 'weights/my model' --data data --engine torch\n",
+    ]
+    assert 'model.load("weights/my model")' in text
+    assert "weights/served" in readme(other)
+    assert f"--weights {tmp_path}\n" in readme(other, folder=tmp_path)
+    assert "--weights weights/mine\n" in readme(other, folder=Path.cwd() / "weights" / "mine")
 
 
 def test_the_front_matter_is_that_of_a_model_hub(card: ModelCard) -> None:
