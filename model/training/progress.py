@@ -17,7 +17,7 @@ class NoProgress:
 
     def begin(self, done: float) -> None: ...
 
-    def step(self, *, epoch: int, loss: float, lr: float, images: int, done: float) -> None: ...
+    def step(self, *, epoch: int, loss: float | None, lr: float, images: int, done: float) -> None: ...
 
     def epoch(self, record: dict[str, float]) -> None: ...
 
@@ -33,7 +33,7 @@ class LineProgress:
         self.images = 0
         self.began = self.printed = time.monotonic()
 
-    def step(self, *, epoch: int, loss: float, lr: float, images: int, done: float) -> None:
+    def step(self, *, epoch: int, loss: float | None, lr: float, images: int, done: float) -> None:
         self.images += images
         now = time.monotonic()
         if now - self.printed >= _SECONDS_BETWEEN_LINES:
@@ -70,7 +70,7 @@ class BarProgress:
         self.progress.update(self.task, completed=done)
         self.images, self.began = 0, time.monotonic()
 
-    def step(self, *, epoch: int, loss: float, lr: float, images: int, done: float) -> None:
+    def step(self, *, epoch: int, loss: float | None, lr: float, images: int, done: float) -> None:
         self.images += images
         rate = self.images / (time.monotonic() - self.began)
         state = f"lr {lr:.4f}  {_loss(loss)}  {rate:.0f} images/s"

@@ -68,7 +68,7 @@ class Trace:
 
     def begin(self, done: float) -> None: ...
 
-    def step(self, *, epoch: int, loss: float, lr: float, images: int, done: float) -> None:
+    def step(self, *, epoch: int, loss: float | None, lr: float, images: int, done: float) -> None:
         self.losses.append(loss)
         if len(self.losses) == self.stop:
             raise KeyboardInterrupt

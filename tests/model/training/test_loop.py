@@ -94,7 +94,7 @@ class StopsAt(Silent):
         self.steps, self.epochs = steps, epochs
         self.images: list[int] = []
 
-    def step(self, *, epoch: int, loss: float, lr: float, images: int, done: float) -> None:
+    def step(self, *, epoch: int, loss: float | None, lr: float, images: int, done: float) -> None:
         self.images.append(images)
         self.steps -= 1
         if self.steps == 0:
@@ -111,12 +111,12 @@ class Records(Silent):
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
-        self.losses: list[float] = []
+        self.losses: list[float | None] = []
 
     def begin(self, done: float) -> None:
         self.calls.append(done)
 
-    def step(self, *, epoch: int, loss: float, lr: float, images: int, done: float) -> None:
+    def step(self, *, epoch: int, loss: float | None, lr: float, images: int, done: float) -> None:
         self.calls.append((epoch, lr, images, done))
         self.losses.append(loss)
 
@@ -302,7 +302,9 @@ def test_the_outliers_add_their_weighted_loss_to_the_first_step(data: DataSet, t
 def first_loss(recipe: Recipe, data: DataSet, folder: Path, outliers: Outliers) -> float:
     observer = Records()
     trained(replace(recipe, epochs=1), data, folder, observer, outliers=outliers)
-    return observer.losses[0]
+    loss = observer.losses[0]
+    assert loss is not None
+    return loss
 
 
 def test_the_folders_of_the_outliers_add_their_weighted_loss(data: DataSet, tmp_path: Path) -> None:
@@ -493,7 +495,7 @@ def test_the_first_step_after_a_resume_has_a_loss(data: DataSet, tmp_path: Path)
                 save_every=0,
             )  # fmt: skip
     assert isinstance(observer, Records)
-    assert all(math.isfinite(loss) for loss in observer.losses)
+    assert all(loss is not None and math.isfinite(loss) for loss in observer.losses)
 
 
 def test_another_seed_gives_another_run(data: DataSet, tmp_path: Path) -> None:
