@@ -29,6 +29,8 @@ notices most such changes.
 WEIGHTS_FILE: Final = "model.safetensors"
 OPENVINO_FILES: Final = ("openvino.xml", "openvino.bin")
 ONNX_FILE: Final = "model.onnx"
+MAX_SIDE: Final = 4096
+"""Largest side of an image that is the input of a network, pixels."""
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 # Fields of the card that determine predictions.
@@ -74,8 +76,8 @@ class InputSpec(_Strict):
         std: of each channel, divides the difference.
     """
 
-    resize: Annotated[int, Field(ge=1, le=4096)]
-    crop: Annotated[int, Field(ge=1, le=4096)]
+    resize: Annotated[int, Field(ge=1, le=MAX_SIDE)]
+    crop: Annotated[int, Field(ge=1, le=MAX_SIDE)]
     interpolation: Literal["bilinear", "bicubic"]
     mean: Channels
     std: PositiveChannels

@@ -3,7 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -17,6 +17,13 @@ def main(
     weights: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     data: Data = DATA,
     cache: Cache = Path("runs/cache"),
+    part: Annotated[
+        Literal["auto", "test", "all"],
+        typer.Option(
+            help="Images of folder:PATH. auto uses all of them, unless PATH has a folder of test images or is the "
+            "training data: then those that were for the test."
+        ),
+    ] = "auto",
     engine: Annotated[EngineName, typer.Option(help="Runtime.")] = "auto",
     device: Annotated[DeviceName, typer.Option(help="Device to run on; auto uses CUDA if available.")] = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first LIMIT test images.")] = None,
@@ -32,6 +39,7 @@ def main(
             classifier, assessment = evaluate_bundle(
                 weights,
                 data,
+                part=part,
                 engine=engine,
                 device=device,
                 limit=limit,

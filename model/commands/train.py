@@ -24,7 +24,9 @@ def main(
     data: Data = DATA,
     download: Annotated[bool, typer.Option("--download", help="Download CIFAR-10 to --data if it is missing.")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs, instead of the recipe's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the order and the augmentation.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Seed of the weights, the order and the augmentation.")
+    ] = 0,
     device: Annotated[DeviceName, typer.Option(help="Device to train on; auto uses CUDA if available.")] = "auto",
     network: Annotated[
         str | None,

@@ -16,7 +16,9 @@ _BATCH = 2
 _TOLERANCE = 1e-3
 
 
-def check_network(net: nn.Module, spec: InputSpec, *, num_classes: int, sides: Iterable[int] = ()) -> None:
+def check_network(
+    net: nn.Module, spec: InputSpec, *, num_classes: int, sides: Iterable[int] = (), single: bool = False
+) -> None:
     """Run the network once at each image size and compare its outputs with the contract in model/nets/base.py.
 
     Args:
@@ -24,9 +26,10 @@ def check_network(net: nn.Module, spec: InputSpec, *, num_classes: int, sides: I
         spec: of the recipe or the card; images of crop x crop pixels are tested.
         num_classes: of the data.
         sides: further image sizes that it will be trained at, in pixels.
+        single: whether it will be trained on batches of one image.
 
     Raises:
-        RecipeError: the network breaks the contract; the message says how.
+        RecipeError: the network breaks the contract, or cannot be trained on one image; the message says how.
     """
     if not isinstance(net, Network):
         raise RecipeError(f"{type(net).__name__} is not a Network: derive it from Network of model/nets/base.py")
@@ -36,6 +39,8 @@ def check_network(net: nn.Module, spec: InputSpec, *, num_classes: int, sides: I
     for side in every:
         _check_outputs(evaluated, side, num_classes)
     _check_forward(evaluated, every[0])
+    if single:
+        _check_single(copy.deepcopy(net).train(), every[0])
 
 
 def _check_names(net: Network) -> None:
@@ -74,6 +79,18 @@ def _check_forward(net: Network, side: int) -> None:
     logits = _run(net.forward_head, _run(net.forward_features, _images(side), net, side), net, side).logits
     if not _close(_run(net, _images(side), net, side), logits, logits):
         raise _broken(net, "forward and forward_head return different logits")
+
+
+def _check_single(net: Network, side: int) -> None:
+    """BatchNorm needs two values per channel. A last feature map of one pixel has one."""
+    try:
+        with torch.no_grad():
+            net(_images(side)[:1])
+    except ValueError as error:
+        raise RecipeError(
+            f"{type(net).__name__} cannot be trained on batches of one image of {side} x {side} pixels, because "
+            "BatchNorm needs two values: set a larger batch_size, or add images"
+        ) from error
 
 
 def _images(side: int) -> Tensor:

@@ -37,12 +37,23 @@ UNCALIBRATED = Calibration(temperature=1.0, views=1, pictures=0)
 TEMPERATURE_RANGE = 20.0
 """Largest factor between a temperature and 1. That of an untrained network would have no limit."""
 
+TEMPERATURE_DEVIATION = 0.5
+"""Standard deviation of a normal prior on the logarithm of the temperature, whose mean is 0. Without a prior, a few
+images that are all right have the lowest temperature, and every probability becomes 1."""
+
 EXPONENT_GAIN = 5.0
 """Nats by which an exponent must raise the log-likelihood of the held-out images. Otherwise it is 0."""
 
+FEW_IMAGES = 200
+"""With fewer held-out images, what is fitted to them is rough, and the page of the bundle says so."""
+
 _QUANTILES = 101
-# Number of training images that replace the held-out images if there are none.
+# Number of training images that replace the held-out images if there are none, or are added to few of them.
 _SUBSTITUTES = 5000
+# With fewer held-out images of a class on average, their class means would say more about them than about new images.
+_FEW_PER_CLASS = 50
+# The lowest quantile of few images is that of this fraction.
+_LOWEST = 0.001
 # Of the reference distributions of values, as usual for the population stability index.
 _BINS = 10
 
@@ -54,11 +65,14 @@ class Fitted(NamedTuple):
         out: outputs for N >= 1 images in one view each.
         truth: right classes, int64[N].
         held_out: whether the network was not trained on them.
+        known: outputs for training images and their classes, if there are few held-out images. The class means and the
+            lowest statistics of pixels are those of these images. None otherwise.
     """
 
     out: Observed
     truth: NDArray[np.int64]
     held_out: bool
+    known: tuple[Observed, NDArray[np.int64]] | None = None
 
 
 class Constants(NamedTuple):
@@ -76,16 +90,20 @@ class Constants(NamedTuple):
 
 
 def observe(engine: Engine, spec: InputSpec, data: DataSet) -> Fitted:
-    """Run an engine over the held-out images, or over training images if none were held out.
+    """Run an engine over the held-out images, over training images if none were held out, or over both if few were.
 
     Args:
         engine: with the network.
         spec: test transform of the card.
         data: that the network was trained on.
     """
+    train = data.train[:_SUBSTITUTES]
     held_out = len(data.holdout) > 0
-    images = data.holdout if held_out else data.train[:_SUBSTITUTES]
-    return Fitted(outputs(engine, spec, images.pixels.numpy()), images.labels.numpy(), held_out)
+    images = data.holdout if held_out else train
+    known = None
+    if 0 < len(data.holdout) < _FEW_PER_CLASS * len(data.labels):
+        known = outputs(engine, spec, train.pixels.numpy()), train.labels.numpy()
+    return Fitted(outputs(engine, spec, images.pixels.numpy()), images.labels.numpy(), held_out, known)
 
 
 def fit(images: Fitted, *, outliers: bool) -> Constants:
@@ -95,10 +113,10 @@ def fit(images: Fitted, *, outliers: bool) -> Constants:
         images: from `observe`.
         outliers: whether the network was trained with outliers.
     """
-    out, truth, held_out = images
+    out, truth, held_out, known = images
     logits, features, statistics = out.logits[:, None], out.features[:, None], out.statistics[:, None]
     calibration = fit_calibration(logits, truth) if held_out else UNCALIBRATED
-    ood = fit_out_of_distribution(logits, features, statistics, truth, outliers=outliers)
+    ood = fit_out_of_distribution(logits, features, statistics, truth, outliers=outliers, known=known)
     return Constants(calibration, ood, reference_of(out, calibration, ood) if held_out else None)
 
 
@@ -151,6 +169,8 @@ def _histogram(values: NDArray[np.floating[Any]]) -> Histogram:
 def fit_calibration(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Calibration:
     """Find the temperature and the exponent with the smallest negative log-likelihood (`scaled_logits`).
 
+    The logarithm of the temperature of an image with the mean spread has a normal prior, which matters for few images.
+
     A network that was trained with outliers is often right about images that it gives a low confidence, and an exponent
     above 0 raises it. The exponent remains 0 unless it raises the log-likelihood by `EXPONENT_GAIN`. The probabilities
     of an image are those of `model.calibration.probabilities_of_images`.
@@ -166,10 +186,14 @@ def fit_calibration(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Ca
     # log(1 / T). For each exponent the loss is convex in 1 / T.
     inverse = torch.zeros((), dtype=torch.float64, requires_grad=True)
     exponent = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    mean_spread = spread.log().mean()
 
     def loss() -> Tensor:
-        scale = inverse.exp() * spread ** -exponent.clamp(-1, 1)
-        return F.cross_entropy((values * scale * weights).sum(dim=1), labels)
+        power = exponent.clamp(-1, 1)
+        scaled: Tensor = values * inverse.exp() * spread**-power
+        nll = F.cross_entropy((scaled * weights).sum(dim=1), labels)
+        total: Tensor = nll + temperature_penalty(inverse - power * mean_spread) / images
+        return total
 
     minimise(loss, inverse)
     nll, alone = loss().item(), _temperature(inverse)
@@ -181,6 +205,16 @@ def fit_calibration(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> Ca
         return Calibration(temperature=alone, views=views, pictures=images)
     found = round(float(exponent.detach().clamp(-1, 1)), 4)
     return Calibration(temperature=temperature, exponent=found, views=views, pictures=images)
+
+
+def temperature_penalty(log_inverse: Tensor) -> Tensor:
+    """The negative logarithm of the prior of a temperature T, up to a constant, nats.
+
+    Args:
+        log_inverse: log(1 / T).
+    """
+    deviations: Tensor = log_inverse / TEMPERATURE_DEVIATION
+    return deviations * deviations / 2
 
 
 def _temperature(inverse: Tensor) -> float:
@@ -207,12 +241,16 @@ def fit_out_of_distribution(
     truth: NDArray[np.int64],
     *,
     outliers: bool,
+    known: tuple[Observed, NDArray[np.int64]] | None = None,
 ) -> OutOfDistribution:
     """Choose the out-of-distribution score and compute its constants.
 
     The score is the energy for a network that was trained with outliers, since their loss acts on the logits. It is the
     mean of the energy and the class-mean cosine, each divided by its standard deviation, for any other network. The
     measurements that led to this rule are in docs/training.md.
+
+    The quantiles are those of new images: of n images, the lowest is at the fraction 1 / (n + 1). Below it the scores
+    are extrapolated with an exponential distribution.
 
     As in `model.classifier`, the score of an image is the mean over its views by `view_weights`.
 
@@ -222,12 +260,16 @@ def fit_out_of_distribution(
         statistics: of the pixels, float64[N, V, 2], see `model.calibration.pixel_statistics`.
         truth: right classes, int64[N].
         outliers: whether the network was trained with outliers.
+        known: as in `Fitted`.
     """
     images, views, classes = logits.shape
     rows = logits.reshape(-1, classes), features.reshape(images * views, -1)
-    contrast, coarseness = statistics.reshape(-1, 2).min(axis=0).tolist()
+    of_classes = (rows[1], np.repeat(truth, views)) if known is None else (known[0].features, known[1])
+    lowest = np.concatenate([statistics.min(axis=1), *([] if known is None else [known[0].statistics])])
+    # New images can be a little below the lowest of few.
+    contrast, coarseness = (lowest.min(axis=0) * (1 - 1 / np.sqrt(len(lowest)))).tolist()
     spec = OutOfDistribution(
-        score=Energy(method="energy") if outliers else _fit_mixture(*rows, np.repeat(truth, views)),
+        score=Energy(method="energy") if outliers else _fit_mixture(*rows, *of_classes),
         quantiles=[0.0, 0.0],
         least_contrast=math.floor(contrast * 100) / 100,
         least_coarseness=math.floor(coarseness * 10_000) / 10_000,
@@ -236,18 +278,36 @@ def fit_out_of_distribution(
         pictures=images,
     )
     scores = OutOfDistributionScore(spec).of_views(*rows).reshape(images, views) @ view_weights(views)
-    quantiles = np.quantile(scores, np.linspace(0, 1, _QUANTILES))
-    return spec.model_copy(update={"quantiles": np.round(quantiles, 6).tolist()})
+    return spec.model_copy(update={"quantiles": np.round(quantiles_of(scores), 6).tolist()})
 
 
-def _fit_mixture(logits: NDArray[np.float32], features: NDArray[np.float32], truth: NDArray[np.int64]) -> Mixture:
+def quantiles_of(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The quantiles 0, 0.01, ... 1 of new images, from the scores of N images, float64[N]."""
+    fractions = np.linspace(0, 1, _QUANTILES)
+    found: NDArray[np.float64] = np.quantile(scores, fractions, method="weibull")
+    lowest, least = 1 / (len(scores) + 1), scores.min()
+    median = np.median(scores)
+    # The scale of an exponential distribution is the mean distance of the lower half from the median.
+    scale = np.maximum(median - scores, 0).sum() / max(int((scores < median).sum()), 1)
+    below = fractions < lowest
+    found[below] = least - scale * np.log(np.maximum(lowest / np.maximum(fractions[below], _LOWEST), 1))
+    return found
+
+
+def _fit_mixture(
+    logits: NDArray[np.float32],
+    features: NDArray[np.float32],
+    of_classes: NDArray[np.float32],
+    truth: NDArray[np.int64],
+) -> Mixture:
     """Args:
     logits: float32[N, C].
     features: float32[N, D].
-    truth: right classes, int64[N].
+    of_classes: features whose means are those of the classes, float32[M, D].
+    truth: right classes of these, int64[M].
     """
     known = np.unique(truth)
-    means = np.stack([features[truth == label].mean(axis=0, dtype=np.float64) for label in known])
+    means = np.stack([of_classes[truth == label].mean(axis=0, dtype=np.float64) for label in known])
     centre = means.mean(axis=0)
     directions = np.zeros((logits.shape[1], features.shape[1]))
     directions[known] = means - centre

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,20 @@ import torch
 from torch.torch_version import TorchVersion
 
 from model.errors import SaveError, TrainingError, cannot_write
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a run can be saved in a folder, before the work for it. Leaves no files.
+
+    Raises:
+        SaveError: the folder is a file, or cannot be made or written.
+    """
+    place = folder.absolute()
+    try:
+        existing = next(each for each in (place, *place.parents) if each.exists())
+        tempfile.TemporaryDirectory(prefix=".run-", dir=existing).cleanup()
+    except OSError as error:
+        raise SaveError(f"cannot save the run in {folder} ({error.strerror}): choose another --run") from error
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

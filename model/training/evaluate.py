@@ -13,16 +13,18 @@ from model.calibration import OutOfDistributionScore, pixel_statistics, scaled_l
 from model.card import Calibration, InputSpec, Mistake, OutOfDistribution, ReliabilityBin
 from model.classifier import Classifier, load
 from model.engines.base import DeviceName, Engine, EngineName
-from model.errors import ModelError
+from model.errors import ModelError, TrainingError
 from model.image import test_transform
 from model.training.data import (
     CACHE,
     CIFAR10_LABELS,
     LabeledImages,
     Sources,
+    TestPart,
     folder_of,
     load_again,
     load_cifar10_test,
+    load_test,
     split_sources,
 )
 from model.training.ood import others
@@ -44,7 +46,9 @@ class Scores:
         top1: fraction of images whose most probable class is right, 0..1.
         nll: mean negative log-likelihood, nats.
         ece: expected calibration error, 0..1.
-        per_class: accuracy on the images of each class, 0..1, NaN for a class without images; float64[C].
+        per_class: accuracy on the images of each class (recall), 0..1, NaN for a class without images; float64[C].
+        f1: harmonic mean of precision and recall of each class, 0..1, NaN likewise; float64[C].
+        macro: mean of `per_class` over the classes with images (balanced accuracy), 0..1.
         confusion: number of images of class i that are predicted as class j, int64[C, C].
         bins: number of images, mean confidence and accuracy in each of the 15 bins of confidence, float64[15, 3].
         probabilities: float32[N, C].
@@ -56,6 +60,8 @@ class Scores:
     nll: float
     ece: float
     per_class: NDArray[np.float64]
+    f1: NDArray[np.float64]
+    macro: float
     confusion: NDArray[np.int64]
     bins: NDArray[np.float64]
     probabilities: NDArray[np.float32]
@@ -89,8 +95,7 @@ def score(
 
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (truth, chosen), 1)
-    totals = confusion.sum(1)
-    per_class = np.divide(confusion.diagonal(), totals, out=np.full(classes, np.nan), where=totals > 0)
+    per_class, f1 = class_scores(confusion)
 
     # Bin i contains confidences in (i/15, (i+1)/15].
     index = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
@@ -106,8 +111,30 @@ def score(
     )
     ece = float((sizes * np.abs(bins[:, 1] - bins[:, 2])).sum() / count)
     return Scores(
-        count, float(right.mean()), float(-log_likelihood.mean()), ece, per_class, confusion, bins, probabilities, truth
+        images=count,
+        top1=float(right.mean()),
+        nll=float(-log_likelihood.mean()),
+        ece=ece,
+        per_class=per_class,
+        f1=f1,
+        macro=float(np.nanmean(per_class)),
+        confusion=confusion,
+        bins=bins,
+        probabilities=probabilities,
+        truth=truth,
     )
+
+
+def class_scores(confusion: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The accuracy (recall) and the F1 score of each class, float64[C], NaN for a class without images.
+
+    Args:
+        confusion: number of images of class i that are predicted as class j, int64[C, C].
+    """
+    right, images, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    nothing = np.full(len(confusion), np.nan)
+    accuracy = np.divide(right, images, out=nothing.copy(), where=images > 0)
+    return accuracy, np.divide(2 * right, images + predicted, out=nothing, where=images > 0)
 
 
 def reliability(scores: Scores) -> list[ReliabilityBin]:
@@ -186,12 +213,17 @@ def outputs(
         spec: test transform of the card.
         pixels: uint8[N, H, W, 3].
         progress: called after each batch with the number of images in it.
+
+    Raises:
+        TrainingError: the outputs of the network are not finite.
     """
     parts = []
     for start in range(0, len(pixels), engine.preferred_batch):
         part = pixels[start : start + engine.preferred_batch]
         views = np.stack([test_transform(Image.fromarray(image), spec) for image in part])
         out = engine.run(views)
+        if not (np.isfinite(out.logits).all() and np.isfinite(out.features).all()):
+            raise TrainingError("the outputs of the network are not finite: train it again at a lower rate")
         parts.append(Observed(out.logits, out.features, pixel_statistics(views)))
         if progress:
             progress(len(part))
@@ -267,6 +299,7 @@ def evaluate_bundle(
     folder: Path,
     data: Sources,
     *,
+    part: TestPart = "auto",
     engine: EngineName = "auto",
     device: DeviceName = "auto",
     limit: int | None = None,
@@ -274,11 +307,12 @@ def evaluate_bundle(
     report: Callable[[str], None] = lambda _: None,
     progress: Progress | None = None,
 ) -> tuple[Classifier, Assessment]:
-    """Load a bundle and assess it on the test part of a folder of images, or on the CIFAR-10 test set.
+    """Load a bundle and assess it on a folder of images, or on the CIFAR-10 test set.
 
     Args:
         folder: of the bundle.
         data: where the images are. Images that were added in training count if their folders are named again.
+        part: which images of a single folder, as in `load_test`.
         engine: as in `model.load`.
         device: as in `model.load`.
         limit: use only the first so many test images.
@@ -292,7 +326,9 @@ def evaluate_bundle(
     classifier = load(folder, engine=engine, device=device)
     card = classifier.card
     first, others = split_sources(data)
-    if folder_of(first) or others:
+    if folder_of(first) and not others:
+        test = load_test(card, first, part=part, limit=limit, cache=cache, report=report, progress=progress)
+    elif others:
         test = load_again(card, data, limit=limit, cache=cache, report=report, progress=progress).test
     elif tuple(card.labels) != CIFAR10_LABELS:
         raise ModelError(

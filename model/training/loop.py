@@ -47,6 +47,15 @@ _NETWORK_STREAM = 2**31
 # Added for each rank to the seed of the numbers that its network draws.
 _RANK_STREAM = 2**20
 
+# PyTorch refuses larger seeds.
+_SEEDS = 2**63
+
+# On a GPU, reading the loss waits for the step.
+_STEPS_PER_LOSS = 20
+
+# Fields of a recipe that change nothing in a run that has begun.
+_NOT_IDENTITY = {"summary", "changed", "needs_init", "compile"}
+
 
 class Observer(Protocol):
     """Receives the progress of a run."""
@@ -135,9 +144,9 @@ def train(
     Raises:
         SaveError: the folder contains a run already, or cannot be written.
         RecipeError: the network breaks the contract of model/nets/base.py, `init` belongs to another network, the
-            checkpoint belongs to another recipe, seed or selection of data, or a batch has fewer images than there are
-            ranks.
-        TrainingError: there is nothing to resume, or the loss is no longer finite.
+            checkpoint belongs to another recipe, seed or data set, or a batch has fewer images than there are ranks,
+            or only one and the network cannot be trained on it.
+        TrainingError: there is nothing to resume, or the loss of the training or the watched images is not finite.
     """
     saved = folder / "checkpoint.pt"
     if not resume and saved.exists():
@@ -150,7 +159,13 @@ def train(
 
     torch.manual_seed(seed)
     net = build(recipe.network, **recipe.network_arguments(len(data.labels)))
-    check_network(net, recipe.input_spec(), num_classes=len(data.labels), sides=recipe.sides())
+    check_network(
+        net,
+        recipe.input_spec(),
+        num_classes=len(data.labels),
+        sides=recipe.sides(),
+        single=min(recipe.batch_size, recipe.epoch_images or recipe.batch_size, len(data.train)) == 1,
+    )
     if init is not None:
         start_from(net, init.state)
     folder_classifier = with_folder_classifier(net, outliers, recipe) if outliers else None
@@ -163,14 +178,20 @@ def train(
         use_matmul_convolutions(net, recipe.matmul_side)
     ema = None
     if recipe.ema_decay:
-        ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)  # type: ignore[no-untyped-call]
+        ema = moving_average(net, recipe.ema_decay)
     if ranks.joined:
         synchronise_batch_norm(net, device)
     optimizers = optimizers_for(net, recipe)
     if folder_classifier:
         optimizers[0].add_param_group({"params": list(folder_classifier.classifier.parameters()), "scale": 1.0})
     scores = torch.full((len(data.train),), math.inf, device=device)
-    identity = {"recipe": asdict(recipe), "seed": seed, "pictures": len(data.train)}
+    identity = {
+        "recipe": {name: value for name, value in asdict(recipe).items() if name not in _NOT_IDENTITY},
+        "seed": seed,
+        "pictures": len(data.train),
+        "labels": list(data.labels),
+        "data": [data.sha256, *(added.sha256 for added in data.added)],
+    }
     if outliers:
         identity["outliers"] = outliers.about.sha256
     if outliers and folder_classifier:
@@ -183,15 +204,7 @@ def train(
 
     if resume:
         state = checkpoint.load(saved)
-        was = state["identity"]
-        # Whether the recipe requires initial weights changes nothing in a run that has begun.
-        was["recipe"] = {**FIELD_DEFAULTS, **was["recipe"], "needs_init": recipe.needs_init}
-        if was != identity:
-            raise RecipeError(
-                f"{folder} contains a run of recipe {was['recipe']['name']!r} (seed {was['seed']}, "
-                f"{was['recipe']['epochs']} epochs, {was['pictures']} images) with other options: "
-                "resume it with the options that it started with, or choose another --run"
-            )
+        refuse_another(state["identity"], identity, folder)
         net.load_state_dict(state["net"])
         if folder_classifier:
             folder_classifier.classifier.load_state_dict(state["folder_classifier"])
@@ -237,8 +250,9 @@ def train(
 
     for epoch in range(len(run.history), recipe.epochs):
         began = saved_at = time.monotonic()
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        torch.manual_seed(seed * 1_000_003 + epoch + _NETWORK_STREAM + ranks.rank * _RANK_STREAM)
+        own_seed = seed * 1_000_003 + epoch
+        generator = torch.Generator().manual_seed(own_seed % _SEEDS)
+        torch.manual_seed((own_seed + _NETWORK_STREAM + ranks.rank * _RANK_STREAM) % _SEEDS)
         if unfinished:
             order, weights, first = unfinished["order"], unfinished["weights"].to(device), unfinished["steps"]
             generator.set_state(unfinished["random"]["augmentation"])
@@ -251,7 +265,7 @@ def train(
                 weights *= class_weights[train_part.labels]
             first = 0
         net.train()
-        recent = None
+        recent = math.nan
         lr = 0.0
         batches = split_order(order, recipe.batch_size)
         side = recipe.side_at(epoch)
@@ -308,7 +322,7 @@ def train(
                 ema.update_parameters(net)
             losses = split.gather(losses.detach(), len(index))
             scores[moved(index, device)] = losses
-            if device.type == "cpu" or step % 20 == 0:  # on a GPU, reading the loss waits for the step
+            if device.type == "cpu" or (step - first) % _STEPS_PER_LOSS == 0:
                 recent = ranks.average(loss)
             observer.step(
                 epoch=epoch + 1,
@@ -342,6 +356,7 @@ def train(
             mine = watched[split.part(len(watched))]
             logits = split.gather(evaluation_logits(run.net, mine, recipe, device), len(watched))
             record["loss"] = F.cross_entropy(logits, watched.labels).item()
+            check_finite(record["loss"], epoch, f"{recipe.watch} loss")
             record["accuracy"] = (logits.argmax(1) == watched.labels).float().mean().item()
         record["seconds"] = time.monotonic() - began
         run.history.append(record)
@@ -353,6 +368,23 @@ def train(
 
     run.net.eval()
     return run
+
+
+def moving_average(net: nn.Module, decay: float) -> AveragedModel:
+    """The exponential moving average of the weights of `net`. `update_parameters` of the result adds a step to it.
+
+    The decay of step n, from 0, is min(decay, (1 + n) / (10 + n)), as in TensorFlow's ExponentialMovingAverage. With a
+    constant decay, the weights of the first step would keep a large share in a short run.
+    """
+
+    def update(averaged: Any, current: Any, steps: Any) -> None:
+        # `steps` is on the device of the weights: reading it would wait for a GPU.
+        done = int(ema.n_averaged)
+        ramped = min(decay, (1 + done) / (10 + done))
+        get_ema_multi_avg_fn(ramped)(averaged, current, steps)  # type: ignore[no-untyped-call]
+
+    ema = AveragedModel(net, multi_avg_fn=update, use_buffers=True)
+    return ema
 
 
 def optimizers_for(net: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -435,14 +467,43 @@ def weights_of_classes(labels: Tensor, num_classes: int, balance: float) -> Tens
     return weights / weights[labels].mean()
 
 
-def check_finite(loss: float, epoch: int) -> None:
+def check_finite(loss: float, epoch: int, name: str = "loss") -> None:
     """Stop a run that has diverged, before it is saved.
 
     Raises:
         TrainingError: the loss is infinite or not a number.
     """
     if not math.isfinite(loss):
-        raise TrainingError(f"the loss is no longer finite in epoch {epoch + 1}: lower the recipe's rate")
+        raise TrainingError(f"the {name} is no longer finite in epoch {epoch + 1}: lower the recipe's rate")
+
+
+def refuse_another(was: dict[str, Any], identity: dict[str, Any], folder: Path) -> None:
+    """Refuse to resume a run with other options or other images.
+
+    Args:
+        was: the identity in the checkpoint. Those of earlier versions lack the classes and the hash of the images.
+        identity: of the run that is to continue.
+        folder: of the run, for the message.
+
+    Raises:
+        RecipeError: they differ.
+    """
+    was = {"labels": identity["labels"], "data": identity["data"], **was}
+    recipe = {**FIELD_DEFAULTS, **was["recipe"]}
+    was["recipe"] = {name: value for name, value in recipe.items() if name not in _NOT_IDENTITY}
+    if was == identity:
+        return
+    kind = "with other options"
+    if was["labels"] != identity["labels"]:
+        differences = sorted({*was["labels"]} ^ {*identity["labels"]})
+        kind = f"with other classes ({', '.join(differences[:5]) or 'in another order'})"
+    elif was["data"] != identity["data"]:
+        kind = "with other images"
+    raise RecipeError(
+        f"{folder} contains a run of recipe {recipe['name']!r} (seed {was['seed']}, {recipe['epochs']} epochs, "
+        f"{was['pictures']} images) {kind}: resume it with the options and images that it started with, or choose "
+        "another --run"
+    )
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:

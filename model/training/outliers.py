@@ -20,6 +20,7 @@ from model.decode import decode
 from model.errors import DataError, ImageError, RecipeError
 from model.image import test_transform
 from model.nets.base import Network
+from model.training.data.listing import files_in
 from model.training.recipes import Recipe
 
 _MAX_PIXELS = 50_000_000
@@ -63,11 +64,15 @@ def load_outliers(root: Path, *, side: int, without: Collection[str] = (), gener
         The images in the order of their paths, then the generated ones. Files that are not images are counted.
 
     Raises:
-        DataError: the folder does not exist, has no readable image, or has no folder with a name in `without`.
+        DataError: the folder does not exist or cannot be read, has no readable image, or has no folder with a name in
+            `without`.
     """
     if not root.is_dir():
         raise DataError(f"the folder {root} does not exist: give --outliers a folder of images")
-    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    try:
+        paths = sorted(files_in(root))
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}): change its permissions") from error
     inside = {path: set(path.relative_to(root).parts[:-1]) for path in paths}
     if unknown := set(without) - set[str]().union(*inside.values()):
         raise DataError(f"{root} contains no folder {', '.join(sorted(unknown))}: correct --outliers-without")
@@ -75,9 +80,12 @@ def load_outliers(root: Path, *, side: int, without: Collection[str] = (), gener
     images, origins, unreadable = [], [], 0
     for path in paths:
         if inside[path].isdisjoint(without):
+            if not path.is_file():  # a pipe would be waited for
+                unreadable += 1
+                continue
             try:
                 decoded = decode(path.read_bytes(), side=4 * side, max_pixels=_MAX_PIXELS)
-            except ImageError:
+            except (ImageError, OSError):
                 unreadable += 1
             else:
                 images.append(test_transform(decoded.image, spec))

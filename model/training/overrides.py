@@ -8,6 +8,7 @@ from typing import Any, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from model.card import MAX_SIDE
 from model.errors import RecipeError
 from model.training.recipes import Argument, Recipe
 
@@ -91,6 +92,7 @@ def _check(recipe: Recipe) -> None:
             f"crop ({recipe.crop}) is larger than resize ({recipe.resize}): set both, such as --set resize="
             f"{recipe.crop} --set crop={recipe.crop}",
         ),
+        (recipe.resize > MAX_SIDE, f"resize ({recipe.resize}) is larger than {MAX_SIDE} pixels: set a smaller one"),
         (recipe.pad >= recipe.resize, f"pad ({recipe.pad}) must be smaller than resize ({recipe.resize}): set pad"),
         (
             recipe.sizes and recipe.sizes[-1][1] != recipe.crop,

@@ -1,10 +1,15 @@
 """Initial weights from a file, such as torchvision's for ImageNet."""
 
+import codecs
 import hashlib
-from collections.abc import Mapping
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -12,6 +17,20 @@ from torch import Tensor
 from model.card import WEIGHTS_FILE
 from model.errors import RecipeError
 from model.nets.base import Network
+
+_scalar = np.float64(0).__reduce__()[0]  # what NumPy pickles its numbers with
+# Plain values that others save beside the weights: the options of torchvision and timm, and numbers of NumPy. The
+# functions only make these values.
+_PLAIN: list[Any] = [
+    Namespace,
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+    np.dtypes.Int64DType,
+    _scalar,
+    (_scalar, "numpy.core.multiarray.scalar"),  # NumPy 1
+    codecs.encode,
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +43,9 @@ class Init:
 
 def read_state_dict(path: Path, *, option: str = "--init") -> Init:
     """Read a state dict from a bundle, from a .safetensors file, or from one that torch.save wrote.
+
+    A state dict inside other values is found, such as that of {"epoch": 9, "model": state}. Of several, the largest
+    that is no moving average is taken. Only tensors and plain values are unpickled.
 
     Args:
         path: of the bundle or file.
@@ -39,27 +61,42 @@ def read_state_dict(path: Path, *, option: str = "--init") -> Init:
     safe = path.suffix == ".safetensors"
     try:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        state = load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
+        with torch.serialization.safe_globals(_PLAIN):
+            found = load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
     except OSError as error:
         raise _refusal(path, f"it cannot be read: {error.strerror}", option) from error
     except Exception as error:  # the messages of torch.load are pages long and advise to unpickle any object
         reason = (
             "it is damaged or was not written by safetensors"
             if safe
-            else "it is damaged, was not written by torch.save, or holds objects other than tensors"
+            else "it is damaged, was not written by torch.save, or holds objects such as the network itself"
         )
         raise _refusal(path, reason, option) from error
-    if isinstance(state, dict) and "net" in state:  # a checkpoint of model.training.loop
-        state = state["net"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    states = list(_states(found))
+    if not states:
         raise _refusal(path, "it holds something else", option)
+    _, state = max(states, key=lambda each: ("ema" not in each[0].lower(), len(each[1])))
     return Init(state, sha256)
+
+
+def _states(value: object, name: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The tensors of each dict in a value, at any depth, and where it is."""
+    if isinstance(value, Mapping):
+        tensors = {key: each for key, each in value.items() if isinstance(key, str) and isinstance(each, Tensor)}
+        if tensors:
+            yield name, tensors
+        for key, each in value.items():
+            yield from _states(each, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _states(each, name)
 
 
 def start_from(net: Network, state: dict[str, Tensor], *, option: str = "--init", other_classes: bool = True) -> None:
     """Load a state dict into `net`.
 
-    A name in front of all keys, such as "module." of DistributedDataParallel, may differ.
+    Names in front of all keys of the network, such as "module." of DistributedDataParallel or "model.backbone.", may
+    differ. Then the keys of other parts, such as those of a loss, are left out.
 
     Args:
         net: the network.
@@ -71,7 +108,9 @@ def start_from(net: Network, state: dict[str, Tensor], *, option: str = "--init"
         RecipeError: the state dict belongs to another network.
     """
     own = net.state_dict()
-    renamed = {_prefix(own) + key.removeprefix(_prefix(state)): value for key, value in state.items()}
+    ours = _prefix(own)
+    theirs = _prefix_of([key.removeprefix(ours) for key in own], state)
+    renamed = {ours + key.removeprefix(theirs): value for key, value in state.items() if key.startswith(theirs)}
     state = max(state, renamed, key=lambda each: len(each.keys() & own.keys()))
     head = net.classifier_keys() if other_classes else frozenset()
     if any(key in state and state[key].shape != own[key].shape for key in head):
@@ -96,3 +135,14 @@ def _prefix(state: Mapping[str, Tensor]) -> str:
     """The first name of all keys with its dot, or nothing if the keys have different ones."""
     names = {key.partition(".")[0] + "." for key in state}
     return names.pop() if len(names) == 1 else ""
+
+
+def _prefix_of(names: Collection[str], state: Mapping[str, Tensor]) -> str:
+    """What precedes most of the names in the keys of a state dict, which is nothing or ends with a dot."""
+    found = Counter(
+        key.removesuffix(name)
+        for key in state
+        for name in names
+        if key.endswith(name) and (len(key) == len(name) or key.removesuffix(name).endswith("."))
+    )
+    return min(found, key=lambda prefix: (-found[prefix], len(prefix)), default="")

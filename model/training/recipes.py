@@ -115,7 +115,8 @@ class Recipe:
     weight (InfoBatch, Qin et al. 2024, arXiv:2303.04947). The first epoch and the last eighth of the run use all."""
     label_smoothing: BelowOne = 0.0
     ema_decay: BelowOne = 0.0
-    """Decay per step of the exponential moving average of the weights, which is then exported; 0 for none."""
+    """Decay per step of the exponential moving average of the weights, which is then exported; 0 for none. The decay of
+    the first steps is lower (`loop.moving_average`)."""
 
     outlier_weight: NotNegative = 0.5
     """Weight of the loss of the outliers, if there are any: the cross-entropy between the uniform distribution and the

@@ -1,7 +1,7 @@
 """A training run from its recipe to its bundle."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from model.engines.base import DeviceName
 from model.engines.torch import has_bfloat16
 from model.errors import RecipeError, SaveError, TrainingError, cannot_write
 from model.nets.zoo import build, short_name
+from model.training import checkpoint
 from model.training import data as datasets
 from model.training.average import average
+from model.training.calibrate import FEW_IMAGES
 from model.training.distill import Teacher
 from model.training.export import export
 from model.training.loop import Observer, Run, train
@@ -72,13 +74,15 @@ def train_bundle(
         ranks: the processes that train together. Rank 0 tests the network, writes and prints.
 
     Raises:
-        SaveError: the bundle exists, has an unusable name or cannot be written, or `run` holds another run.
+        SaveError: the bundle exists, has an unusable name or cannot be written, or `run` cannot be written or holds
+            another run.
         DataError: the data set is missing or damaged, or `outliers` cannot be used.
         RecipeError: there is no such network, `init` is missing or of another network, or the checkpoint is of another
             recipe.
         TrainingError: there is no CUDA device or no checkpoint, or the loss is no longer finite.
     """
     check_new(out)
+    checkpoint.check_folder(run)
     if not re.match(NAME_PATTERN, name or out.name):
         option = "give --name" if name else "end --out in"
         raise SaveError(f"the name {name or out.name!r} is not allowed: {option} letters, digits, dots, _ and - only")
@@ -111,8 +115,7 @@ def train_bundle(
         report(f"teacher: {guide.about.name}, in {guide.about.precision} by {guide.about.engine}")
     cuda = device != "cpu" and torch.cuda.is_available()
     place = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    if recipe.amp and not has_bfloat16(place):
-        report(f"training in float32, because this {'GPU' if cuda else 'CPU'} has no bfloat16 instructions")
+    recipe = _suited(recipe, place, report)
     result = _train(
         recipe,
         dataset,
@@ -134,6 +137,8 @@ def train_bundle(
     print(f"testing once, on {counted(len(dataset.test), 'image')}", flush=True)
     card = export(result, dataset, out, name=name or out.name, device=device)
     print(f"test accuracy {card.metrics.top1:.2%}, expected calibration error {card.metrics.ece:.2%}")
+    if 0 < len(dataset.holdout) < FEW_IMAGES:
+        print(f"the probabilities and verdicts are rough: only {len(dataset.holdout):,} images were held out")
     print(f"wrote {out}", flush=True)
     sheet = run / "mistakes.png"
     try:
@@ -142,6 +147,30 @@ def train_bundle(
         sheet.unlink(missing_ok=True)
         raise SaveError(cannot_write(sheet, error, f"make it writable; {out} is complete")) from error
     print(f"{sheet} shows the mistakes with the highest confidence", flush=True)
+
+
+def _suited(recipe: Recipe, device: torch.device, report: Callable[[str], None]) -> Recipe:
+    """The recipe as the device can run it. Reports what it lacks."""
+    if recipe.amp and not has_bfloat16(device):
+        kind = "GPU" if device.type == "cuda" else "CPU"
+        report(f"training in float32, because this {kind} has no bfloat16 instructions")
+    if recipe.compile and (problem := why_not_compiled(device)):
+        report(f"training without torch.compile, which cannot run here: {problem}")
+        return replace(recipe, compile=False)
+    return recipe
+
+
+def why_not_compiled(device: torch.device) -> str | None:
+    """Why torch.compile cannot run on a device, such as for want of a C++ compiler, or None if it can.
+
+    The whole network would fail with hundreds of lines, so one addition is compiled first.
+    """
+    try:
+        torch.compile(lambda values: values + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # the errors of its parts have no common base
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return lines[0] if lines else type(error).__name__
+    return None
 
 
 def bundle_name(network: str, data: str) -> str:

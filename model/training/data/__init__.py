@@ -1,7 +1,17 @@
 """Data sets: CIFAR-10, a folder of images, and synthetic images that need no files."""
 
 from model.training.data.cifar10 import CIFAR10_LABELS, load_cifar10_test
-from model.training.data.load import CACHE, Sources, folder_of, load, load_again, load_for, split_sources
+from model.training.data.load import (
+    CACHE,
+    Sources,
+    TestPart,
+    folder_of,
+    load,
+    load_again,
+    load_for,
+    load_test,
+    split_sources,
+)
 from model.training.data.sets import DataSet, LabeledImages, Part
 
 __all__ = [
@@ -11,10 +21,12 @@ __all__ = [
     "LabeledImages",
     "Part",
     "Sources",
+    "TestPart",
     "folder_of",
     "load",
     "load_again",
     "load_cifar10_test",
     "load_for",
+    "load_test",
     "split_sources",
 ]

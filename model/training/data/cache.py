@@ -105,7 +105,7 @@ def cached_images(
     """
     name = re.sub(r"[^A-Za-z0-9]+", "-", root.resolve().name).strip("-") or "images"
     place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]
-    entry = cache / f"{name}-{place}-{spec.resize}-{spec.crop}"
+    entry = cache / f"{name}-{place}-{spec.resize}-{spec.crop}{'-all' if test == 1 else ''}"
     fingerprint = _fingerprint(listing, spec, holdout=holdout, test=test)
     try:
         with _locked(entry):
@@ -123,7 +123,7 @@ def cached_images(
 def _fingerprint(listing: Listing, spec: InputSpec, *, holdout: float, test: float) -> str:
     digest = hashlib.sha256(repr((_FORMAT, spec.interpolation, holdout, test, listing.labels, listing.added)).encode())
     for file in listing.files:
-        digest.update(repr((file.path, file.label, file.part, file.size, file.modified)).encode())
+        digest.update(repr(file).encode())
     return digest.hexdigest()
 
 
@@ -228,6 +228,8 @@ def _mapped_over(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Se
 
 def _hashed(root: Path, file: ListedFile) -> HashedFile | str:
     """The file with its hash, or why it cannot be read."""
+    if file.unreadable:
+        return file.unreadable
     if file.size > _MAX_BYTES:
         return f"it is larger than {_MAX_BYTES >> 20} MiB"
     try:

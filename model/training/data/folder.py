@@ -1,6 +1,6 @@
 """A folder of images as a data set."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from model.card import InputSpec
 from model.errors import DataError
 from model.training.data.cache import Index, Progress, cached_images
-from model.training.data.listing import list_images
+from model.training.data.listing import Listing, list_images
 from model.training.data.sets import PARTS, DataSet, LabeledImages
 from model.training.words import counted
 
@@ -28,7 +28,7 @@ def load_folder(
     report: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> DataSet:
-    """Map the images of PATH/CLASS/*, or of PATH/train/CLASS/* and PATH/test/CLASS/*, into memory.
+    """Map the images of PATH/CLASS/*, or of the parts PATH/train/CLASS/*, PATH/val/CLASS/*, PATH/test/CLASS/*.
 
     The images are decoded once, into the cache (`model.training.data.cache`).
 
@@ -36,26 +36,29 @@ def load_folder(
         root: the folder.
         spec: test transform of the recipe or the card.
         holdout: share of the training images that is held out, unless PATH/val exists.
-        test: share of all images that is for the test, unless PATH/test exists.
+        test: share of all images that is for the test, unless PATH/test exists; 1 for all images, whatever their part.
         cache: folder of the decoded images.
-        labels: the class names in the order of the label numbers; None sorts them.
+        labels: the class names in the order of the label numbers; None sorts them. If all images are for the test,
+            some of these classes may be missing.
         added: whether the images are added to a data set with these `labels`. Classes may then be missing.
         report: called with lines of text about the images of each class and the files that are left out.
         progress: called for each file that is hashed or decoded.
 
     Raises:
         DataError: the folder has another layout, too few images or too many unreadable files, or its classes are not
-            `labels`.
+            those of `labels`.
         SaveError: the cache cannot be written.
     """
     listing = list_images(root, added=added)
-    if added and (unknown := sorted(set(listing.labels).difference(labels or ()))):
+    known = set(listing.labels if labels is None else labels)
+    if added and (unknown := sorted(set(listing.labels) - known)):
         raise DataError(
             f"{root} has folders that are no classes of the data set that it is added to "
             f"({', '.join(unknown[:_EXAMPLES])}): rename or remove them"
         )
-    if labels is not None and not added and set(labels) != set(listing.labels):
-        raise DataError(f"the classes of {root} are not those of the model ({_differences(labels, listing.labels)})")
+    all_needed = not added and test < 1
+    if not known.issuperset(listing.labels) or (all_needed and len(known) > len(listing.labels)):
+        raise DataError(f"the classes of {root} are not those of the model ({_differences(known, listing.labels)})")
     parts, index = cached_images(
         root, listing, spec, cache, holdout=holdout, test=test, report=report, progress=progress
     )
@@ -73,12 +76,12 @@ def load_folder(
         sha256=index.sha256,
         test_files=index.test_files,
     )
-    for line in (*_counts(data), *_left_out(index)):
+    for line in (*_counts(data), *_unused(listing), *_left_out(index)):
         report(line)
     return data
 
 
-def _differences(expected: Sequence[str], found: Sequence[str]) -> str:
+def _differences(expected: Iterable[str], found: Iterable[str]) -> str:
     only = {"missing": set(expected) - set(found), "unknown": set(found) - set(expected)}
     return "; ".join(f"{name}: {', '.join(sorted(labels)[:_EXAMPLES])}" for name, labels in only.items() if labels)
 
@@ -98,6 +101,16 @@ def _counts(data: DataSet) -> list[str]:
     ]
     width = max(len(row[0]) for row in table)
     return [f"{label:{width}}  {first:>9}  {second:>9}  {third:>9}" for label, first, second, third in table]
+
+
+def _unused(listing: Listing) -> list[str]:
+    """A line about what lies beside the folders of parts or classes, or none."""
+    names = listing.unused
+    if not names:
+        return []
+    beside = "folders of parts and classes" if listing.parts else "folders of classes"
+    examples = ", ".join(names[:_EXAMPLES])
+    return [f"{len(names):,} not used beside the {beside}: {examples}{', ...' if len(names) > _EXAMPLES else ''}"]
 
 
 def _left_out(index: Index) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,12 +14,16 @@ from model.training.data.added import add_folder
 from model.training.data.cache import Progress
 from model.training.data.cifar10 import CIFAR10_LABELS, load_cifar10
 from model.training.data.folder import load_folder
-from model.training.data.sets import DataSet
+from model.training.data.listing import list_images
+from model.training.data.sets import DataSet, LabeledImages
 from model.training.data.synthetic import synthetic
 from model.training.recipes import FIELD_DEFAULTS, Recipe
 
 CACHE = Path("runs/cache")
 """Where decoded images of folders are by default."""
+
+TestPart = Literal["auto", "test", "all"]
+"""Which images of a folder a bundle is tested on, see `load_test`."""
 
 _HOLDOUT_SEED = 20090408
 _FOLDER = "folder:"
@@ -178,6 +182,60 @@ def load_again(
     return known
 
 
+def load_test(
+    card: ModelCard,
+    data: Path | str,
+    *,
+    part: TestPart = "auto",
+    limit: int | None = None,
+    cache: Path = CACHE,
+    report: Callable[[str], None] = print,
+    progress: Progress | None = None,
+) -> LabeledImages:
+    """Read the images of a folder that a bundle is to be tested on, and report which these are.
+
+    Args:
+        card: of the bundle.
+        data: "folder:PATH".
+        part: "test" for the images in PATH/test, or those that training leaves for the test. "all" for all images.
+            "auto" for all images, unless PATH has a folder of test images, or is or was the training data.
+        limit: use only the first so many images.
+        cache: where decoded images are kept.
+        report: called with lines of text.
+        progress: called for each file that is hashed or decoded.
+
+    Raises:
+        DataError: the folder cannot be used, or has classes that the bundle does not know.
+        SaveError: the cache cannot be written.
+    """
+    folder = folder_of(data)
+    if folder is None:
+        raise DataError(f"{data} is no folder of images: give --data folder:PATH")
+
+    trained = card.training.data if card.training.data and card.training.data.sha256 else None
+    same_name = trained is not None and trained.name == folder.resolve().name
+
+    def in_parts() -> DataSet:
+        return load_again(card, data, cache=cache, report=report, progress=progress)
+
+    if part == "test" or (part == "auto" and (same_name or "test" in list_images(folder).parts)):
+        test, which = in_parts().test, "test images"
+    else:
+        every = load_folder(
+            folder, card.input, holdout=0, test=1, cache=cache, labels=card.labels, report=report, progress=progress
+        )
+        test, which = every.test, "images"
+        # The training data may have another name now. It has as many images of each class then.
+        counts = trained and [sum(each) for each in zip(trained.train, trained.holdout, trained.test, strict=True)]
+        if part == "auto" and trained and counts == every.counts("test"):
+            again = in_parts()
+            if again.sha256 == trained.sha256:
+                test, which = again.test, "test images"
+    test = test[:limit]
+    report(f"testing on {len(test):,} {which} of {folder}")
+    return test
+
+
 def _share(recipe: Mapping[str, Any], name: str) -> float:
     return float(recipe.get(name, FIELD_DEFAULTS[name]))
 
@@ -188,18 +246,24 @@ def load(kind: str, root: Path, *, holdout: int, limit: int | None = None, downl
     Args:
         kind: "cifar10" or "synthetic".
         root: folder that contains cifar-10-batches-py/; not used for synthetic images.
-        holdout: number of images to hold out of the training set, the same number of each class.
+        holdout: number of images to hold out of the training set, the same number of each class; 0 for none.
         limit: use only the first so many images of each part, for a trial.
         download: download CIFAR-10 through torchvision if it is missing.
 
     Raises:
-        DataError: the files are missing or damaged.
+        DataError: the files are missing or damaged, or `holdout` leaves a class without images.
     """
     if kind == "synthetic":
         train, test, md5, name = synthetic(400, 1), synthetic(100, 2), dict[str, str](), "synthetic images"
     else:
         train, test, md5 = load_cifar10(root, download=download)
         name = "CIFAR-10"
+    classes = len(CIFAR10_LABELS)
+    if 0 < holdout < classes or holdout > len(train) - classes:
+        raise DataError(
+            f"holdout={holdout} is not possible with {classes} classes of {len(train) // classes:,} images: give 0, or "
+            f"{classes} to {len(train) - classes:,}"
+        )
     kept, held = _split(train.labels, holdout)
     return DataSet(train[kept], train[held], test, CIFAR10_LABELS, name, md5).limited(limit)
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.errors import DataError
@@ -39,24 +39,27 @@ class Split:
 def split(listing: Listing, files: Sequence[HashedFile], *, holdout: float, test: float) -> Split:
     """Assign each file to a part.
 
-    The parts that the folder does not have are chosen by the hash of the content. An image therefore stays in its part
-    when other images are added or files are renamed. If no image of a class falls in a part, the next one by hash is
-    moved to it, unless the images are added to another data set.
+    With a test share of 1, all images are for the test. Otherwise the parts that the folder does not have are chosen by
+    the hash of the content. An image therefore stays in its part when other images are added or files are renamed. If
+    no image of a class falls in a part, the next one by hash is moved to it, unless the images are added to another
+    data set.
 
     Args:
         listing: of the folder.
         files: its files that can be read.
         holdout: share of the training images that is held out, 0..1; about that many of each class.
-        test: share of all images that is for the test, if the folder has no parts.
+        test: share of all images that is for the test, if the folder has no such part; 1 for all images of any part.
 
     Raises:
-        DataError: a class has too few images.
+        DataError: a class has too few images, or the shares leave none for training.
     """
     order = {part: number for number, part in enumerate(("test", "holdout", "train"))}
     first: dict[str, HashedFile] = {}  # content -> its file in the part that keeps it
     kept: list[HashedFile] = []
     seen: dict[tuple[str, int], HashedFile] = {}
     repeated, leaked, ambiguous = [], [], []
+    if test == 1:
+        files = [replace(hashed, file=replace(hashed.file, part="test")) for hashed in files]
     for hashed in sorted(files, key=lambda each: order[each.file.part]):
         file = hashed.file
         twin = first.setdefault(hashed.sha256, hashed)
@@ -69,7 +72,7 @@ def split(listing: Listing, files: Sequence[HashedFile], *, holdout: float, test
             kept.append(hashed)
             if twin is not hashed:
                 ambiguous.append((file.path, twin.file.path))
-    chosen = _chosen(listing, kept, holdout=holdout, test=test)
+    chosen = {} if test == 1 else _chosen(listing, kept, holdout=holdout, test=test)
     parts: dict[Part, list[HashedFile]] = {part: [] for part in PARTS}
     for hashed in sorted(kept, key=lambda each: (each.sha256, each.file.label)):
         given = hashed.file.part
@@ -85,6 +88,9 @@ def _chosen(listing: Listing, kept: Sequence[HashedFile], *, holdout: float, tes
     if "holdout" not in listing.parts:
         shares["holdout"] = holdout
     shares = {part: share for part, share in shares.items() if share}
+    if sum(shares.values()) >= 1:
+        sizes = " and ".join(f"{part}_share={share:g}" for part, share in shares.items())
+        raise DataError(f"{sizes} leave no images for training: set smaller shares")
     by_class: dict[int, list[str]] = defaultdict(list)
     for hashed in kept:
         if hashed.file.part == "train":

@@ -6,8 +6,12 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from model.calibration import MIN_SPREAD
 from model.card import ModelCard, Training
+from model.training.calibrate import FEW_IMAGES
+from model.training.evaluate import class_scores
 
 README_FILE = "README.md"
 NOTES_FILE = "NOTES.md"
@@ -50,7 +54,7 @@ model-index:
 
 | | |
 |---|---|
-| test accuracy | **{metrics.top1:.2%}** of {metrics.pictures:,} images |{_photos(card)}
+| test accuracy | **{metrics.top1:.2%}** of {metrics.pictures:,} images |{_macro(card)}{_photos(card)}
 | negative log-likelihood | {metrics.nll:.4f} nats |
 | expected calibration error, 15 bins | {metrics.ece:.2%}, before calibration {metrics.ece_uncalibrated:.2%} |
 | measured | {metrics.measured} |
@@ -153,6 +157,14 @@ def _changes(recipe: dict[str, Any]) -> str:
     return f" with {values}" if values else ""
 
 
+def _macro(card: ModelCard) -> str:
+    """The row of the table about the mean over the classes, if they have different numbers of test images."""
+    confusion = np.array(card.metrics.confusion)
+    if len({*confusion.sum(1).tolist()}) == 1:
+        return ""
+    return f"\n| macro accuracy, the mean over the classes | **{np.nanmean(class_scores(confusion)[0]):.2%}** |"
+
+
 def _photos(card: ModelCard) -> str:
     """The row of the table about photos, if they were measured."""
     photos = card.metrics.photos
@@ -215,9 +227,11 @@ def _summary(card: ModelCard, *, notes: bool) -> str:
 
 
 def _accuracies(card: ModelCard) -> str:
-    lines = ["| class | accuracy |", "|---|---|"]
-    for index, (label, row) in enumerate(zip(map(_cell, card.labels), card.metrics.confusion, strict=True)):
-        lines.append(f"| {label} | {row[index] / sum(row):.1%} |" if any(row) else f"| {label} | no images |")
+    confusion = np.array(card.metrics.confusion)
+    lines = ["| class | accuracy | F1 score | test images |", "|---|---|---|---|"]
+    rows = zip(map(_cell, card.labels), *class_scores(confusion), confusion.sum(1), strict=True)
+    for label, accuracy, f1, images in rows:
+        lines.append(f"| {label} | {accuracy:.1%} | {f1:.3f} | {images:,} |" if images else f"| {label} | | | 0 |")
     return "\n".join(lines) + "\n"
 
 
@@ -253,6 +267,17 @@ def _calibration(card: ModelCard) -> str:
     return _wrapped(
         f"The logits are divided by a temperature of {calibration.temperature}{power}. This minimises the negative "
         f"log-likelihood on {calibration.pictures:,} held-out images{_in_views(calibration.views)}."
+        f"{_few(calibration.pictures)}"
+    )
+
+
+def _few(images: int) -> str:
+    """A sentence about too few held-out images, or nothing."""
+    if images >= FEW_IMAGES:
+        return ""
+    return (
+        f" **These are few images**: with fewer than {FEW_IMAGES}, the probabilities and the verdicts are rough, and "
+        "so is a choice between two runs by their held-out accuracy."
     )
 
 

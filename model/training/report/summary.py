@@ -1,8 +1,11 @@
 """The result of an evaluation, as a table and as JSON."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from model.classifier import Classifier
@@ -10,7 +13,9 @@ from model.training.evaluate import Assessment
 
 
 def summary(classifier: Classifier, assessment: Assessment) -> dict[str, Any]:
-    """The scores of a bundle, for programs. A class without test images has no accuracy, so its entry is None."""
+    """The scores of a bundle, for programs. A class without test images has no accuracy and no F1 score, so its
+    entries are None.
+    """
     card, engine, scores = classifier.card, classifier.engine, assessment.scores
     return {
         "model": card.name,
@@ -20,17 +25,20 @@ def summary(classifier: Classifier, assessment: Assessment) -> dict[str, Any]:
         "precision": engine.precision,
         "pictures": scores.images,
         "top1": scores.top1,
+        "macro": scores.macro,
         "nll": scores.nll,
         "ece": scores.ece,
         "ece_uncalibrated": assessment.uncalibrated.ece,
         "auroc": assessment.auroc,
         "accepted": assessment.accepted,
         "other": assessment.other,
-        "per_class": {
-            label: None if math.isnan(accuracy) else float(accuracy)
-            for label, accuracy in zip(card.labels, scores.per_class, strict=True)
-        },
+        "per_class": _by_label(card.labels, scores.per_class),
+        "f1": _by_label(card.labels, scores.f1),
     }
+
+
+def _by_label(labels: Sequence[str], values: NDArray[np.float64]) -> dict[str, float | None]:
+    return {label: None if math.isnan(value) else float(value) for label, value in zip(labels, values, strict=True)}
 
 
 def table(classifier: Classifier, assessment: Assessment) -> Table:
@@ -43,6 +51,7 @@ def table(classifier: Classifier, assessment: Assessment) -> Table:
     out.add_column("value", justify="right")
     out.add_row("images", f"{scores.images:,}")
     out.add_row("top-1 accuracy", f"{scores.top1:.2%}")
+    out.add_row("macro accuracy, the mean over the classes", f"{scores.macro:.2%}")
     out.add_row("negative log-likelihood", f"{scores.nll:.4f} nats")
     out.add_row("expected calibration error", f"{scores.ece:.2%}")
     out.add_row("... before calibration", f"{assessment.uncalibrated.ece:.2%}")
@@ -53,6 +62,7 @@ def table(classifier: Classifier, assessment: Assessment) -> Table:
         out.add_row(f"{name} accepted", f"{assessment.accepted[name]:.1%}")
         out.add_row(f"{name} with the verdict other", f"{assessment.other[name]:.1%}")
     out.add_section()
-    for label, accuracy in zip(classifier.card.labels, scores.per_class, strict=True):
-        out.add_row(label, f"{accuracy:.1%}")
+    out.add_row("accuracy and F1 score by class", "")
+    for label, accuracy, f1 in zip(classifier.card.labels, scores.per_class, scores.f1, strict=True):
+        out.add_row(label, "no images" if math.isnan(accuracy) else f"{accuracy:.1%}  {f1:.3f}")
     return out

@@ -48,6 +48,10 @@ def test_the_output_is_a_table_or_a_line_of_json(
     assert summary["auroc"] == pytest.approx(expected.auroc, abs=0.02)
     assert summary["accepted"] == pytest.approx(expected.accepted, abs=0.05)
     rows = {name.strip(): value.strip() for _, name, value, _ in (line.split("│") for line in table if "│" in line)}
+    assert summary["macro"] == pytest.approx(expected.scores.macro, abs=0.02)
+    assert rows["macro accuracy, the mean over the classes"] == f"{summary['macro']:.2%}"
+    first = tiny_classifier.card.labels[0]
+    assert rows[first] == f"{summary['per_class'][first]:.1%}  {summary['f1'][first]:.3f}"
     assert rows["expected calibration error"] == f"{summary['ece']:.2%}"
     assert rows["... before calibration"] == f"{summary['ece_uncalibrated']:.2%}"
     assert rows["test images accepted"] == f"{summary['accepted']['test']:.1%}"

@@ -5,10 +5,14 @@ from numpy.typing import NDArray
 from model.calibration import OutOfDistributionScore, class_mean_cosine, energy, probabilities_of_images, softmax
 from model.card import Calibration, Mixture, OutOfDistribution
 from model.training.calibrate import (
+    TEMPERATURE_DEVIATION,
     THRESHOLDS,
     UNCALIBRATED,
+    Fitted,
+    fit,
     fit_calibration,
     fit_out_of_distribution,
+    quantiles_of,
     reference_of,
 )
 from model.training.evaluate import Observed
@@ -61,11 +65,12 @@ def test_other_temperatures_have_a_lower_likelihood(logits: NDArray[np.float32])
     few = logits[:300]
     truth = labels_of(few, 1.7)
 
-    def likelihood(temperature: float) -> float:
-        return float(np.log(softmax(few, temperature).astype(np.float64)[np.arange(300), truth]).mean())
+    def posterior(temperature: float) -> float:
+        likelihood = np.log(softmax(few, temperature).astype(np.float64)[np.arange(300), truth]).sum()
+        return float(likelihood - (np.log(temperature) / TEMPERATURE_DEVIATION) ** 2 / 2)
 
     best = fit_calibration(few[:, None], truth).temperature
-    assert all(likelihood(best) >= likelihood(best * factor) for factor in (0.8, 0.99, 1.01, 1.25))
+    assert all(posterior(best) >= posterior(best * factor) for factor in (0.8, 0.99, 1.01, 1.25))
 
 
 @pytest.mark.parametrize("factor", [0.2, 3.0])
@@ -76,10 +81,20 @@ def test_the_temperature_scales_with_the_logits(logits: NDArray[np.float32], fac
 
 
 def test_the_temperature_is_bounded(logits: NDArray[np.float32]) -> None:
-    few = logits[:100]
-    assert fit_calibration(few[:, None], few.argmax(axis=1)).temperature == pytest.approx(0.05), "always right"
-    assert fit_calibration(few[:, None], few.argmin(axis=1)).temperature == pytest.approx(20), "always wrong"
-    assert fit_calibration(few[:1, None], few[:1].argmax(axis=1)).pictures == 1
+    assert fit_calibration(logits[:, None], logits.argmax(axis=1)).temperature == pytest.approx(0.05), "always right"
+    assert fit_calibration(logits[:, None], logits.argmin(axis=1)).temperature == pytest.approx(20), "always wrong"
+    assert fit_calibration(logits[:1, None], logits[:1].argmax(axis=1)).pictures == 1
+
+
+def test_a_few_images_that_are_all_right_do_not_make_everything_certain() -> None:
+    """Every class has the same margin, so the lowest loss is at a temperature of 0."""
+    truth = np.arange(200) % 10
+    logits = 6 * np.eye(10, dtype=np.float32)[truth]
+    found = [fit_calibration(logits[:count, None], truth[:count]).temperature for count in (1, 5, 10, 50, 200)]
+    assert found == sorted(found, reverse=True)
+    assert 0.95 < found[0] < 1
+    assert found[2] > 0.8
+    assert found[-1] > 0.3, "the probability of the right class is then at most 1 - 2e-8"
 
 
 def test_without_held_out_images_the_temperature_is_1() -> None:
@@ -135,8 +150,43 @@ def test_the_lowest_statistics_are_those_of_the_images() -> None:
     features, classes = features_of(500, seed=0)
     spec, _ = fitted(features, classes)
     contrast, coarseness = statistics_of(500).min(axis=(0, 1))
-    assert contrast - 0.01 <= spec.least_contrast <= contrast
-    assert coarseness - 0.0001 <= spec.least_coarseness <= coarseness
+    margin = 1 - 1 / np.sqrt(500)
+    assert spec.least_contrast == pytest.approx(contrast * margin, abs=0.01)
+    assert spec.least_coarseness == pytest.approx(coarseness * margin, abs=0.0001)
+
+
+def test_few_held_out_images_have_the_class_means_and_statistics_of_the_training_images() -> None:
+    """The class mean of one image is the image itself, so that no other one would be as near to it."""
+    features, classes = features_of(800, seed=0)
+    held, held_classes = features[:8], np.arange(8) % 4
+    statistics = statistics_of(800)[:, 0]
+    known = Observed(features[8:, :4], features[8:], statistics[8:]), classes[8:]
+    constants = fit(
+        Fitted(Observed(held[:, :4], held, statistics[:8]), held_classes, held_out=True, known=known), outliers=False
+    )
+    score = constants.out_of_distribution.score
+    assert isinstance(score, Mixture)
+    means = np.stack([features[8:][classes[8:] == label].mean(axis=0) for label in range(4)])
+    assert score.feature_mean == pytest.approx(means.mean(axis=0), abs=1e-5)
+    assert constants.out_of_distribution.least_contrast == pytest.approx(statistics[:, 0].min(), rel=0.05)
+    assert constants.out_of_distribution.pictures == constants.calibration.pictures == 8
+
+
+@pytest.mark.parametrize("count", [5, 10, 20, 50, 200, 1000])
+def test_new_images_are_accepted_as_often_as_intended_whatever_the_number_of_images(count: int) -> None:
+    """With the lowest of few scores as the quantile 0, a sixth of new images would be below five."""
+    rng = np.random.default_rng(0)
+    below = []
+    for _ in range(max(20, 4000 // count)):
+        scores = rng.normal(size=count)
+        quantiles = quantiles_of(scores)
+        assert (np.diff(quantiles) >= 0).all()
+        fractions = np.interp(rng.normal(size=2000), quantiles, np.linspace(0, 1, len(quantiles)))
+        below.append([(fractions < limit).mean() for limit in (THRESHOLDS.uncertain, THRESHOLDS.accepted)])
+    other, not_accepted = np.mean(below, axis=0)
+    most = 1.5 if count > 5 else 2.5
+    assert other < most * THRESHOLDS.uncertain
+    assert not_accepted < most * THRESHOLDS.accepted
 
 
 @pytest.mark.parametrize("outliers", [False, True])
@@ -146,8 +196,9 @@ def test_the_quantiles_ascend_from_the_lowest_to_the_highest_score(outliers: boo
     scores = np.sort(OutOfDistributionScore(spec).of_views(logits, features))
     assert len(spec.quantiles) == 101
     assert (np.diff(spec.quantiles) >= 0).all()
-    for place, expected in ((0, scores[0]), (50, np.median(scores)), (-1, scores[-1])):
+    for place, expected in ((50, np.median(scores)), (-1, scores[-1])):
         assert spec.quantiles[place] == pytest.approx(expected, abs=1e-5)
+    assert scores[0] - scores.std() < spec.quantiles[0] < scores[0]
 
 
 @pytest.mark.parametrize(("count", "seed", "slack"), [(500, 0, 0.005), (5_000, 0, 0.001), (5_000, 1, 0.02)])
@@ -223,7 +274,7 @@ def test_the_quantiles_are_those_of_the_weighted_mean_score_of_the_views() -> No
     spec = fit_out_of_distribution(logits, views, statistics_of(500, 2), classes, outliers=False)
     by_view = OutOfDistributionScore(spec).of_views(logits.reshape(-1, 4), views.reshape(-1, 6))
     assert (spec.views, spec.pictures) == (2, 500)
-    expected = np.quantile(np.average(by_view.reshape(500, 2), axis=1, weights=[2, 1]), np.linspace(0, 1, 101))
+    expected = quantiles_of(np.average(by_view.reshape(500, 2), axis=1, weights=[2, 1]))
     assert spec.quantiles == pytest.approx(expected, abs=1e-5)
 
 

@@ -183,3 +183,16 @@ def test_there_are_at_most_2000_images_of_each_other_kind() -> None:
     engine = Recorder()
     assess(engine, tiny, Calibration(temperature=1.0, views=1, pictures=0), spec, test)
     assert sum(map(len, engine.seen)) == 2010 + 3 * 2000
+
+
+def test_the_scores_of_a_class_are_those_of_scikit_learn() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    truth = np.concatenate([rng.integers(0, 4, 60), np.full(200, 4)])
+    found = score(rng.normal(size=(260, 6)).astype(np.float32) + 2 * np.eye(6, dtype=np.float32)[truth], truth)
+    predicted = found.probabilities.argmax(axis=1)
+    assert found.macro == pytest.approx(metrics.recall_score(truth, predicted, labels=range(5), average="macro"))
+    assert found.f1[:5] == pytest.approx(metrics.f1_score(truth, predicted, labels=range(5), average=None))
+    assert found.per_class[:5] == pytest.approx(metrics.recall_score(truth, predicted, labels=range(5), average=None))
+    assert np.isnan([found.f1[5], found.per_class[5]]).all()
+    assert abs(found.macro - found.top1) > 0.001

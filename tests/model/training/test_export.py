@@ -15,7 +15,7 @@ from model.calibration import OutOfDistributionScore, softmax
 from model.card import ModelCard, Thresholds
 from model.classifier import self_test_pixels
 from model.engines.torch import TorchEngine
-from model.errors import SaveError
+from model.errors import SaveError, TrainingError
 from model.nets.zoo import build
 from model.training.calibrate import fit, observe
 from model.training.data import DataSet, load
@@ -33,6 +33,19 @@ def test_weights_are_stored_in_float16_and_vectors_in_float32() -> None:
     assert stored["fc.bias"].dtype == stored["bn1.running_var"].dtype == torch.float32
     assert stored["bn1.num_batches_tracked"].dtype == torch.int64
     assert stored.keys() == net.state_dict().keys()
+
+
+def test_outputs_that_are_not_finite_end_the_export(tmp_path: Path) -> None:
+    """A run without held-out images does not notice them before."""
+    recipe = recipe_named("smoke").with_network("resnet18", width=8)
+    data = load("synthetic", Path(), holdout=0, limit=20)
+    net = build(recipe.network, **recipe.network_arguments(10))
+    net.state_dict()["bn1.running_var"].fill_(-1)
+    with pytest.raises(TrainingError, match="the outputs of the network are not finite: train it again at a lower"):
+        export(
+            Run(recipe, net, about=describe(torch.device("cpu"), 0)), data, tmp_path / "new", name="new", device="cpu"
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bundle_contains_the_files_on_its_card(tiny_bundle: Path) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import math
 import warnings
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from model.training.loop import (
     Run,
     autocast,
     learning_rate,
+    moving_average,
     optimizers_for,
     selection,
     split_order,
@@ -429,13 +431,80 @@ def test_a_run_keeps_what_is_known_of_its_teacher(data: DataSet, tiny_bundle: Pa
     assert trained(recipe, data, tmp_path / "without").about["teacher"] is None
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"sha256": "b" * 64}, "with other images: resume it with the options and images"),
+        ({"labels": (*CIFAR10_LABELS[1:], "zebra")}, r"with other classes \(airplane, zebra\)"),
+        ({"labels": CIFAR10_LABELS[::-1]}, r"with other classes \(in another order\)"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_images(
+    change: dict[str, Any], reason: str, data: DataSet, tmp_path: Path
+) -> None:
+    data, recipe = replace(data, sha256="a" * 64), replace(SHORT, epochs=1)
+    trained(recipe, data, tmp_path)
+    with pytest.raises(RecipeError, match=reason):
+        trained(recipe, replace(data, **change), tmp_path, resume=True)
+
+
+def test_a_run_is_resumed_after_its_recipe_was_reworded(data: DataSet, tmp_path: Path) -> None:
+    recipe = replace(SHORT, epochs=1)
+    trained(recipe, data, tmp_path)
+    assert trained(replace(recipe, summary="as before", changed=("lr",)), data, tmp_path, resume=True).history
+    state = checkpoint.load(tmp_path / "checkpoint.pt")
+    state["identity"] = {key: value for key, value in state["identity"].items() if key not in ("labels", "data")}
+    state["identity"]["recipe"] |= {"summary": "of an earlier version", "needs_init": True}
+    checkpoint.save(tmp_path / "checkpoint.pt", state)
+    assert trained(recipe, data, tmp_path, resume=True).history
+    with pytest.raises(RecipeError, match="with other options"):
+        trained(replace(recipe, lr=0.2), data, tmp_path, resume=True)
+
+
+def test_a_loss_of_the_held_out_images_that_is_not_finite_ends_the_run(data: DataSet, tmp_path: Path) -> None:
+    state = build("resnet18", **SHORT.network_arguments(10)).state_dict()
+    state["bn1.running_var"].fill_(-1)  # training does not read it
+    with pytest.raises(TrainingError, match="the holdout loss is no longer finite in epoch 1: lower the recipe's rate"):
+        trained(SHORT, data, tmp_path, init=Init(state, "a" * 64))
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_seed_may_be_a_time(data: DataSet, tmp_path: Path) -> None:
+    recipe = replace(SHORT, epochs=1)
+    for number, seed in enumerate((20261104123456, 2**63 - 1)):
+        assert trained(recipe, data, tmp_path / str(number), seed=seed).about["seed"] == seed
+
+
+def test_batches_of_one_image_are_refused_if_batch_norm_has_one_value(data: DataSet, tmp_path: Path) -> None:
+    few = replace(data, train=data.train[:3])
+    recipe = replace(SHORT, epochs=1, batch_size=1, sizes=(), arguments={"stem": "imagenet", "width": 8})
+    with pytest.raises(RecipeError, match=r"batches of one image of 32 x 32 pixels, .* set a larger batch_size"):
+        trained(recipe, few, tmp_path)
+    with pytest.raises(RecipeError, match="or add images"):
+        trained(replace(recipe, batch_size=40), replace(data, train=data.train[:1]), tmp_path)
+    assert trained(replace(recipe, arguments={"stem": "cifar", "width": 8}), few, tmp_path).history
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_first_step_after_a_resume_has_a_loss(data: DataSet, tmp_path: Path) -> None:
+    for observer, resume in ((StopsAt(steps=2), False), (Records(), True)):
+        with contextlib.suppress(KeyboardInterrupt):
+            train(
+                SHORT, data, device=torch.device("cuda"), seed=3, folder=tmp_path, observer=observer, resume=resume,
+                save_every=0,
+            )  # fmt: skip
+    assert isinstance(observer, Records)
+    assert all(loss is not None and math.isfinite(loss) for loss in observer.losses)
+
+
 def test_another_seed_gives_another_run(data: DataSet, tmp_path: Path) -> None:
     recipe = replace(SHORT, epochs=1)
     losses = [trained(recipe, data, tmp_path / str(seed), seed=seed).history[0]["train_loss"] for seed in (0, 1)]
     assert losses[0] != losses[1]
 
 
-def test_the_average_is_exponential(data: DataSet, tmp_path: Path) -> None:
+def test_the_average_is_that_of_the_steps(data: DataSet, tmp_path: Path) -> None:
     # One step an epoch at a constant rate: the first epoch of both runs is the same.
     one = replace(SHORT, epochs=1, batch_size=120, schedule="multistep", sizes=(), ema_decay=0.9)
     trained(one, data, tmp_path / "one")
@@ -444,7 +513,21 @@ def test_the_average_is_exponential(data: DataSet, tmp_path: Path) -> None:
     second = checkpoint.load(tmp_path / "two" / "checkpoint.pt")["net"]
     for key in ("conv1.weight", "fc.bias", "bn1.running_mean"):
         assert not torch.equal(first[key], second[key])
-        torch.testing.assert_close(run.net.state_dict()[key], 0.9 * first[key] + 0.1 * second[key])
+        torch.testing.assert_close(run.net.state_dict()[key], 2 / 11 * first[key] + 9 / 11 * second[key])
+
+
+def test_the_decay_of_the_average_rises_so_that_the_first_weights_are_forgotten() -> None:
+    net = torch.nn.Linear(1, 1)
+    ema = moving_average(net, 0.98)
+    expected = 0.0
+    for step in range(600):
+        with torch.no_grad():
+            net.weight.fill_(step)
+        ema.update_parameters(net)
+        decay = min(0.98, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+        assert next(ema.module.parameters()).item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert step - expected == pytest.approx(0.98 / 0.02, rel=0.01), "the decay has reached 0.98"
 
 
 def test_without_an_average_the_network_itself_is_kept(data: DataSet, tmp_path: Path) -> None:
@@ -714,7 +797,7 @@ def test_a_checkpoint_of_code_with_fewer_fields_is_resumed(data: DataSet, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         trained(SHORT, data, tmp_path, StopsAt(epochs=2))
     state = checkpoint.load(tmp_path / "checkpoint.pt")
-    del state["identity"]["recipe"]["changed"]
+    del state["identity"]["recipe"]["colour"]
     checkpoint.save(tmp_path / "checkpoint.pt", state)
     assert len(trained(replace(SHORT, needs_init=True), data, tmp_path, resume=True).history) == 3
 

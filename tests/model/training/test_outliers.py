@@ -1,4 +1,5 @@
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,18 @@ def test_images_are_read_from_any_layout_and_other_files_are_counted(folder: Pat
         unreadable=2,
         sha256=hashlib.sha256(outliers.pixels.numpy().tobytes()).hexdigest(),
     )
+
+
+def test_links_are_followed_and_what_is_no_regular_file_is_counted(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("links")
+    (root / "linked").symlink_to(folder)
+    (root / "gone.png").symlink_to(folder / "none")
+    os.mkfifo(root / "pipe.png")
+    outliers = load_outliers(root, side=32)
+    assert reds(outliers.pixels) == [2, 5, 3, 4, 1]
+    assert outliers.about.unreadable == 2 + 2
 
 
 def test_folders_are_left_out_by_name_at_any_depth(folder: Path) -> None:

@@ -49,6 +49,7 @@ def test_without_changes_the_recipe_is_the_same(recipe: Recipe) -> None:
         ("sizes=x", "Invalid JSON"),
         ("network=vgg", "there is no network 'vgg'"),
         ("crop=64", r"crop \(64\) is larger than resize \(32\): set both"),
+        ("resize=5000", r"resize \(5000\) is larger than 4096 pixels: set a smaller one"),
         ("pad=32", r"pad \(32\) must be smaller than resize \(32\)"),
         ("sizes=[[0,8]]", r"the last of sizes, \(\(0, 8\),\), must have crop \(32\) pixels"),
         ("points=[[0,1],[0.5,0]]", "the points of a piecewise schedule must ascend from fraction 0 to 1"),

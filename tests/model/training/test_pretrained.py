@@ -1,7 +1,10 @@
 import sys
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -49,6 +52,58 @@ def test_the_network_of_a_checkpoint_is_taken(imagenet: dict[str, Tensor], tmp_p
     state = read_state_dict(tmp_path / "checkpoint.pt").state
     assert state.keys() == imagenet.keys()
     assert all(torch.equal(state[key], imagenet[key]) for key in state)
+
+
+# What training programs save: those of torchvision, timm, Lightning, mmpretrain, pytorch-cifar and others.
+FORMS: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "state_dict": lambda state: {"epoch": 9, "state_dict": state, "best_acc": 0.9},
+    "model, with options": lambda state: {"model": state, "optimizer": {"state": {}}, "args": Namespace(lr=0.1)},
+    "model and its average": lambda state: {
+        "model_ema": {"n_averaged": torch.tensor(3), **prefixed("module.", zeros(state))},
+        "model": state,
+    },
+    "model_state_dict": lambda state: {"model_state_dict": state, "loss": np.float64(0.5)},
+    "net in DataParallel": lambda state: {"net": prefixed("module.", state), "acc": 95, "epoch": 1},
+    "network": lambda state: {"network": {"weights": [state]}},
+    "Lightning": lambda state: {
+        "state_dict": {**prefixed("model.", state), "criterion.weight": torch.ones(5), "fc.weight": torch.ones(2)},
+        "hyper_parameters": {"lr": 0.1},
+        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.9)}},
+    },
+    "backbone": lambda state: prefixed("backbone.", {key: state[key] for key in state if "fc." not in key}),
+    "several prefixes": lambda state: {"state_dict": prefixed("_orig_mod.module.model.", state)},
+    "average of torch": lambda state: {"n_averaged": torch.tensor(3), **prefixed("module.", state)},
+    "with Adam": lambda state: {
+        "model": state,
+        "optimizer": {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.ones(3)}}, "param_groups": [{}]},
+    },
+    "parameters": lambda state: {key: torch.nn.Parameter(value, requires_grad=False) for key, value in state.items()},
+    "with other values": lambda state: {**state, "epoch": 3, "meta": {"classes": ["a", "b"]}},
+}  # fmt: skip
+
+
+def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def zeros(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: 0 * value for key, value in state.items()}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_state_dict_inside_other_values_is_found(form: str, tmp_path: Path) -> None:
+    trained = build("resnet18", width=8, num_classes=7).state_dict()
+    torch.save(FORMS[form](trained), tmp_path / "saved.pth")
+    net = build("resnet18", width=8, num_classes=10)
+    start_from(net, read_state_dict(tmp_path / "saved.pth").state)
+    for key in ("conv1.weight", "layer1.0.bn1.weight", "layer4.1.bn2.running_var"):
+        assert torch.equal(net.state_dict()[key], trained[key])
+
+
+def test_a_whole_network_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": build("resnet18", width=8)}, tmp_path / "saved.pt")
+    with pytest.raises(RecipeError, match="or holds objects such as the network itself"):
+        read_state_dict(tmp_path / "saved.pt")
 
 
 def test_the_classifier_is_found_whatever_its_name() -> None:
@@ -103,7 +158,7 @@ def test_a_missing_file_is_a_recipe_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("suffix", "reason"),
     [
-        (".pth", "it is damaged, was not written by torch.save, or holds objects other than tensors"),
+        (".pth", "it is damaged, was not written by torch.save, or holds objects such as the network itself"),
         (".safetensors", "it is damaged or was not written by safetensors"),
     ],
 )

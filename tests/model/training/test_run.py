@@ -1,6 +1,7 @@
 """A run on a folder of images, and what is done with its bundle."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from model.card import read_card
 from model.commands.evaluate import main as evaluate
 from model.commands.quantize import main as quantize
 from model.errors import DataError
-from model.training.data import load_again
+from model.training.data import TestPart, load_again, load_test
 from model.training.run import bundle_name
 from tests.model.commands.inprocess import invoke
 from tests.model.training.data.images import write_classes
@@ -61,9 +62,41 @@ def test_the_same_images_are_held_out_again(folder_bundle: Path, tmp_path: Path)
     assert lines[-1] == f"{other} has changed since resnet18-images was trained, or is another folder"
 
 
+def test_a_bundle_is_tested_on_all_images_of_another_folder(folder_bundle: Path, tmp_path: Path) -> None:
+    card = read_card(folder_bundle / "card.json")
+    lines: list[str] = []
+
+    def tested(folder: Path, part: TestPart = "auto") -> tuple[int, str]:
+        """The number of images, and which these are by the report."""
+        images = load_test(card, f"folder:{folder}", part=part, cache=tmp_path / "cache", report=lines.append)
+        assert lines[-1].startswith(f"testing on {len(images)} ")
+        assert lines[-1].endswith(f"images of {folder}")
+        return len(images), lines[-1].split()[3]
+
+    own = folder_bundle.parent / "images"
+    other = write_classes(tmp_path / "other", card.labels, 10, first=5000)
+    few = write_classes(tmp_path / "few" / "test", card.labels, 1, first=6000)
+    parts = tmp_path / "parts"
+    for part, count in (("train", 8), ("test", 3)):
+        write_classes(parts / part, card.labels, count, first=100 * count)
+    shutil.copytree(own, tmp_path / "renamed")
+    test = (card.metrics.pictures, "test")
+    assert tested(own) == tested(tmp_path / "renamed") == tested(own, "test") == test
+    assert tested(own, "all") == (60, "images")
+    assert tested(other) == (20, "images")
+    assert tested(other, "test")[0] < 10
+    assert tested(few) == (2, "images")
+    assert tested(parts) == (6, "test")
+    assert tested(parts, "all") == (22, "images")
+    shutil.rmtree(few / card.labels[0])
+    write_classes(few, ["dog"], 1)
+    with pytest.raises(DataError, match=r"not those of the model \(missing: bunte Kühe; unknown: dog\)"):
+        tested(few)
+
+
 def test_a_bundle_of_a_folder_is_evaluated_and_quantized_with_it(folder_bundle: Path, tmp_path: Path) -> None:
     images, cache = f"folder:{folder_bundle.parent / 'images'}", folder_bundle.parent / "cache"
-    result = invoke(evaluate, folder_bundle, "--data", images, "--cache", cache, "--device", "cpu")
+    result = invoke(evaluate, folder_bundle, "--data", images, "--cache", cache, "--device", "cpu", "--json")
     assert result.exit_code == 0, result.stderr
     card = read_card(folder_bundle / "card.json")
     assert f'"pictures": {card.metrics.pictures}, "top1": {card.metrics.top1}' in result.stdout

@@ -131,6 +131,28 @@ def test_unreadable_files_are_listed_and_skipped(tmp_path: Path) -> None:
     assert [line for line in again if "skipped" in line] == [line for line in reports if "skipped" in line]
 
 
+def test_a_pipe_and_a_link_to_nothing_are_skipped_and_not_opened(tmp_path: Path) -> None:
+    root = write_classes(tmp_path / "many", "ab", 100)
+    os.mkfifo(root / "a" / "pipe.png")
+    (root / "b" / "gone.png").symlink_to(tmp_path / "none")
+    (root / "notes.txt").touch()
+    reports = Reports()
+    data = loaded(root, reports)
+    assert sum(map(len, (data.train, data.holdout, data.test))) == 200
+    assert "skipped a/pipe.png: it is not a regular file" in reports
+    assert "skipped b/gone.png: it is a link that leads to nothing" in reports
+    assert "1 not used beside the folders of classes: notes.txt" in reports
+
+
+def test_val_is_held_out_and_the_test_images_are_chosen_from_train(tmp_path: Path) -> None:
+    write_classes(tmp_path / "parts" / "train", "ab", 20)
+    write_classes(tmp_path / "parts" / "Val", "ab", 5, first=500)
+    data = loaded(tmp_path / "parts")
+    assert data.counts("holdout") == [5, 5]
+    assert [sum(pair) for pair in zip(data.counts("train"), data.counts("test"), strict=True)] == [20, 20]
+    assert min(data.counts("test")) > 0
+
+
 def test_more_than_one_percent_unreadable_files_are_an_error(root: Path) -> None:
     (root / "cat" / "notes.txt").write_text("not an image")
     with pytest.raises(DataError, match=r"more than 1% of the 41 files in .*animals .*\(cat/notes\.txt: .*\): remove"):

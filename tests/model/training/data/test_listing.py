@@ -1,3 +1,4 @@
+import os
 import unicodedata
 from pathlib import Path
 
@@ -34,6 +35,58 @@ def test_parts_are_found_by_their_names(tmp_path: Path) -> None:
     assert set(listing.parts) == {"train", "holdout", "test"}
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"Train": "train", "VAL": "holdout"},
+        {"train": "train", "valid": "holdout", "test": "test"},
+        {"training": "train", "validation": "holdout", "testing": "test"},
+        {"TRAIN": "train", "Test": "test"},
+    ],
+)
+def test_parts_are_recognised_by_the_names_that_others_give_them(names: dict[str, str], tmp_path: Path) -> None:
+    listing = list_images(empty_files(tmp_path, *(f"{name}/{label}/1.png" for name in names for label in "ab")))
+    assert listing.labels == ("a", "b")
+    assert {file.path.partition("/")[0]: file.part for file in listing.files} == names
+    assert sorted(listing.parts) == sorted(names.values())
+
+
+def test_what_is_neither_class_nor_part_is_named(tmp_path: Path) -> None:
+    parts = [f"{part}/{label}/1.png" for part in ("train", "val") for label in "ab"]
+    listing = list_images(empty_files(tmp_path, *parts, "extra/a/1.png", "README.md", "train/a.csv", ".git/x"))
+    assert listing.unused == ("README.md", "extra/", "train/a.csv")
+    assert list_images(empty_files(tmp_path / "two", "a/1.png", "b/1.png", "labels.txt")).unused == ("labels.txt",)
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    root = empty_files(tmp_path / "root", "a/1.png", "b/1.png")
+    elsewhere = empty_files(tmp_path / "elsewhere", "2.png", "deep/3.png")
+    (root / "a" / "linked").symlink_to(elsewhere)
+    (root / "a" / "linked" / "loop").symlink_to(root / "a")
+    (root / "c").symlink_to(elsewhere)
+    listing = list_images(root)
+    assert [file.path for file in listing.files] == [
+        "a/1.png", "a/linked/2.png", "a/linked/deep/3.png", "b/1.png", "c/2.png", "c/deep/3.png", "c/loop/1.png",
+    ]  # fmt: skip
+    assert listing.labels == ("a", "b", "c")
+
+
+def test_special_files_and_links_to_nothing_are_unreadable(tmp_path: Path) -> None:
+    root = empty_files(tmp_path, "a/1.png", "b/1.png")
+    os.mkfifo(root / "a" / "pipe.png")
+    (root / "a" / "gone.png").symlink_to(tmp_path / "none")
+    (root / "a" / "self.png").symlink_to("self.png")
+    listing = list_images(root)
+    assert {file.path: file.unreadable for file in listing.files if file.unreadable} == {
+        "a/gone.png": "it is a link that leads to nothing",
+        "a/pipe.png": "it is not a regular file",
+        "a/self.png": "it is a link that leads to nothing",
+    }
+    (root / "c").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(DataError, match=r"the link .*/c leads to nothing: correct or remove it"):
+        list_images(root)
+
+
 def test_a_class_may_have_the_name_train(tmp_path: Path) -> None:
     assert list_images(empty_files(tmp_path, "train/1.png", "bus/2.png")).labels == ("bus", "train")
 
@@ -66,6 +119,16 @@ def test_names_with_a_dot_are_left_out(tmp_path: Path) -> None:
             ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/.hidden"],
             "the class folder .*/test/b is empty",
         ),
+        (
+            [f"{part}/{label}/1.png" for part in ("train", "val", "valid") for label in "ab"],
+            "/val and .*/valid are both the same part: join them",
+        ),
+        (
+            [f"{part}/{label}/1.png" for part in ("Val", "test") for label in "ab"],
+            r"all folders in .* have names of parts \(Val, test\), and none is train: rename",
+        ),
+        (["train/a/1.png", "train/b/1.png", "test/1.png"], "test has no folders of classes: put the images of each"),
+        (["set/a/1.png", "set/b/1.png"], "only one class, set: .* or name --data folder:.*/set"),
         (["a\n/1.png", "b/1.png"], "cannot be printed: rename it"),
         (
             [unicodedata.normalize(form, "é") + "/1.png" for form in ("NFC", "NFD")],
@@ -82,5 +145,5 @@ def test_another_layout_is_refused_in_one_sentence(paths: list[str], sentence: s
 def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist: give --data folder:PATH"):
         list_images(tmp_path / "none")
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match=r"/a/000.png is a file: give --data folder:PATH a folder of images"):
         list_images(write_classes(tmp_path, "ab", 1) / "a" / "000.png")

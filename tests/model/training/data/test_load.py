@@ -86,6 +86,14 @@ def test_the_holdout_is_even_disjoint_and_the_same_every_time() -> None:
     assert not (train | held) & test
 
 
+@pytest.mark.parametrize("holdout", [5, 391, 400, 5000])
+def test_a_holdout_must_leave_images_of_each_class_in_both_parts(holdout: int) -> None:
+    with pytest.raises(
+        DataError, match=f"holdout={holdout} is not possible with 10 classes of 40 images: give 0, or 1"
+    ):
+        load("synthetic", Path(), holdout=holdout)
+
+
 def test_without_a_holdout_all_images_are_for_training() -> None:
     data = load("synthetic", Path(), holdout=0)
     assert (len(data.train), len(data.holdout)) == (400, 0)

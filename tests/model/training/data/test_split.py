@@ -56,6 +56,21 @@ def test_too_few_images_are_refused() -> None:
     assert {each.file.label for each in found.parts["test"]} == {0, 1}
 
 
+def test_shares_must_leave_images_for_training() -> None:
+    with pytest.raises(DataError, match=r"test_share=0.15 and holdout_share=0.9 leave no images for training: set"):
+        splitted(many(50), holdout=0.9)
+    assert splitted([*many(50), image("test/a", 0, "test"), image("test/b", 1, "test")], ("train", "test"), holdout=0.9)
+
+
+def test_all_images_are_for_the_test_whatever_their_part() -> None:
+    found = splitted(
+        [*many(1), image("val/a", 0, "holdout"), image("c", content="val/a")], ("train", "holdout"), test=1
+    )
+    assert {part: len(files) for part, files in found.parts.items()} == {"train": 0, "holdout": 0, "test": 3}
+    assert found.leaked == []
+    assert found.repeated == [("c", "val/a")]
+
+
 def test_given_parts_are_kept_and_the_rest_is_held_out_by_hash() -> None:
     test = [image(f"test/{each.file.path}", each.file.label, "test") for each in many(5)]
     found = splitted([*many(100), *test], ("train", "test"))

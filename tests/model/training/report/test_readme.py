@@ -60,6 +60,23 @@ def test_the_readme_repeats_the_card(card: ModelCard, tiny_bundle: Path) -> None
         assert f"| {mistake.image} | {mistake.label} | {mistake.predicted} | {mistake.probability:.1%} |" in text
 
 
+def test_the_readme_has_the_mean_over_unequal_classes_and_the_f1_scores(card: ModelCard) -> None:
+    assert "macro accuracy" not in readme(card), "all classes have four test images"
+    confusion = [[0] * 10 for _ in range(10)]
+    confusion[0][0], confusion[1][0] = 30, 10
+    metrics = card.metrics.model_copy(update={"confusion": confusion, "top1": 0.75})
+    text = readme(card.model_copy(update={"metrics": metrics}))
+    assert "| macro accuracy, the mean over the classes | **50.00%** |" in text
+    assert f"| {card.labels[0]} | 100.0% | 0.857 | 30 |" in text
+    assert f"| {card.labels[1]} | 0.0% | 0.000 | 10 |" in text
+
+
+def test_the_readme_says_that_few_images_were_held_out(card: ModelCard) -> None:
+    for images, few in ((40, True), (200, False)):
+        calibration = card.calibration.model_copy(update={"pictures": images})
+        assert ("**These are few images**" in readme(card.model_copy(update={"calibration": calibration}))) is few
+
+
 def test_the_readme_names_the_changed_fields_of_the_recipe(card: ModelCard) -> None:
     assert "| recipe | `smoke`, " in readme(card)
     recipe = {**card.training.recipe, "changed": ["sizes", "lr"], "sizes": [[0, 16]], "lr": 0.3}
@@ -111,7 +128,7 @@ def test_a_class_without_images_and_a_card_without_mistakes(card: ModelCard) -> 
     confusion = [[0] * 10, *card.metrics.confusion[1:]]
     metrics = card.metrics.model_copy(update={"confusion": confusion, "mistakes": []})
     text = readme(card.model_copy(update={"metrics": metrics}))
-    assert f"| {card.labels[0]} | no images |" in text
+    assert f"| {card.labels[0]} | | | 0 |" in text
     assert "highest confidence" not in text
 
 
