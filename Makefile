@@ -4,7 +4,7 @@ BIN := .venv/bin
 .PHONY: help serve test test-all test-avx2 check soak bench install clients ray lock
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # Only the machine's engine is installed: PyTorch with 5 GB of CUDA libraries with an NVIDIA GPU, else OpenVINO.
 SERVE := $(if $(shell command -v nvidia-smi),serve-torch,serve)

@@ -22,7 +22,7 @@ def photo() -> bytes:
     exif[0x0112] = 6  # stored turned: it is shown with the light half at the top
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=90, exif=exif)
-    assert file.tell() > 1_500_000
+    assert len(file.getvalue()) > 1_500_000
     return file.getvalue()
 
 
@@ -61,7 +61,7 @@ def test_a_file_that_a_copy_would_not_make_much_smaller_is_sent_itself(page: Pag
     pixels = np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=60)
-    assert file.tell() > 300_000
+    assert len(file.getvalue()) > 300_000
     bodies = sent(page, ("noise.jpg", file.getvalue()))
     expect(headline(page)).to_have_text("Cat")
     assert bodies == [file.getvalue()]
