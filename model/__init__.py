@@ -34,13 +34,14 @@ from model.errors import (
     UnreadableImage,
     UnsupportedImage,
 )
-from model.formats import is_small_and_plain
+from model.formats import EXTENSIONS, is_small_and_plain
 from model.heatmap import overlay, overlay_memory, png
 from model.image import PreprocessedImage, decode_memory, preprocess
 from model.views import FIRST_VIEWS, MAX_VIEWS, view_weights
 
 __all__ = [
     "CARD_FILE",
+    "EXTENSIONS",
     "FIRST_VIEWS",
     "FORMATS",
     "MAX_VIEWS",

@@ -10,6 +10,7 @@ import zlib
 from typing import NamedTuple
 
 import numpy as np
+import pillow_heif
 from PIL import AvifImagePlugin, Image, ImageFile, features
 
 from model.errors import ImageError, ImageTooLarge, UnreadableImage, UnsupportedImage
@@ -19,6 +20,8 @@ from model.signatures import describe
 from model.tiff import check_tiff, correct_tiff
 
 Image.init()
+# The other images of a file, such as thumbnails and depth maps, are not read.
+pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
 
 FORMATS: tuple[str, ...] = tuple(
     row.name
@@ -186,7 +189,7 @@ def _open(data: bytes, kinds: list[str]) -> ImageFile.ImageFile:
 def _load(data: bytes, image: ImageFile.ImageFile, frames: int, side: int, max_pixels: int) -> Decoded:
     """Decode what was opened."""
     width, height = image.size
-    animated = frames > 1 or (image.format != "MPO" and getattr(image, "is_animated", False))
+    animated = frames > 1 or (image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False))
     if animated:
         image.seek(0)
     if image.format == "PNG":

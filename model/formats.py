@@ -132,8 +132,12 @@ TABLE: Final = (
     Format("BMP", (".bmp",), _bmp, 9),
     Format("TIFF", (".tif", ".tiff"), _tiff, 14),
     Format("AVIF", (".avif", ".avifs"), _boxes, 20),
+    Format("HEIF", (".heic", ".heics", ".heif", ".heifs", ".hif"), _boxes, 20),
 )
-"""The accepted formats. JPEG includes MPO."""
+"""The accepted formats. JPEG includes MPO, and HEIF includes HEIC."""
+
+EXTENSIONS: Final = frozenset(extension for row in TABLE for extension in row.extensions)
+"""Extensions of the accepted formats, in lower case."""
 
 
 _ROWS = {row.name: row for row in TABLE}

@@ -2,13 +2,6 @@
 
 # Brands of an ISO base media file (ISO/IEC 14496-12), at byte 8 after the box type "ftyp".
 _BRANDS = {
-    b"heic": "a HEIC image",
-    b"heix": "a HEIC image",
-    b"heim": "a HEIC image",
-    b"heis": "a HEIC image",
-    b"hevc": "a HEIC image",
-    b"mif1": "a HEIC image",
-    b"msf1": "a HEIC image",
     b"avif": "an AVIF image",
     b"avis": "an AVIF image",
     b"crx ": "a raw image of a camera",
@@ -27,7 +20,7 @@ _TEXT = 1024
 
 
 def describe(data: bytes) -> str | None:
-    """What a file is, such as "a HEIC image", or None for an unknown format.
+    """What a file is, such as "a PDF document", or None for an unknown format.
 
     Args:
         data: the file.

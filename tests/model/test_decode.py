@@ -13,13 +13,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.card import InputSpec
-from model.errors import UnreadableImage, UnsupportedImage
+from model.decode import decode
+from model.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from model.image import preprocess
+from tests.documents import ROOT
 from tests.hostile import after_header, announcing, chunk, encoded, photo, segment, tiff
 
 SIDE = 64
 SPEC = InputSpec(resize=SIDE, crop=SIDE, interpolation="bilinear", mean=(0.5,) * 3, std=(0.2,) * 3)
 RAMP = np.tile(np.linspace(0, 1, SIDE), (SIDE, 1))
+
+HEIC = (ROOT / "tests" / "model" / "files" / "cat.heic").read_bytes()
 
 Pixels = NDArray[Any] | float
 
@@ -334,3 +338,27 @@ def test_the_first_image_of_an_avif_sequence_is_used() -> None:
     image = preprocess(file.getvalue(), SPEC, max_pixels=10**6)
     assert image.warnings == ("only the first frame counts",)
     assert image.pixels[0, 16, 16, 0] > 240
+
+
+# HEIC
+
+
+def test_a_heic_photo_is_decoded() -> None:
+    with Image.open(ROOT / "app" / "static" / "cat.jpg") as original:
+        expected = np.asarray(original.convert("RGB").resize((160, 106)), float)
+    found = decode(HEIC, side=32, max_pixels=160 * 106)
+    assert (found.width, found.height, found.notes) == (160, 106, [])
+    assert isinstance(found.image, Image.Image)
+    assert np.abs(np.asarray(found.image, float) - expected).mean() < 6
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.95])
+def test_a_truncated_heic_photo_is_refused(share: float) -> None:
+    with pytest.raises(UnreadableImage):
+        decode(HEIC[: int(share * len(HEIC))], side=32, max_pixels=10**6)
+
+
+def test_a_heic_photo_that_announces_many_pixels_is_refused_by_its_header() -> None:
+    size = struct.pack(">II", 160, 106)
+    with pytest.raises(ImageTooLarge):
+        decode(HEIC.replace(size, struct.pack(">II", 30_000, 30_000)), side=32, max_pixels=10**7)

@@ -10,8 +10,6 @@ from model.signatures import describe
 @pytest.mark.parametrize(
     ("start", "name"),
     [
-        (b"\0\0\0\x24ftypheic\0\0\0\0", "a HEIC image"),
-        (b"\0\0\0\x18ftypmif1\0\0\0\0", "a HEIC image"),
         (b"\0\0\0\x20ftypisom\0\0\0\0", "a video"),
         (b"%PDF-1.7\n", "a PDF document"),
         (b"\xff\x0a\xfa\x7f", "a JPEG XL image"),

@@ -17,28 +17,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.cli.classify.results import CommandError, plural
+from model import EXTENSIONS
 
-EXTENSIONS = frozenset(
-    (
-        ".apng",
-        ".avif",
-        ".avifs",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".mpo",
-        ".png",
-        ".tif",
-        ".tiff",
-        ".webp",
-    )
-)
-"""Extensions of the accepted formats, in lower case."""
-
-OTHER_EXTENSIONS = frozenset((".heic", ".heif", ".hif", ".ico", ".jp2", ".jxl", ".psd", ".svg", ".dng", ".cr2", ".nef"))
+OTHER_EXTENSIONS = frozenset((".ico", ".jp2", ".jxl", ".psd", ".svg", ".dng", ".cr2", ".nef"))
 """Extensions of other image formats. Such a file in a folder gets a result with an error."""
 
 STDIN = "-"

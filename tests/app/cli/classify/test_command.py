@@ -218,11 +218,11 @@ def test_files_of_a_folder_that_are_no_images_are_counted_and_other_image_format
 ) -> None:
     for name in ("readme", "x.TXT", "y.txt"):
         (folder / "images" / name).write_text("text")
-    (folder / "images" / "photo.heic").write_bytes(b"\0\0\0\x24ftypheic" + bytes(100))
+    (folder / "images" / "drawing.svg").write_bytes(b"<svg/>")
     code, out, err = run(url_of(running), "images", cwd=folder)
     assert code == 1
-    assert [row["path"] for row in rows(out) if row["error"]] == ["images/photo.heic"]
-    assert "images/photo.heic: this is a HEIC image, which is not accepted" in err
+    assert [row["path"] for row in rows(out) if row["error"]] == ["images/drawing.svg"]
+    assert "images/drawing.svg: this is an SVG drawing, which is not accepted" in err
     assert "skipped in folders, because they have no image extension: 3 files: .txt 2, no extension 1\n" in err
 
 
