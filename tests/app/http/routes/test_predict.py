@@ -13,7 +13,7 @@ from PIL import Image
 from model import MAX_VIEWS, Prediction, image, preprocess
 from model.engines.base import Outputs
 from tests.app.fakes import CARD, LABELS, FakeEngine, fake_classifier, image_file, photo
-from tests.app.running import Running, eventually, serving
+from tests.app.running import ROOT, Running, eventually, serving
 
 
 def predicted(data: bytes, views: int = 1) -> Prediction:
@@ -121,6 +121,12 @@ def test_a_raw_body_is_one_image_without_a_filename(running: Running, headers: d
 def test_the_content_type_of_an_image_does_not_matter(running: Running) -> None:
     (result,) = running.post(image_file(5), headers={"Content-Type": "image/jpeg"}).json()["results"]
     assert result["top_k"] == expected_ranking(image_file(5), 5)
+
+
+def test_a_heic_photo_is_classified(running: Running) -> None:
+    data = (ROOT / "tests" / "model" / "files" / "cat.heic").read_bytes()
+    (result,) = running.post(data).json()["results"]
+    assert (result["width"], result["height"]) == (160, 106)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
