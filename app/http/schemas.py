@@ -119,7 +119,7 @@ class ExplainedView(BaseModel):
     maps: Annotated[
         dict[str, list[list[float]]] | None,
         Field(description="The maps of the most probable classes by their labels, as many as `maps` requests."),
-    ] = None
+    ]
 
 
 class Explanation(BaseModel):

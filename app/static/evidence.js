@@ -55,7 +55,7 @@ export class Evidence {
 	async show(label) {
 		const job = this.#job;
 		this.#label = label;
-		for (const row of document.querySelectorAll("[data-label]")) row.setAttribute("aria-pressed", row.dataset.label === label);
+		for (const row of document.querySelectorAll(".ranking [data-label]")) row.setAttribute("aria-pressed", row.dataset.label === label);
 		this.hide(); // the map of another class
 		const current = () => job === this.#job && label === this.#label;
 		try {

@@ -28,6 +28,7 @@ _PARSED = {
     "v2": "ServerMetadata",
     "v2_health_live": "ServerLive",
     "v2_health_ready": "ServerReady",
+    "v2_models": "ModelList",
     "v2_models_stats": "Statistics",
     "v2_repository_index": "list",
     **{

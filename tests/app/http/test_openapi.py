@@ -133,7 +133,7 @@ def test_explain_accepts_one_file_and_returns_json_or_png(schema: dict[str, Any]
 def test_the_fields_of_an_explanation_are_documented(schema: dict[str, Any]) -> None:
     for name, fields in (
         ("Explanation", {"model", "result", "label", "index", "probability", "method", "views"}),
-        ("ExplainedView", {"box", "input", "map"}),
+        ("ExplainedView", {"box", "input", "map", "weight", "maps"}),
     ):
         component = schema["components"]["schemas"][name]
         assert set(component["properties"]) == set(component["required"]) == fields
@@ -141,7 +141,7 @@ def test_the_fields_of_an_explanation_are_documented(schema: dict[str, Any]) -> 
             assert "$ref" in entry or entry["description"].endswith("."), field
 
 
-@pytest.mark.parametrize(("path", "more"), [("/predict", set()), ("/explain", {"label", "format"})])
+@pytest.mark.parametrize(("path", "more"), [("/predict", set()), ("/explain", {"label", "format", "maps"})])
 def test_the_parameters_are_documented_with_their_ranges(schema: dict[str, Any], path: str, more: set[str]) -> None:
     parameters = {entry["name"]: entry for entry in schema["paths"][path]["post"]["parameters"]}
     assert set(parameters) == {"model", "top_k", "views", "min_confidence", "x-request-timeout"} | more

@@ -72,7 +72,7 @@ def test_another_name_is_unknown(running: Running, name: str, status: int, kind:
             "/explain",
             f"{'x' * 60}=1",
             f"there is no parameter '{'x' * 50}'... (60 characters): "
-            "choose from model, top_k, views, min_confidence, label, format",
+            "choose from model, top_k, views, min_confidence, label, format, maps",
         ),
     ],
 )

@@ -127,7 +127,9 @@ def test_the_mistakes_are_read_from_the_old_readme(format_4: Path) -> None:
 
 def test_the_readme_is_generated_and_the_handwritten_sections_become_notes(format_4: Path) -> None:
     upgrade(format_4)
-    assert (format_4 / "README.md").read_text() == readme(read_card(format_4 / "card.json"), notes=True)
+    assert (format_4 / "README.md").read_text() == readme(
+        read_card(format_4 / "card.json"), notes=True, folder=format_4
+    )
     assert (format_4 / "NOTES.md").read_text() == f"# Notes on tiny\n\n{NOTES}"
 
 

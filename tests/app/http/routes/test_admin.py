@@ -132,11 +132,11 @@ def test_a_bundle_that_fails_is_refused_with_its_reason(service: Running, caplog
 def test_a_malformed_body_is_refused_by_its_field(service: Running, body: Any) -> None:
     problem = is_a_problem(service.client.post("/models/tiny", json=body), 422)
     assert problem["type"] == "urn:tenfold:invalid-parameter"
-    assert problem["detail"].startswith("body")
+    assert (list(body)[-1] if body else "the body is not a JSON object") in problem["detail"]
 
 
 def test_a_large_body_is_refused(service: Running) -> None:
-    assert "at most 4096 characters" in is_a_problem(change(service, weights="a" * 4_097), 422)["detail"]
+    assert "of 1 to 4,096 characters" in is_a_problem(change(service, weights="a" * 4_097), 422)["detail"]
     assert is_a_problem(change(service, weights="a" * 10_000), 413)["type"] == "urn:tenfold:body-too-large"
     assert is_a_problem(service.client.post("/models/tiny", content=b"{"), 422)
 
