@@ -47,6 +47,8 @@ class OpenVinoEngine:
     def __init__(self, path: Path, crop: int, *, int8: bool, threads: int = 0) -> None:
         # A mapped file would change the weights, or end the process, when the file is overwritten while it is served.
         options: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_MMAP": False}
+        if int8:  # the few other layers too compute the same on every CPU
+            options["INFERENCE_PRECISION_HINT"] = "f32"
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         compiled = openvino.Core().compile_model(path, "CPU", options)

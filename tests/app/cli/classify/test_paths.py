@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from app.cli.classify.paths import EXTENSIONS, BadPath, FileSizeError, Skipped, find_files, read_file, read_path_list
+from app.cli.classify.paths import BadPath, FileSizeError, Skipped, find_files, read_file, read_path_list
 from model import FORMATS
 
 GONE = "it cannot be read (No such file or directory)"
