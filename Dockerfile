@@ -15,12 +15,16 @@ RUN python -m venv /opt/uv \
 FROM uv AS cpu-packages
 COPY requirements/serve.txt /requirements/
 # openvino-telemetry sends usage data to Google Analytics at every start; OpenVINO works without it.
-# Removing OpenVINO's plugins for other devices and its frontends for other formats saves 80 MB.
+# Removing OpenVINO's plugins for other devices and its frontends for other formats saves 80 MB. The tests of packages,
+# headers, and the cache for GPUs have another 30 MB.
 RUN /opt/uv/bin/uv pip install --python /opt/venv/bin/python --require-hashes -r /requirements/serve.txt \
     && /opt/uv/bin/uv pip uninstall --python /opt/venv/bin/python openvino-telemetry \
-    && cd /opt/venv/lib/python3.11/site-packages/openvino/libs \
+    && cd /opt/venv/lib/python3.11/site-packages \
+    && find . -type d -name tests -prune -exec rm -r {} + \
+    && rm -r openvino/include \
+    && cd openvino/libs \
     && rm -f libopenvino_intel_gpu_plugin.so libopenvino_intel_npu_*.so libopenvino_onnx_* libopenvino_paddle_* \
-        libopenvino_pytorch_* libopenvino_tensorflow_* libopenvino_jax_*
+        libopenvino_pytorch_* libopenvino_tensorflow_* libopenvino_jax_* libopenvino_gguf_* cache.json
 
 FROM python:3.11-slim-bookworm AS service
 RUN useradd --system --uid 10001 --no-create-home tenfold
