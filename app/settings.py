@@ -24,6 +24,13 @@ def _list(text: object) -> object:
     return [word for word in map(cleaned, text.split(",")) if word] if isinstance(text, str) else text
 
 
+def _keys(text: object) -> object:
+    keys = _list(text)
+    if not keys and isinstance(text, str):
+        raise ValueError("it names no key: remove the variable, or write a key")
+    return keys
+
+
 def _lower(text: object) -> object:
     return text.lower() if isinstance(text, str) else text
 
@@ -134,13 +141,13 @@ class Settings(BaseSettings):
     api_keys: Annotated[
         tuple[Annotated[SecretStr, Field(min_length=1), AfterValidator(_ascii_key)], ...],
         NoDecode,
-        BeforeValidator(_list),
+        BeforeValidator(_keys),
         Field(description="Comma-separated API keys. If set, requests other than probes need one."),
     ] = ()
     admin_keys: Annotated[
         tuple[Annotated[SecretStr, Field(min_length=1), AfterValidator(_ascii_key)], ...],
         NoDecode,
-        BeforeValidator(_list),
+        BeforeValidator(_keys),
         Field(description="Comma-separated keys that may replace weights. Without one, nobody may."),
     ] = ()
     weights_root: Annotated[

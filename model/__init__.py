@@ -34,7 +34,7 @@ from model.errors import (
     UnreadableImage,
     UnsupportedImage,
 )
-from model.formats import EXTENSIONS, is_small_and_plain
+from model.formats import EXTENSIONS, SMALL_PIXELS, is_small_and_plain
 from model.heatmap import overlay, overlay_memory, png
 from model.image import PreprocessedImage, decode_memory, preprocess
 from model.views import FIRST_VIEWS, MAX_VIEWS, view_weights
@@ -45,6 +45,7 @@ __all__ = [
     "FIRST_VIEWS",
     "FORMATS",
     "MAX_VIEWS",
+    "SMALL_PIXELS",
     "BundleError",
     "CardError",
     "Classifier",

@@ -47,7 +47,9 @@ MEMORY_PER_PIXEL: Final = 6.4
 # What Python and the decoders allocate for an image of any size, and for each byte of the file.
 _FIXED, _COPIES = 16_000_000, 4
 # Small enough to be decoded in the event loop.
-_SMALL_BYTES, _SMALL_PIXELS, _SMALL_SCANS = 16_384, 4_096, 4
+_SMALL_BYTES, _SMALL_SCANS = 16_384, 4
+SMALL_PIXELS: Final = 4_096
+"""Pixels of an image that is decoded in the event loop, at most."""
 # Segments before the pixels of a JPEG, entries of a TIFF's directory and bytes before the sizes of an AVIF, at most.
 _SEGMENTS, _ENTRIES, _BOXES = 500, 100, 65_536
 _SOS = 0xDA
@@ -59,6 +61,9 @@ def _jpeg(data: bytes) -> Header:
     at, size, sequential, components = 2, (0, 0), True, 0
     for _ in range(_SEGMENTS):
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        # libjpeg skips what is between two segments, and segments without a length.
+        if data[at] != 0xFF or marker < 0xC0 or 0xD0 <= marker <= 0xD9 or marker == 0xFF:
+            raise IndexError
         if marker in _FRAMES:
             size, sequential = struct.unpack(">HH", data[at + 5 : at + 9]), marker in (0xC0, 0xC1)
             components = data[at + 9]
@@ -189,4 +194,4 @@ def is_small_and_plain(data: bytes) -> bool:
         header = header_of("PNG", data)
     elif data.startswith(b"\xff\xd8\xff") and data.count(b"\xff\xda") <= _SMALL_SCANS:
         header = header_of("JPEG", data)
-    return header is not None and header.plain and header.width * header.height <= _SMALL_PIXELS
+    return header is not None and header.plain and header.width * header.height <= SMALL_PIXELS

@@ -152,6 +152,10 @@ def _below(prefix: str, path: str) -> str:
     return path[len(prefix) :] if f"{path}/".startswith(f"{prefix}/") else path
 
 
+# Slashes at the end of a path, plain and encoded.
+_SLASHES = re.compile(r"(?:/|%2[fF])+\Z")
+
+
 def relative_redirects(app: ASGIApp) -> ASGIApp:
     """Make the Location of the router's redirects relative, because a proxy may change host, scheme and prefix.
 
@@ -163,10 +167,11 @@ def relative_redirects(app: ASGIApp) -> ASGIApp:
             if message["type"] == "http.response.start" and message["status"] == HTTPStatus.TEMPORARY_REDIRECT:
                 # As the server received it, with a prefix; a server may lack it.
                 path = scope.get("raw_path", b"").decode("latin-1") or quote(scope["path"])
-                bare = path.rstrip("/")
+                bare = _SLASHES.sub("", path)
                 name = bare.rpartition("/")[2]
                 query = scope["query_string"].decode("latin-1")
-                location = "../" * (len(path) - len(bare)) + name if path != bare else f"./{name}/"
+                up = "../" * path[len(bare) :].count("/") or "./"
+                location = f"{up}{name}" if path != bare else f"./{name}/"
                 MutableHeaders(scope=message)["Location"] = f"{location}?{query}" if query else location
             await send(message)
 

@@ -17,7 +17,6 @@ from app.main import create_app
 from app.process.link import Link
 from app.process.protocol import http_protocol
 from app.process.sockets import (
-    AF_UNIX,
     CannotListen,
     describe_address,
     has_pending_connections,
@@ -147,9 +146,8 @@ class Server(uvicorn.Server):
 
         loop, backlog = asyncio.get_running_loop(), self.config.backlog
         while self._to_listen:
-            waiting = self._to_listen.pop()
-            create = loop.create_unix_server if waiting.family == AF_UNIX else loop.create_server
-            self.servers.append(await create(protocol, sock=waiting, backlog=backlog))
+            # For a Unix socket too: create_unix_server would remove its file at the end, which other workers share.
+            self.servers.append(await loop.create_server(protocol, sock=self._to_listen.pop(), backlog=backlog))
 
     async def _obey(self, supervisor: Link) -> None:
         for message in supervisor.receive():

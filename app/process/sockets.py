@@ -46,8 +46,8 @@ def listen(settings: Settings) -> list[socket.socket]:
     """
     try:
         return [_listen_on_path(settings.uds)] if settings.uds else _listen_on_port(settings.host, settings.port)
-    except OSError as error:
-        reason = str(error.strerror or error).partition(" (while ")[0]
+    except (OSError, UnicodeError) as error:  # the latter for a name that is no host name
+        reason = str(getattr(error, "strerror", None) or error).partition(" (while ")[0]
         if settings.uds:
             raise CannotListen(
                 f"cannot listen on {settings.uds} ({reason}): choose another path with TENFOLD_UDS"

@@ -42,6 +42,8 @@ _RESULT, _MARK = struct.Struct("<8s?QQ"), b"decoded\n"
 # A child that was allowed more memory, or kept more, ends after its call, so that the memory returns to the system.
 _KEPT = 64_000_000
 _NICE = 10
+# The status of a child that could not be forked, as waitpid() returns it: exit code 1.
+_NOT_STARTED = 1 << 8
 _PR_SET_PDEATHSIG = 1
 
 
@@ -49,12 +51,17 @@ class ChildEnded(Exception):
     """A child has ended, or was killed because it sent no result of a function.
 
     Args:
-        status: its exit code, or minus the signal that ended it.
+        status: its exit code, or minus the signal that ended it; None if the template ended, and all children with it.
     """
 
-    def __init__(self, status: int) -> None:
-        super().__init__(f"signal {signal.Signals(-status).name}" if status < 0 else f"exit code {status}")
+    def __init__(self, status: int | None) -> None:
+        if status is None:
+            reason = "the template has ended"
+        else:
+            reason = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
+        super().__init__(reason)
         self.out_of_time = status == -signal.SIGXCPU
+        self.lost = status is None
 
 
 class ChildError(Exception):
@@ -62,7 +69,7 @@ class ChildError(Exception):
 
 
 class _Child:
-    def __init__(self, number: int, connection: socket.socket, ended: asyncio.Future[int]) -> None:
+    def __init__(self, number: int, connection: socket.socket, ended: asyncio.Future[int | None]) -> None:
         self.number = number
         self.connection = connection
         self.ended = ended
@@ -91,7 +98,7 @@ class Children:
         path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
         with theirs:
             self._template = subprocess.Popen(
-                [sys.executable, "-c", "from app.serving.children import main; main()"],
+                [sys.executable, "-P", "-c", "from app.serving.children import main; main()"],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},  # forking needs a single thread
@@ -139,7 +146,7 @@ class Children:
             value = json.loads(bytes(content[:values]))
         except (OSError, ValueError):
             self._discard(child)
-            raise ChildEnded(await child.ended) from None
+            raise ChildEnded(await asyncio.shield(child.ended)) from None
         except BaseException:
             self._discard(child)
             raise
@@ -171,7 +178,13 @@ class Children:
         own, theirs = socket.socketpair()
         own.setblocking(False)
         with theirs:
-            socket.send_fds(self._control, [_COMMAND.pack(b"s", self._number)], [theirs.fileno()])
+            command = _COMMAND.pack(b"s", self._number)
+            try:
+                socket.send_fds(self._control, [command], [theirs.fileno()])
+            except OSError:  # the template is about to end
+                self.stop()
+                self.start()
+                socket.send_fds(self._control, [command], [theirs.fileno()])
         child = _Child(self._number, own, asyncio.get_running_loop().create_future())
         self._children[child.number] = child
         return child
@@ -187,7 +200,8 @@ class Children:
             while notice := self._control.recv(_NOTICE.size):
                 number, status = _NOTICE.unpack(notice)
                 child = self._children.pop(number)
-                child.ended.set_result(os.waitstatus_to_exitcode(status))
+                if not child.ended.done():
+                    child.ended.set_result(os.waitstatus_to_exitcode(status))
                 if child in self._idle:
                     self._idle.remove(child)
                     child.connection.close()
@@ -200,7 +214,8 @@ class Children:
 
     def _lose_all(self) -> None:
         for child in self._children.values():
-            child.ended.set_result(-signal.SIGKILL)
+            if not child.ended.done():
+                child.ended.set_result(None)
         for child in self._idle:
             child.connection.close()
         self._children, self._idle = {}, []
@@ -236,16 +251,21 @@ def main() -> Never:
         if not message:  # the service has ended
             os._exit(0)
         command, number = _COMMAND.unpack(message)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])  # `reap` changes the numbers
         if command == b"k":
             for pid in [pid for pid, its in numbers.items() if its == number]:
                 os.kill(pid, signal.SIGKILL)
-            continue
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])  # until its number is known
-        template, pid = os.getpid(), os.fork()
-        if not pid:
-            _be_a_child(descriptors[0], template)
-        numbers[pid] = number
-        os.close(descriptors[0])
+        else:
+            template = os.getpid()
+            try:
+                pid = os.fork()
+            except OSError:  # no memory or too many processes
+                control.send(_NOTICE.pack(number, _NOT_STARTED))
+            else:
+                if not pid:
+                    _be_a_child(descriptors[0], template)
+                numbers[pid] = number
+            os.close(descriptors[0])
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
 
 

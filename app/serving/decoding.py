@@ -7,6 +7,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from app.serving.children import AVAILABLE, ChildEnded, Children, Result
 from app.serving.threads import compute_threads
 from model import (
+    SMALL_PIXELS,
     ImageTooLarge,
     InputSpec,
     PreprocessedImage,
@@ -136,7 +138,8 @@ class Decoder:
             ImageError: the image is at fault.
         """
         if is_small_and_plain(data):  # 0.2 ms, as much as the way to a child and back
-            return preprocess(data, spec, max_pixels=self._max_pixels, views=views)
+            with suppress(ImageTooLarge):  # Pillow may find another size than the header check
+                return preprocess(data, spec, max_pixels=min(SMALL_PIXELS, self._max_pixels), views=views)
         size = decode_memory(data, side=spec.resize, max_pixels=self._max_pixels)
         values, pixels = await self._decode(_preprocess, spec, self._max_pixels, views, data=data, size=size, flow=flow)
         shape, boxes, width, height, warnings = values
@@ -201,6 +204,11 @@ class Decoder:
             return await self.run(partial(function, data, *arguments), size=size, flow=flow)
         await self._turn(size, flow)
         try:
+            try:
+                return await self._children.run(function, *arguments, data=data, memory=size)
+            except ChildEnded as ended:
+                if not ended.lost:
+                    raise
             return await self._children.run(function, *arguments, data=data, memory=size)
         except ChildEnded as ended:
             logger.warning("an image of %d bytes ended the process that decoded it: %s", len(data), ended)
@@ -282,7 +290,8 @@ class BlockingDecoder:
             ImageError: the image is at fault.
         """
         if is_small_and_plain(data):
-            return preprocess(data, spec, max_pixels=self._max_pixels, views=views)
+            with suppress(ImageTooLarge):
+                return preprocess(data, spec, max_pixels=min(SMALL_PIXELS, self._max_pixels), views=views)
         return asyncio.run_coroutine_threadsafe(self._preprocess(data, spec, views), self._loop).result()
 
     def stop(self) -> None:

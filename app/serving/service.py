@@ -78,6 +78,7 @@ class Service:
             self.feedback = Recorder(settings.feedback, limits, self.telemetry)
             self.telemetry.expect_feedback(models)
         self._load = dict(models)
+        self._loading = asyncio.Lock()
         self._admission = {name: Admission(name, self.limits) for name in models}
         self._on_failure = on_failure
         self._releases: dict[Batcher, weakref.finalize[[asyncio.AbstractEventLoop, Batcher], LoadedModel]] = {}
@@ -161,7 +162,8 @@ class Service:
         """
         engine_thread = compute_threads(1, f"engine-{name}")
         try:
-            classifier = await asyncio.get_running_loop().run_in_executor(engine_thread, load)
+            async with self._loading:
+                classifier = await _finished(asyncio.get_running_loop().run_in_executor(engine_thread, load))
             card, engine = classifier.card, classifier.engine
             if card.name != name:
                 raise BundleError(f"the name on the card is {card.name}, not {name}: change it, or restart the service")
@@ -267,6 +269,15 @@ class Service:
     def _enter(self, state: State) -> None:
         self.state = state
         self.telemetry.ready(state == "ready")
+
+
+async def _finished(loading: asyncio.Future[Classifier]) -> Classifier:
+    """The result of a thread. A cancelled call ends after the thread, so that no other model is loaded meanwhile."""
+    try:
+        return await asyncio.shield(loading)
+    except asyncio.CancelledError:
+        await asyncio.wait([loading])
+        raise
 
 
 def _info(model: LoadedModel) -> dict[str, str]:

@@ -4,6 +4,7 @@ import csv
 import io
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from model.errors import SaveError, cannot_write
@@ -33,7 +34,8 @@ def write_history(folder: Path, records: Sequence[Mapping[str, float]]) -> None:
         partial.replace(path)
         _append_event(folder / EVENTS_FILE, records[-1])
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise SaveError(cannot_write(f"to {folder}", error, "make it writable, then continue with --resume")) from error
 
 

@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -17,6 +18,8 @@ from torch import Tensor
 from model.card import WEIGHTS_FILE
 from model.errors import RecipeError
 from model.nets.base import Network
+
+_EMA = re.compile(r"(^|[._/])ema([._/]|$)")
 
 _scalar = np.float64(0).__reduce__()[0]  # what NumPy pickles its numbers with
 # Plain values that others save beside the weights: the options of torchvision and timm, and numbers of NumPy. The
@@ -75,7 +78,7 @@ def read_state_dict(path: Path, *, option: str = "--init") -> Init:
     states = list(_states(found))
     if not states:
         raise _refusal(path, "it holds something else", option)
-    _, state = max(states, key=lambda each: ("ema" not in each[0].lower(), len(each[1])))
+    _, state = max(states, key=lambda each: (not _EMA.search(each[0].lower()), len(each[1])))
     return Init(state, sha256)
 
 

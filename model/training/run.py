@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def train_bundle(
     """
     check_new(out)
     checkpoint.check_folder(run)
-    if not re.match(NAME_PATTERN, name or out.name):
+    if not re.fullmatch(NAME_PATTERN, name or out.name):
         option = "give --name" if name else "end --out in"
         raise SaveError(f"the name {name or out.name!r} is not allowed: {option} letters, digits, dots, _ and - only")
     if device == "cuda" and not torch.cuda.is_available():
@@ -144,7 +145,8 @@ def train_bundle(
     try:
         sheet.write_bytes(contact_sheet(card.metrics.mistakes, dataset.test))
     except OSError as error:
-        sheet.unlink(missing_ok=True)
+        with suppress(OSError):
+            sheet.unlink()
         raise SaveError(cannot_write(sheet, error, f"make it writable; {out} is complete")) from error
     print(f"{sheet} shows the mistakes with the highest confidence", flush=True)
 

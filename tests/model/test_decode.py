@@ -15,6 +15,7 @@ from PIL import Image
 from model.card import InputSpec
 from model.decode import decode
 from model.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
+from model.formats import header_of, is_small_and_plain
 from model.image import preprocess
 from tests.documents import ROOT
 from tests.hostile import after_header, announcing, chunk, encoded, photo, segment, tiff
@@ -362,3 +363,24 @@ def test_a_heic_photo_that_announces_many_pixels_is_refused_by_its_header() -> N
     size = struct.pack(">II", 160, 106)
     with pytest.raises(ImageTooLarge):
         decode(HEIC.replace(size, struct.pack(">II", 30_000, 30_000)), side=32, max_pixels=10**7)
+
+
+# The header of a JPEG
+
+
+def test_a_jpeg_with_bytes_between_its_segments_is_not_taken_for_small() -> None:
+    """libjpeg skips these bytes, and finds another frame than a reader that takes them for a segment."""
+    large = segment(0xC2, struct.pack(">BHHB", 8, 7000, 7000, 1) + b"\x01\x11\x00")
+    small = b"\xc0" + struct.pack(">HBHHB", 11, 8, 8, 8, 1) + b"\x01\x11\x00\x00\xda" + bytes(8) + b"\x01"
+    for skipped in (b"\x00\xe0", b"\xff\xd0", b"\xff\x01", b"\xff\xff"):
+        data = b"\xff\xd8" + skipped + struct.pack(">H", len(large) + 2) + large + b"\x00" + small
+        assert header_of("JPEG", data) is None
+        assert not is_small_and_plain(data)
+
+
+@pytest.mark.parametrize("marker", [b"\xff\xdb", b"\xff\xc0"])
+def test_fill_bytes_before_the_segments_of_a_jpeg_are_accepted(marker: bytes) -> None:
+    data = encoded(Image.new("RGB", (48, 40)), "JPEG")
+    at = data.index(marker)
+    found = decode(data[:at] + b"\xff" * 3 + data[at:], side=32, max_pixels=10**4)
+    assert (found.width, found.height) == (48, 40)

@@ -21,8 +21,8 @@ _BLOCK = 1024
 def add_folder(data: DataSet, folder: DataSet, *, cache: Path, report: Callable[[str], None]) -> DataSet:
     """Add the parts of a folder of images to those of a data set.
 
-    An image whose pixels the data set has already, in the same class or in another part, is left out. So no test image
-    of the data set becomes a training image.
+    An image whose pixels the data set or the folder has already, in the same class or in another part, is left out. So
+    no test image becomes a training image.
 
     Args:
         data: the data set.
@@ -39,12 +39,13 @@ def add_folder(data: DataSet, folder: DataSet, *, cache: Path, report: Callable[
             known.setdefault(key, (part, set()))[1].add(label)
     kept: dict[Part, LabeledImages] = {}
     chosen: dict[Part, list[int]] = {}
-    for part in PARTS:
+    for part in reversed(PARTS):  # the test images first, so that no copy of one is a training image
         chosen[part] = []
         for index, (key, label) in enumerate(_keys(folder, part)):
-            place, labels = known.get(key, (part, set()))
+            place, labels = known.setdefault(key, (part, set()))
             if place == part and label not in labels:
                 chosen[part].append(index)
+                labels.add(label)
         kept[part] = getattr(folder, part)[torch.tensor(chosen[part], dtype=torch.int64)]
     count, left = sum(map(len, chosen.values())), sum(len(getattr(folder, part)) for part in PARTS)
     report(

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.card import InputSpec
+from model.card import REVISION, InputSpec
 from model.errors import DataError, ImageError, SaveError, cannot_write
 from model.image import square_for_crops
 from model.training.data.listing import ListedFile, Listing
@@ -121,7 +121,9 @@ def cached_images(
 
 
 def _fingerprint(listing: Listing, spec: InputSpec, *, holdout: float, test: float) -> str:
-    digest = hashlib.sha256(repr((_FORMAT, spec.interpolation, holdout, test, listing.labels, listing.added)).encode())
+    digest = hashlib.sha256(
+        repr((_FORMAT, REVISION, spec.interpolation, holdout, test, listing.labels, listing.added)).encode()
+    )
     for file in listing.files:
         digest.update(repr(file).encode())
     return digest.hexdigest()

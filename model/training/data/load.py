@@ -212,6 +212,11 @@ def load_test(
     if folder is None:
         raise DataError(f"{data} is no folder of images: give --data folder:PATH")
 
+    if part == "auto" and card.training.data and card.training.data.added:
+        raise DataError(
+            "the bundle was trained on several sources: name all of them in the same order with --data, or give --part "
+            f"all if none of the images of {folder} was trained on"
+        )
     trained = card.training.data if card.training.data and card.training.data.sha256 else None
     same_name = trained is not None and trained.name == folder.resolve().name
 

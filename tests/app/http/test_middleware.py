@@ -139,3 +139,9 @@ def test_connections_are_kept_alive_until_the_service_drains() -> None:
         service.service.drain()
         for response in (service.post(image_file()), service.client.get("/readyz"), service.client.get("/nowhere")):
             assert response.headers["Connection"] == "close"
+
+
+@pytest.mark.parametrize("path", ["/models/", "/models%2F", "/models//", "/models%2f%2F/"])
+def test_slashes_at_the_end_of_a_path_are_redirected_once(running: Running, path: str) -> None:
+    response = running.client.get(path, follow_redirects=True)
+    assert (response.status_code, response.url.path, len(response.history)) == (200, "/models", 1)

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from app.serving.children import AVAILABLE
 from app.serving.decoding import Decoder, Flow
 from model import ImageTooLarge, UnreadableImage, UnsupportedImage, preprocess
 from tests.app.fakes import CARD, image_file, photo
@@ -297,5 +298,22 @@ def test_a_large_job_gets_its_turn_in_a_stream_for_another_model() -> None:
             jobs.release()
             await asyncio.gather(*tasks)
         assert 3 < jobs.began.index("large") < 10
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="no child processes on this system")
+def test_an_image_is_decoded_again_if_the_template_was_killed() -> None:
+    """For example by the kernel, when a machine has too little memory. It is not the fault of the image."""
+    data = image_file(size=(3000, 2000), kind="WEBP")
+
+    async def main() -> None:
+        async with decoding(isolated=True, max_bytes=10**9, max_pixels=5 * 10**7) as decoder:
+            decoding_one = asyncio.create_task(decoder.preprocess(data, CARD.input, 1, Flow("a")))
+            await asyncio.sleep(0.05)
+            assert decoder._children
+            assert decoder._children._template
+            decoder._children._template.kill()
+            assert (await decoding_one).width == 3000
 
     asyncio.run(main())

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from app.cli.classify.paths import BadPath, FileSizeError, Skipped, find_files, read_file, read_path_list
-from model import FORMATS
+from model import EXTENSIONS, FORMATS
 
 GONE = "it cannot be read (No such file or directory)"
 
