@@ -164,6 +164,8 @@ class Telemetry:
             ("reason",),
             registry=self.registry,
         )
+        for reason in ("crash", "cpu-time"):  # from 0, so that the first one is an increase
+            self._decoders_ended.labels(reason)
         self._images_in_progress = Gauge(
             "tenfold_pictures_under_way",
             "Images being decoded, waiting or in a batch.",

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.cli.classify.results import CommandError, plural
-from model import EXTENSIONS
 
 OTHER_EXTENSIONS = frozenset((".ico", ".jp2", ".jxl", ".psd", ".svg", ".dng", ".cr2", ".nef"))
 """Extensions of other image formats. Such a file in a folder gets a result with an error."""
@@ -182,6 +181,8 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _has_image_extension(path: str, skipped: Skipped | None) -> bool:
+    from model import EXTENSIONS  # it imports Pillow and NumPy, which the help of the command does not need
+
     accepted = os.path.splitext(path)[1].lower() in EXTENSIONS | OTHER_EXTENSIONS
     if not accepted and skipped:
         skipped.add(path)

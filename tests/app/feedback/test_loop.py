@@ -57,7 +57,7 @@ def test_labels_of_clients_become_the_next_version(folder_bundle: Path, tmp_path
 
         export = documented("feedback")
         export[-2:] = [str(store), "data/feedback"]
-        assert "6 of 6 labelled predictions" in tenfold(*export, folder=tmp_path)
+        assert "6 images, and labels.csv of 6 labelled predictions" in tenfold(*export, folder=tmp_path)
 
         # The options of the documentation, with smaller values.
         options = documented("train")
