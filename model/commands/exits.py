@@ -1,5 +1,6 @@
 """What the commands have in common."""
 
+import io
 import shlex
 import shutil
 import sys
@@ -29,6 +30,8 @@ def exit_codes(*, interrupted: Callable[[], str] | None = None) -> Iterator[None
     Args:
         interrupted: its result is printed after an interrupt.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr has it already
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that the terminal's encoding lacks
     try:
         yield
     except ModelError as error:

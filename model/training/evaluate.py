@@ -28,6 +28,7 @@ from model.training.data import (
     split_sources,
 )
 from model.training.ood import others
+from model.training.words import counted
 
 ECE_BINS = 15
 OTHERS = 2000
@@ -326,7 +327,10 @@ def evaluate_bundle(
     classifier = load(folder, engine=engine, device=device)
     card = classifier.card
     first, others = split_sources(data)
-    if folder_of(first) and not others:
+    single = folder_of(first) is not None and not others
+    if part == "all" and not single:
+        raise ModelError("--part all is for one folder of images: give one --data folder:PATH")
+    if single:
         test = load_test(card, first, part=part, limit=limit, cache=cache, report=report, progress=progress)
     elif others:
         test = load_again(card, data, limit=limit, cache=cache, report=report, progress=progress).test
@@ -336,6 +340,8 @@ def evaluate_bundle(
         )
     else:
         test = load_cifar10_test(Path(first))[:limit]
+    if not single:
+        report(f"testing on {counted(len(test), 'test image')} of {' and '.join(map(str, (first, *others)))}")
     assessment = assess(
         classifier.engine, card.input, card.calibration, card.out_of_distribution, test, progress=progress
     )

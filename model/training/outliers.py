@@ -22,6 +22,7 @@ from model.image import test_transform
 from model.nets.base import Network
 from model.training.data.listing import files_in
 from model.training.recipes import Recipe
+from model.training.words import printable
 
 _MAX_PIXELS = 50_000_000
 _SEED = 20181211
@@ -100,7 +101,7 @@ def load_outliers(root: Path, *, side: int, without: Collection[str] = (), gener
     about = OutlierImages(
         images=len(read),
         generated=len(generated),
-        without=sorted(without),
+        without=sorted(map(printable, without)),
         unreadable=unreadable,
         sha256=hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
     )

@@ -10,7 +10,7 @@ from model.errors import DataError
 from model.training.data.cache import Index, Progress, cached_images
 from model.training.data.listing import Listing, list_images
 from model.training.data.sets import PARTS, DataSet, LabeledImages
-from model.training.words import counted
+from model.training.words import counted, printable
 
 _ROWS = 20
 _EXAMPLES = 5
@@ -49,6 +49,10 @@ def load_folder(
             those of `labels`.
         SaveError: the cache cannot be written.
     """
+
+    def say(line: str) -> None:
+        report(printable(line))
+
     listing = list_images(root, added=added)
     known = set(listing.labels if labels is None else labels)
     if added and (unknown := sorted(set(listing.labels) - known)):
@@ -59,9 +63,7 @@ def load_folder(
     all_needed = not added and test < 1
     if not known.issuperset(listing.labels) or (all_needed and len(known) > len(listing.labels)):
         raise DataError(f"the classes of {root} are not those of the model ({_differences(known, listing.labels)})")
-    parts, index = cached_images(
-        root, listing, spec, cache, holdout=holdout, test=test, report=report, progress=progress
-    )
+    parts, index = cached_images(root, listing, spec, cache, holdout=holdout, test=test, report=say, progress=progress)
     if labels is not None:
         order = torch.tensor([labels.index(label) for label in listing.labels])
         parts = {
@@ -72,12 +74,12 @@ def load_folder(
         parts["holdout"],
         parts["test"],
         labels=tuple(labels or listing.labels),
-        name=root.resolve().name,
+        name=printable(root.resolve().name),
         sha256=index.sha256,
-        test_files=index.test_files,
+        test_files=[printable(path) for path in index.test_files],
     )
     for line in (*_counts(data), *_unused(listing), *_left_out(index)):
-        report(line)
+        say(line)
     return data
 
 

@@ -18,6 +18,7 @@ from model.training.data.listing import list_images
 from model.training.data.sets import DataSet, LabeledImages
 from model.training.data.synthetic import synthetic
 from model.training.recipes import FIELD_DEFAULTS, Recipe
+from model.training.words import printable
 
 CACHE = Path("runs/cache")
 """Where decoded images of folders are by default."""
@@ -218,7 +219,7 @@ def load_test(
             f"all if none of the images of {folder} was trained on"
         )
     trained = card.training.data if card.training.data and card.training.data.sha256 else None
-    same_name = trained is not None and trained.name == folder.resolve().name
+    same_name = trained is not None and trained.name == printable(folder.resolve().name)
 
     def in_parts() -> DataSet:
         return load_again(card, data, cache=cache, report=report, progress=progress)

@@ -12,6 +12,7 @@ from model.calibration import MIN_SPREAD
 from model.card import ModelCard, Training
 from model.training.calibrate import FEW_IMAGES
 from model.training.evaluate import class_scores
+from model.training.words import printable
 
 README_FILE = "README.md"
 NOTES_FILE = "NOTES.md"
@@ -125,7 +126,7 @@ def _dataset(training: Training) -> tuple[str, str, str]:
 def _place(folder: Path) -> str:
     """The path of a folder for a command: relative to the current folder if it is below that."""
     path, here = folder.absolute(), Path.cwd()
-    return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.as_posix()
+    return printable(path.relative_to(here).as_posix() if path.is_relative_to(here) else path.as_posix())
 
 
 def _data(card: ModelCard) -> str:

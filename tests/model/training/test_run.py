@@ -1,6 +1,7 @@
 """A run on a folder of images, and what is done with its bundle."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -105,6 +106,20 @@ def test_a_bundle_of_a_folder_is_evaluated_and_quantized_with_it(folder_bundle: 
     assert result.stderr == "error: resnet18-images was trained on a folder of images: give --data folder:PATH\n"
     with pytest.raises(DataError, match=r"not those of the model \(missing: bunte Kühe, .* unknown: a, b\)"):
         load_again(card, f"folder:{write_classes(tmp_path / 'ab', 'ab', 5)}", cache=tmp_path)
+
+
+def test_the_part_and_the_images_of_a_test_are_reported(folder_bundle: Path, tmp_path: Path) -> None:
+    images, cache = folder_bundle.parent / "images", folder_bundle.parent / "cache"
+    labels = read_card(folder_bundle / "card.json").labels
+    more = write_classes(tmp_path / "more", labels, 20, first=9000)
+    sources = ["--data", f"folder:{images}", "--data", f"folder:{more}", "--cache", cache, "--device", "cpu"]
+    result = invoke(evaluate, folder_bundle, *sources, "--json")
+    assert result.exit_code == 0, result.stderr
+    count = json.loads(result.stdout)["pictures"]
+    assert f"testing on {count} test images of folder:{images} and folder:{more}\n" in result.stderr
+    result = invoke(evaluate, folder_bundle, *sources, "--part", "all")
+    assert result.exit_code == 1
+    assert result.stderr == "error: --part all is for one folder of images: give one --data folder:PATH\n"
 
 
 def test_the_name_of_a_bundle_is_made_of_any_name() -> None:

@@ -153,6 +153,24 @@ def test_val_is_held_out_and_the_test_images_are_chosen_from_train(tmp_path: Pat
     assert min(data.counts("test")) > 0
 
 
+def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+    root = write_classes(tmp_path / os.fsdecode(b"caf\xe9"), "ab", 100)
+    for path in root.glob("a/*"):
+        path.rename(path.with_name(os.fsdecode(b"\xff\n" + path.name.encode())))
+    (root / os.fsdecode(b"notes\xff")).touch()
+    shutil.copy(root / "b" / "000.png", root / "b" / os.fsdecode(b"\xfe.png"))
+    (root / "a" / os.fsdecode(b"\xfd.png")).write_text("not an image")
+    reports = Reports()
+    data = loaded(root, reports)
+    assert data.name == "caf\\xe9"
+    of_a = [path for path in data.test_files if path.startswith("a/")]
+    assert of_a
+    assert all(path.startswith("a/\\xff\\n") for path in of_a), "as in the file system, but escaped"
+    text = "".join([data.name, *data.test_files, *reports])
+    assert "\n" not in text
+    assert all(name in text.encode().decode() for name in ("caf\\xe9 once", "notes\\xff", "b/\\xfe.png", "a/\\xfd.png"))
+
+
 def test_more_than_one_percent_unreadable_files_are_an_error(root: Path) -> None:
     (root / "cat" / "notes.txt").write_text("not an image")
     with pytest.raises(DataError, match=r"more than 1% of the 41 files in .*animals .*\(cat/notes\.txt: .*\): remove"):
