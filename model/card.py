@@ -279,7 +279,7 @@ class PhotoMetrics(_Strict):
 
 
 class Metrics(_Strict):
-    """Measured on the test set, once, after the last epoch.
+    """Measured on the test set, once, at the end.
 
     Attributes:
         top1: fraction of images whose most probable class is right, 0..1.

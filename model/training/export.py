@@ -84,6 +84,9 @@ def export(
     calibration, out_of_distribution, reference = fit(images, outliers=exposed)
     assessment = assess(engine, spec, calibration, out_of_distribution, data.test, progress=progress)
 
+    kept = "after the last epoch"
+    if recipe.keep != "last":
+        kept = f"with the weights of epoch {run.epoch} of {len(run.history)}"
     card = ModelCard(
         format_version=FORMAT_VERSION,
         name=name,
@@ -105,7 +108,7 @@ def export(
             assessment,
             data.labels,
             files=data.test_files,
-            measured=f"once, after the last epoch, one view, float32 on {engine.device}",
+            measured=f"once, {kept}, one view, float32 on {engine.device}",
         ),
         calibration=calibration,
         out_of_distribution=out_of_distribution,

@@ -5,7 +5,7 @@ import math
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,6 +75,7 @@ class Run:
     Attributes:
         recipe: as executed.
         net: the trained network, with the average of its weights if the recipe has one.
+        epoch: number of the epoch, from 1, whose weights `net` has.
         history: one record per epoch: epoch (from 1), side, lr, train_loss, loss and accuracy of the watched part,
             seconds.
         seconds: wall time of training and evaluation after each epoch, in all processes that continued the run.
@@ -84,6 +85,7 @@ class Run:
     recipe: Recipe
     net: Network
     history: list[dict[str, float]] = field(default_factory=list)
+    epoch: int = 0
     seconds: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)
 
@@ -115,6 +117,7 @@ def train(
     teacher: Teacher | None = None,
     ranks: Ranks = Ranks(),  # noqa: B008, immutable
     save_every: float = _SAVE_EVERY,
+    show: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Run:
     """Train the recipe's network, and save the run to folder/checkpoint.pt after every epoch and every ten minutes.
 
@@ -140,12 +143,14 @@ def train(
         teacher: of the distillation. It sees the augmented images of the classes, before progressive resizing.
         ranks: the processes that train together. All call this function with equal arguments.
         save_every: seconds between two checkpoints of an unfinished epoch.
+        show: called with the first augmented batch of the run, normalised float32[N, 3, crop, crop], and its classes.
 
     Raises:
         SaveError: the folder contains a run already, or cannot be written.
         RecipeError: the network breaks the contract of model/nets/base.py, `init` belongs to another network, the
             checkpoint belongs to another recipe, seed or data set, or a batch has fewer images than there are ranks,
-            or only one and the network cannot be trained on it.
+            or only one and the network cannot be trained on it, `recipe.freeze` names no layer or leaves none to
+            train, or no images are held out to select an epoch.
         TrainingError: there is nothing to resume, or the loss of the training or the watched images is not finite.
     """
     saved = folder / "checkpoint.pt"
@@ -156,6 +161,9 @@ def train(
             f"a batch of {recipe.batch_size} cannot be split between {ranks.size} ranks: lower --nproc-per-node or set "
             "a larger batch_size"
         )
+
+    if recipe.keep != "last" and not len(data.holdout):
+        raise RecipeError(f"keep={recipe.keep} needs held-out images: hold out some, or --set keep=last")
 
     torch.manual_seed(seed)
     net = build(recipe.network, **recipe.network_arguments(len(data.labels)))
@@ -181,6 +189,7 @@ def train(
         ema = moving_average(net, recipe.ema_decay)
     if ranks.joined:
         synchronise_batch_norm(net, device)
+    frozen = frozen_modules(net, recipe)
     optimizers = optimizers_for(net, recipe)
     if folder_classifier:
         optimizers[0].add_param_group({"params": list(folder_classifier.classifier.parameters()), "scale": 1.0})
@@ -201,6 +210,7 @@ def train(
     trained = cast(Network, ema.module) if ema else net
     run = Run(recipe, trained, about=describe(device, seed, init, outliers, teacher, ranks))
     unfinished: dict[str, Any] | None = None
+    best: dict[str, Tensor] | None = None
 
     if resume:
         state = checkpoint.load(saved)
@@ -214,7 +224,7 @@ def train(
         if ema:
             ema.load_state_dict(state["ema"])
         run.history, run.seconds, run.about = state["history"], state["seconds"], state["about"]
-        unfinished = state.get("unfinished")
+        unfinished, best = state.get("unfinished"), state.get("best")
 
     replica = ranks.replicate(folder_classifier or net, device)
     model = torch.compile(replica) if recipe.compile else replica
@@ -242,6 +252,7 @@ def train(
                 "seconds": run.seconds,
                 "about": run.about,
                 "unfinished": unfinished,
+                "best": best,
             },
         )
 
@@ -249,6 +260,8 @@ def train(
     observer.begin((len(run.history) + share) / recipe.epochs)
 
     for epoch in range(len(run.history), recipe.epochs):
+        if recipe.patience and epoch - best_epoch(run.history, recipe) >= recipe.patience:
+            break
         began = saved_at = time.monotonic()
         own_seed = seed * 1_000_003 + epoch
         generator = torch.Generator().manual_seed(own_seed % _SEEDS)
@@ -265,6 +278,8 @@ def train(
                 weights *= class_weights[train_part.labels]
             first = 0
         net.train()
+        for module in frozen:
+            module.eval()
         recent = math.nan
         lr = 0.0
         batches = split_order(order, recipe.batch_size)
@@ -282,6 +297,9 @@ def train(
             batch = training_batch(
                 train_part.pixels, index, recipe, epoch=epoch, coin=coin, generator=generator, device=device, part=part
             )
+            here = moved(index[part], device)
+            if show and epoch == step == 0:
+                show(batch, train_part.labels[here])
             teacher_logits = teacher.logits(batch, recipe) if teacher else None
             if outliers:
                 drawn = torch.randint(len(outliers), (exposed_count,), generator=generator)
@@ -295,7 +313,6 @@ def train(
                     part=split.part(exposed_count),
                 )
                 batch = torch.cat([batch, exposed])
-            here = moved(index[part], device)
             with autocast(recipe, device):
                 outputs = model(scaled(batch, side)).float()
             class_outputs, folder_outputs = outputs.tensor_split([len(data.labels)], dim=1)
@@ -361,13 +378,54 @@ def train(
         record["seconds"] = time.monotonic() - began
         run.history.append(record)
         run.seconds += record["seconds"]
+        if recipe.keep != "last" and best_epoch(run.history, recipe) == epoch + 1:
+            best = {name: value.detach().clone() for name, value in run.net.state_dict().items()}
         save(None)
         if ranks.main:
             write_history(folder, run.history)
         observer.epoch(record)
 
+    run.epoch = best_epoch(run.history, recipe)
+    if best:
+        run.net.load_state_dict(best)
     run.net.eval()
     return run
+
+
+def best_epoch(history: Sequence[Mapping[str, float]], recipe: Recipe) -> int:
+    """The number of the epoch, from 1, whose weights `recipe.keep` selects; 0 before the first one.
+
+    The first of equal ones is selected. Of epochs with equal accuracy, the loss decides.
+    """
+    if recipe.keep == "last":
+        return len(history)
+    scores = [(recipe.keep == "accuracy" and record["accuracy"], -record["loss"]) for record in history]
+    return scores.index(max(scores)) + 1 if scores else 0
+
+
+def frozen_modules(net: Network, recipe: Recipe) -> list[nn.Module]:
+    """Exclude the recipe's frozen parameters from training. Returns the modules that must be in evaluation mode.
+
+    Raises:
+        RecipeError: `recipe.freeze` names no layer, or no parameter remains.
+    """
+    names = [name for name, _ in net.named_parameters()]
+    layers = {layer: {name for name in names if f"{name}.".startswith(f"{layer}.")} for layer in recipe.freeze}
+    if missing := [layer for layer, inside in layers.items() if not inside]:
+        known = ", ".join(name for name, module in net.named_children() if any(True for _ in module.parameters()))
+        raise RecipeError(f"the network has no layer {missing[0]!r} to freeze: choose from {known} and layers in them")
+    frozen = set[str]().union(*layers.values())
+    if recipe.backbone_lr == 0:
+        frozen |= set(names) - net.classifier_keys()
+    if len(frozen) == len(names):
+        raise RecipeError("freeze leaves no parameter to train: freeze fewer layers")
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return [
+        module
+        for module in net.modules()
+        if (inside := list(module.parameters())) and not any(parameter.requires_grad for parameter in inside)
+    ]
 
 
 def moving_average(net: nn.Module, decay: float) -> AveragedModel:
@@ -388,20 +446,24 @@ def moving_average(net: nn.Module, decay: float) -> AveragedModel:
 
 
 def optimizers_for(net: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """The optimizers of `net`: SGD, and Muon for the network's `muon_parameters` if the recipe uses it.
+    """The optimizers of the trained parameters: SGD, and Muon for the `muon_parameters` if the recipe uses it.
 
     Each parameter group has a `scale`, by which the learning rate of the run is multiplied.
     """
     turned = set(net.muon_parameters()) if recipe.muon_lr else set()
     exempt = set(net.no_weight_decay()) - turned
+    head = net.classifier_keys() if recipe.backbone_lr < 1 else set()
     filters: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    rest: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
-        (filters if name in turned else plain if name in exempt else rest).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": rest, "scale": 1.0}]
-    if plain:
-        groups.append({"params": plain, "scale": 1.0, "weight_decay": 0.0})
+        if parameter.requires_grad and name in turned:
+            filters.append(parameter)
+        elif parameter.requires_grad:
+            rest.setdefault((name in head, name in exempt), []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for (of_head, without_decay), parameters in sorted(rest.items()):
+        group = {"params": parameters, "scale": 1.0 if of_head else recipe.backbone_lr}
+        groups.append(group | ({"weight_decay": 0.0} if without_decay else {}))
     sgd = torch.optim.SGD(
         groups,
         lr=recipe.lr,
@@ -413,7 +475,9 @@ def optimizers_for(net: Network, recipe: Recipe) -> list[torch.optim.Optimizer]:
     if not filters:
         return [sgd]
     muon = Muon(
-        [{"params": filters, "scale": recipe.muon_lr / recipe.lr}], lr=recipe.muon_lr, momentum=recipe.muon_momentum
+        [{"params": filters, "scale": recipe.muon_lr / recipe.lr * recipe.backbone_lr}],
+        lr=recipe.muon_lr,
+        momentum=recipe.muon_momentum,
     )
     return [sgd, muon]
 
@@ -423,7 +487,7 @@ def selection(scores: Tensor, recipe: Recipe, *, epoch: int, generator: torch.Ge
 
     Args:
         scores: the last loss of each image, float32[N]; infinite before the first one.
-        recipe: its `prune` is the fraction of easy images to leave out.
+        recipe: its `prune` is the fraction of easy images to leave out, its `least_images` repeats a few images.
         epoch: from 0.
         generator: on the CPU.
 
@@ -431,7 +495,9 @@ def selection(scores: Tensor, recipe: Recipe, *, epoch: int, generator: torch.Ge
         The numbers of the images, int64[M] on the CPU, and the weights of all images, float32[N] on the device of
         `scores`. The easy images that remain have a larger weight, so that the expected gradient is that of all images.
     """
-    order = torch.randperm(len(scores), generator=generator)
+    times = max(1, math.ceil(recipe.least_images / len(scores)))
+    order = torch.cat([torch.randperm(len(scores), generator=generator) for _ in range(times)])
+    order = order[: max(len(scores), recipe.least_images)]
     weights = torch.ones_like(scores)
     if recipe.prune and 0 < epoch <= recipe.epochs * 7 / 8 - 1:
         easy = scores < scores[scores.isfinite()].mean()

@@ -104,6 +104,11 @@ def _check(recipe: Recipe) -> None:
             "the points of a piecewise schedule must ascend from fraction 0 to 1: set points, such as --set "
             "points=[[0,1],[1,0]]",
         ),
+        (
+            recipe.keep != "last" and recipe.watch == "test",
+            "the test set must not select an epoch: --set watch=holdout and hold out images, or --set keep=last",
+        ),
+        (recipe.patience and recipe.keep == "last", "patience needs an epoch to keep: --set keep=loss too"),
         (recipe.nesterov and not recipe.momentum, "nesterov needs momentum: --set nesterov=false too"),
     ):
         if wrong:

@@ -29,24 +29,28 @@ class LineProgress:
         self.recipe = recipe
 
     def begin(self, done: float) -> None:
-        self.done_before = done
+        self.done_before = self.done = done
         self.images = 0
         self.began = self.printed = time.monotonic()
 
     def step(self, *, epoch: int, loss: float | None, lr: float, images: int, done: float) -> None:
         self.images += images
-        now = time.monotonic()
-        if now - self.printed >= _SECONDS_BETWEEN_LINES:
-            self.printed = now
-            left = (now - self.began) / (done - self.done_before) * (1 - done)
+        self.done = done
+        if time.monotonic() - self.printed >= _SECONDS_BETWEEN_LINES:
+            self.printed = time.monotonic()
             print(
-                f"{done:.1%}, epoch {epoch}/{self.recipe.epochs}, lr {lr:.4f}, {_loss(loss)}, "
-                f"{self.images / (now - self.began):.0f} images/s, {left / 60:.0f} min left",
+                f"{done:.1%}, epoch {epoch}/{self.recipe.epochs}, lr {lr:.4f}, {_loss(loss)}, {self._pace()}",
                 flush=True,
             )
 
     def epoch(self, record: dict[str, float]) -> None:
-        print(epoch_line(record, self.recipe), flush=True)
+        print(f"{epoch_line(record, self.recipe)}, {self._pace()}", flush=True)
+
+    def _pace(self) -> str:
+        """The images per second and the remaining time, evaluations included."""
+        seconds = time.monotonic() - self.began
+        left = seconds / (self.done - self.done_before) * (1 - self.done)
+        return f"{self.images / seconds:.0f} images/s, {f'{left / 60:.0f} min' if left >= 60 else f'{left:.0f} s'} left"
 
 
 class BarProgress:

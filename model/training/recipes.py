@@ -50,6 +50,12 @@ class Recipe:
     watch: Literal["holdout", "test"] = "holdout"
     """The part that is evaluated after each epoch. Only the article's recipe uses the test set before the end."""
 
+    keep: Literal["last", "loss", "accuracy"] = "last"
+    """The epoch whose weights are kept: the last one, or the one with the lowest loss or the highest accuracy on the
+    held-out images."""
+    patience: AtLeastZero = 0
+    """The run ends after this number of epochs without a better one, as `keep` compares them; 0 runs all epochs."""
+
     network: str = "resnet18"
     arguments: Mapping[str, Argument] = field(default_factory=dict, hash=False)
     """Keyword arguments of the network's builder, without `num_classes`."""
@@ -88,6 +94,8 @@ class Recipe:
     epochs: Count
     epoch_images: AtLeastZero = 0
     """Number of images of an epoch, drawn at random; 0 for all."""
+    least_images: AtLeastZero = 0
+    """Number of images of an epoch, at least. A smaller data set is repeated within the epoch."""
     batch_size: Count
     lr: Positive
     """The highest learning rate of the run."""
@@ -107,6 +115,11 @@ class Recipe:
     muon_lr: NotNegative = 0.0
     """The highest learning rate of Muon, which then trains the network's `muon_parameters`; 0 for SGD only."""
     muon_momentum: BelowOne = 0.9
+    backbone_lr: Share = 1.0
+    """Factor of the learning rate for all parameters but those of the classifier; 0 freezes them."""
+    freeze: tuple[str, ...] = ()
+    """Names of layers that are not trained, such as ["conv1", "bn1", "layer1"] of a ResNet. Their BatchNorm statistics
+    do not change."""
     balance: Share = 0.5
     """The loss of an image is weighted by (number of images of its class) ** -balance, so that rare classes count more:
     0 for equal weights, 1 for an equal total of each class. Weights are equal if all classes have as many images."""
@@ -163,13 +176,16 @@ class Recipe:
         """The same recipe for the network and the input of a bundle: its image size, mean and standard deviation.
 
         The images that were held out of CIFAR-10 for the bundle are held out again, because its network has seen the
-        others.
+        others. If it was trained on folders, so are their held-out and test images: the shares are those of the bundle.
         """
         arguments = {name: value for name, value in card.architecture.arguments.items() if name != "num_classes"}
         spec, before = card.input, card.training.recipe
         same_data = bool(self.holdout) and before.get("data") == self.data == "cifar10"
+        folders = before.get("data") == "folder" or (card.training.data and card.training.data.added)
+        shares = {name: before[name] for name in ("holdout_share", "test_share") if folders and name in before}
         return replace(
             self,
+            **shares,
             network=card.architecture.name,
             arguments=arguments,
             resize=spec.resize,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from model.bundle import check_new
 from model.card import NAME_PATTERN
@@ -17,6 +18,7 @@ from model.errors import RecipeError, SaveError, TrainingError, cannot_write
 from model.nets.zoo import build, short_name
 from model.training import checkpoint
 from model.training import data as datasets
+from model.training.augment import denormalise
 from model.training.average import average
 from model.training.calibrate import FEW_IMAGES
 from model.training.distill import Teacher
@@ -27,7 +29,8 @@ from model.training.pretrained import Init, read_state_dict
 from model.training.progress import BarProgress, LineProgress, NoProgress, image_bar
 from model.training.ranks import Ranks
 from model.training.recipes import Recipe
-from model.training.report.plots import contact_sheet
+from model.training.report.plots import batch_sheet, contact_sheet
+from model.training.report.summary import class_table
 from model.training.words import counted
 
 
@@ -57,7 +60,7 @@ def train_bundle(
     Args:
         recipe: to train.
         data: where the images are.
-        run: folder of the checkpoint and of the contact sheet, mistakes.png.
+        run: folder of the checkpoint and of the contact sheets, batch.png and mistakes.png.
         out: bundle to write; must not exist.
         name: of the model, on the card; None for the name of `out`.
         device: "auto" uses CUDA if available.
@@ -97,6 +100,8 @@ def train_bundle(
     start = None if init is None else read_state_dict(init)
     other = None if average_with is None else read_state_dict(average_with, option="--average-with")
     if datasets.folder_of(data):
+        if "holdout" in recipe.changed:
+            raise RecipeError("--set holdout has no effect on a folder of images: set holdout_share, such as 0.2")
         recipe = replace(recipe, data="folder")
     report = _print if ranks.main else _ignore
     with ranks.main_first(), image_bar(hidden=not ranks.main) as progress:
@@ -132,23 +137,31 @@ def train_bundle(
     if not ranks.main:
         return
 
+    if recipe.keep != "last":
+        print(f"the weights of epoch {result.epoch} of {len(result.history)} are kept, by the held-out {recipe.keep}")
     if other is not None:
         average(result.net, other, average_share)
         result.about["average"] = {"sha256": other.sha256, "share": average_share}
     print(f"testing once, on {counted(len(dataset.test), 'image')}", flush=True)
     card = export(result, dataset, out, name=name or out.name, device=device)
+    Console().print(class_table(card))
     print(f"test accuracy {card.metrics.top1:.2%}, expected calibration error {card.metrics.ece:.2%}")
     if 0 < len(dataset.holdout) < FEW_IMAGES:
         print(f"the probabilities and verdicts are rough: only {len(dataset.holdout):,} images were held out")
     print(f"wrote {out}", flush=True)
     sheet = run / "mistakes.png"
+    _write_sheet(sheet, contact_sheet(card.metrics.mistakes, dataset.test), f"make it writable; {out} is complete")
+    print(f"{sheet} shows the mistakes with the highest confidence", flush=True)
+
+
+def _write_sheet(path: Path, contents: bytes, advice: str) -> None:
     try:
-        sheet.write_bytes(contact_sheet(card.metrics.mistakes, dataset.test))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(contents)
     except OSError as error:
         with suppress(OSError):
-            sheet.unlink()
-        raise SaveError(cannot_write(sheet, error, f"make it writable; {out} is complete")) from error
-    print(f"{sheet} shows the mistakes with the highest confidence", flush=True)
+            path.unlink()
+        raise SaveError(cannot_write(path, error, advice)) from error
 
 
 def _suited(recipe: Recipe, device: torch.device, report: Callable[[str], None]) -> Recipe:
@@ -200,6 +213,11 @@ def _train(
     teacher: Teacher | None,
     ranks: Ranks,
 ) -> Run:
+    def show(batch: Tensor, classes: Tensor) -> None:
+        images = denormalise(batch, recipe).cpu()
+        sheet = batch_sheet(images, [dataset.labels[label] for label in classes.tolist()])
+        _write_sheet(folder / "batch.png", sheet, "make it writable, or choose another --run")
+
     def with_progress(observer: Observer) -> Run:
         return train(
             recipe,
@@ -213,6 +231,7 @@ def _train(
             outliers=outliers,
             teacher=teacher,
             ranks=ranks,
+            show=show if ranks.main else None,
         )
 
     if not ranks.main:

@@ -1,12 +1,13 @@
-"""The plots of a run. They contain no images of the data set, except the contact sheet, which is not in the bundle."""
+"""The plots of a run. Only the contact sheets contain images of the data set, and they are not in the bundle."""
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from model.card import Mistake
 from model.training.data import LabeledImages
@@ -60,17 +61,30 @@ def contact_sheet(mistakes: Sequence[Mistake], images: LabeledImages) -> bytes:
         mistakes: of the card, at most 12.
         images: the test set.
     """
+    titles = [
+        f"{each.file or f'#{each.image}'}\n{each.label}, predicted {each.predicted} ({each.probability:.1%})"
+        for each in mistakes
+    ]
+    return _grid([images.pixels[mistake.image] for mistake in mistakes], titles, rows=3, columns=4)
+
+
+def batch_sheet(images: Tensor, titles: Sequence[str]) -> bytes:
+    """The first images of a batch, at most 24, with their classes, as PNG.
+
+    Args:
+        images: uint8[N, H, W, 3].
+        titles: the class of each image.
+    """
+    return _grid(images[:24], titles[:24], rows=4, columns=6)
+
+
+def _grid(images: Iterable[Tensor], titles: Sequence[str], *, rows: int, columns: int) -> bytes:
     figure = Figure(figsize=(9, 7), layout="constrained")
-    for place, mistake in enumerate(mistakes, start=1):
-        axes = figure.add_subplot(3, 4, place)
-        axes.imshow(images.pixels[mistake.image].numpy())
+    for place, (image, title) in enumerate(zip(images, titles, strict=True), start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.imshow(image.numpy())
         axes.set_axis_off()
-        axes.set_title(
-            f"{_text(mistake.file or f'#{mistake.image}')}\n{_text(mistake.label)}, predicted "
-            f"{_text(mistake.predicted)} ({mistake.probability:.1%})",
-            fontsize=7,
-            wrap=True,
-        )
+        axes.set_title(_text(title), fontsize=7, wrap=True)
     return _png(figure)
 
 

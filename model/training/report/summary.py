@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.markup import escape
 from rich.table import Table
 
+from model.card import ModelCard
 from model.classifier import Classifier
-from model.training.evaluate import Assessment
+from model.training.evaluate import Assessment, class_scores
+
+_ROWS = 20
 
 
 def summary(classifier: Classifier, assessment: Assessment) -> dict[str, Any]:
@@ -64,5 +68,21 @@ def table(classifier: Classifier, assessment: Assessment) -> Table:
     out.add_section()
     out.add_row("accuracy and F1 score by class", "")
     for label, accuracy, f1 in zip(classifier.card.labels, scores.per_class, scores.f1, strict=True):
-        out.add_row(label, "no images" if math.isnan(accuracy) else f"{accuracy:.1%}  {f1:.3f}")
+        out.add_row(escape(label), "no images" if math.isnan(accuracy) else f"{accuracy:.1%}  {f1:.3f}")
+    return out
+
+
+def class_table(card: ModelCard) -> Table:
+    """The test accuracy and the F1 score of each class of a card; of many classes, those with the lowest accuracy."""
+    confusion = np.array(card.metrics.confusion)
+    rows = [row for row in zip(card.labels, *class_scores(confusion), confusion.sum(1), strict=True) if row[-1]]
+    title = "test images by class"
+    if len(rows) > _ROWS:
+        title = f"test images of the {_ROWS} classes with the lowest accuracy"
+        rows = sorted(rows, key=lambda row: row[1])[:_ROWS]
+    out = Table("class", title=title, title_justify="left")
+    for name in ("accuracy", "F1 score", "images"):
+        out.add_column(name, justify="right")
+    for label, accuracy, f1, images in rows:
+        out.add_row(escape(label), f"{accuracy:.1%}", f"{f1:.3f}", f"{images:,}")
     return out

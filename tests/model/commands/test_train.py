@@ -1,6 +1,7 @@
 """The training command, in a process of its own, and the function behind it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def smoke(outliers: list[str | Path], tmp_path_factory: pytest.TempPathFactory) 
     assert "outliers: 1, skipped files: 0\n" in ended.out
     assert f"wrote {folder / 'resnet18-synthetic'}" in ended.out
     assert "epoch 8/8, " in ended.out
+    assert re.search(r"airplane\W+[\d.]+%\W+[\d.]+\W+10 ", ended.out), "accuracy, F1 score and test images of a class"
     *_, serve, quantize = ended.out.splitlines()
     assert serve == f"serve it: {tenfold()} serve --weights {folder / 'resnet18-synthetic'}"
     assert quantize.endswith(f" quantize {folder / 'resnet18-synthetic'} --data data")
@@ -95,8 +97,9 @@ def test_the_smoke_recipe_learns_and_its_bundle_loads(smoke: Path) -> None:
     assert len(list((smoke / "resnet18-synthetic" / "plots").glob("*.png"))) == 3
     assert card.training.outliers is not None
     assert (card.training.outliers.images, card.training.outliers.without) == (1, ["bus"])
-    with Image.open(smoke / "mistakes.png") as sheet:
-        assert sheet.format == "PNG"
+    for name in ("batch.png", "mistakes.png"):
+        with Image.open(smoke / name) as sheet:
+            assert sheet.format == "PNG"
 
 
 def test_a_network_learns_from_a_bundle(smoke: Path, tmp_path: Path) -> None:
@@ -143,6 +146,10 @@ TRAIN_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no outliers": ({"outliers": "{tmp}/none"}, "the folder .*none does not exist: give --outliers a folder"),
     "nothing to average with": ({"average_with": "{tmp}/none"}, "none: give --average-with a bundle"),
     "no teacher": ({"teacher": "{tmp}/none"}, "none/card.json"),
+    "held-out images of CIFAR-10": (
+        {"data": "folder:{tmp}", "recipe": "smoke", "changed": ("holdout",)},
+        "--set holdout has no effect on a folder of images: set holdout_share",
+    ),
     "unusable name": ({"out": "{tmp}/my model"}, "the name 'my model' is not allowed"),
 }
 
@@ -156,7 +163,7 @@ def test_a_fault_is_reported_and_leaves_no_files(fault: str, smoke: Path, tmp_pa
     teacher = Path(options["teacher"].format(tmp=tmp_path)) if "teacher" in options else None
     average_with = Path(options["average_with"].format(tmp=tmp_path)) if "average_with" in options else None
     recipe = recipe_named(options["recipe"])
-    recipe = replace(recipe, network=options.get("network", recipe.network))
+    recipe = replace(recipe, network=options.get("network", recipe.network), changed=options.get("changed", ()))
     seed, resume = options.get("seed", 0), options.get("resume", False)
     before = everything_in(smoke)
     with pytest.raises(ModelError, match=TRAIN_FAULTS[fault][1]):
@@ -175,6 +182,13 @@ def test_a_fault_is_reported_and_leaves_no_files(fault: str, smoke: Path, tmp_pa
         )
     assert everything_in(tmp_path) == []
     assert everything_in(smoke) == before
+
+
+def test_names_that_the_terminal_cannot_show_end_no_command() -> None:
+    code = "from model.commands.exits import exit_codes\nwith exit_codes(): print('wrote caf\\udce9 \\u732b')"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert (done.stdout, done.stderr) == ("wrote caf\\udce9 \\u732b\n", "")
 
 
 def test_the_command_reports_an_error_in_one_sentence(tmp_path: Path) -> None:
@@ -248,7 +262,7 @@ def test_a_full_disk_ends_the_run_with_one_sentence(tmp_path: Path) -> None:
     assert ended.code == 1
     assert ended.err.startswith("error: cannot write ")
     assert ended.err.count("\n") == 1
-    assert everything_in(tmp_path) == ["run"]
+    assert everything_in(tmp_path) == ["run", "run/batch.png"]
 
 
 def stopped_after(report: str, number: signal.Signals, *arguments: str | Path) -> Ended:
@@ -266,7 +280,7 @@ def stopped_after(report: str, number: signal.Signals, *arguments: str | Path) -
 def is_stopped(ended: Ended, run: Path) -> None:
     assert ended.code == 130, ended.err
     assert ended.err == f"stopped; the progress is saved in {run}: continue with the same command and --resume\n"
-    assert everything_in(run) == ["checkpoint.pt", EVENTS_FILE, HISTORY_FILE]
+    assert everything_in(run) == ["batch.png", "checkpoint.pt", EVENTS_FILE, HISTORY_FILE]
 
 
 def test_a_run_can_be_stopped_and_resumed(tmp_path: Path) -> None:

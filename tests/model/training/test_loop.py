@@ -27,6 +27,8 @@ from model.training.loop import (
     Observer,
     Run,
     autocast,
+    best_epoch,
+    evaluation_logits,
     learning_rate,
     moving_average,
     optimizers_for,
@@ -605,6 +607,91 @@ def test_muon_without_filters_is_sgd_alone() -> None:
 
     (sgd,) = optimizers_for(Linear(), replace(SHORT, muon_lr=0.05))
     assert isinstance(sgd, torch.optim.SGD)
+
+
+def test_the_backbone_has_a_lower_rate_or_is_frozen(data: DataSet, tmp_path: Path) -> None:
+    net = MixedNetwork()
+    recipe = replace(SHORT, weight_decay=0.3, backbone_lr=0.1)
+    (sgd,) = optimizers_for(net, recipe)
+    groups = {
+        id(each): (group["scale"], group["weight_decay"]) for group in sgd.param_groups for each in group["params"]
+    }
+    for name, parameter in net.named_parameters():
+        scale = 1.0 if name in net.classifier_keys() else 0.1
+        assert groups.pop(id(parameter)) == (scale, 0 if name == "scale" else 0.3), name
+    assert not groups
+    assert optimizers_for(build("resnet18", width=8), replace(recipe, muon_lr=0.05))[1].param_groups[0][
+        "scale"
+    ] == pytest.approx(0.05 / SHORT.lr * 0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"backbone_lr": 0.0}, ("",)),
+        ({"freeze": ("conv1", "bn1", "layer1.0"), "muon_lr": 0.05}, ("conv1.", "bn1.", "layer1.0.")),
+    ],
+)
+def test_frozen_layers_keep_their_weights_and_statistics(
+    changes: dict[str, Any], names: tuple[str, ...], data: DataSet, tmp_path: Path
+) -> None:
+    recipe = replace(SHORT, epochs=1, **changes)
+    before = build(recipe.network, **recipe.network_arguments(10)).state_dict()
+    net = trained(recipe, data, tmp_path, init=Init(before, "0" * 64)).net
+    for name, value in net.state_dict().items():
+        frozen = name.startswith(names) and not name.startswith("fc.")
+        assert torch.equal(value, before[name]) is frozen, name
+
+
+@pytest.mark.parametrize(
+    ("freeze", "sentence"),
+    [
+        (("layer9",), "the network has no layer 'layer9' to freeze: choose from conv1, bn1, layer1, .* fc and layers"),
+        (("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"), "freeze leaves no parameter to train"),
+    ],
+)
+def test_layers_that_cannot_be_frozen_are_refused(
+    freeze: tuple[str, ...], sentence: str, data: DataSet, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        trained(replace(SHORT, freeze=freeze), data, tmp_path)
+
+
+# The best epoch
+
+
+@pytest.mark.parametrize(("keep", "best"), [("last", 4), ("loss", 2), ("accuracy", 3)])
+def test_the_best_epoch_is_the_first_one_with_the_best_value(keep: Any, best: int) -> None:
+    values = [(0.5, 0.6), (0.3, 0.7), (0.4, 0.8), (0.5, 0.8)]
+    history = [{"loss": loss, "accuracy": accuracy} for loss, accuracy in values]
+    recipe = replace(SHORT, keep=keep)
+    assert best_epoch(history, recipe) == best
+    assert best_epoch([], recipe) == 0
+
+
+def test_the_weights_of_the_best_epoch_are_kept_and_the_run_ends_early(data: DataSet, tmp_path: Path) -> None:
+    """Only the classifier is trained, and so fast from the third epoch that the loss is large on any machine."""
+    recipe = replace(
+        SHORT, epochs=9, sizes=(), ema_decay=0.0, backbone_lr=0.0, lr=0.01, keep="loss", patience=2,
+        schedule="piecewise", points=((0.0, 1.0), (0.22, 1.0), (0.23, 1e6), (1.0, 1e6)),
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        trained(recipe, data, tmp_path, StopsAt(epochs=3))
+    run = trained(recipe, data, tmp_path, resume=True)
+    assert run.epoch < 3
+    assert len(run.history) == run.epoch + 2
+    logits = evaluation_logits(run.net, data.holdout, recipe, CPU)
+    loss = F.cross_entropy(logits, data.holdout.labels).item()
+    assert loss == pytest.approx(run.history[run.epoch - 1]["loss"])
+    assert loss < run.history[-1]["loss"]
+    again = trained(recipe, data, tmp_path, resume=True)
+    assert again.history == run.history, "a run that has ended early is not continued"
+    assert all(torch.equal(one, other) for one, other in zip(again.net.parameters(), run.net.parameters(), strict=True))
+
+
+def test_without_held_out_images_no_epoch_is_selected(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="keep=loss needs held-out images"):
+        trained(replace(SHORT, keep="loss"), load("synthetic", Path(), holdout=0, limit=40), tmp_path)
 
 
 # The selection

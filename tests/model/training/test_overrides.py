@@ -54,9 +54,16 @@ def test_without_changes_the_recipe_is_the_same(recipe: Recipe) -> None:
         ("sizes=[[0,8]]", r"the last of sizes, \(\(0, 8\),\), must have crop \(32\) pixels"),
         ("points=[[0,1],[0.5,0]]", "the points of a piecewise schedule must ascend from fraction 0 to 1"),
         ("momentum=0", "nesterov needs momentum"),
+        ("patience=2", "patience needs an epoch to keep: --set keep=loss too"),
+        ("backbone_lr=2", "it should be less than or equal to 1"),
     ],
 )
 def test_a_wrong_assignment_is_reported_in_one_sentence(assignment: str, sentence: str) -> None:
     with pytest.raises(RecipeError, match=sentence) as caught:
         changed(QUICK, [assignment])
     assert "\n" not in str(caught.value)
+
+
+def test_the_test_set_selects_no_epoch() -> None:
+    with pytest.raises(RecipeError, match="the test set must not select an epoch"):
+        changed(recipe_named("article"), ["keep=loss"])

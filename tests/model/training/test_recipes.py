@@ -1,8 +1,11 @@
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
+from model.card import read_card
+from model.classifier import Classifier
 from model.errors import RecipeError
 from model.nets.zoo import build
 from model.training.recipes import RECIPES, Recipe, recipe_named
@@ -54,6 +57,17 @@ def test_a_recipe_needs_initial_weights_if_its_summary_names_them(recipe: Recipe
 def test_the_article_alone_evaluates_the_test_set_in_every_epoch() -> None:
     assert recipe_named("article").watch == "test"
     assert all(recipe_named(name).watch == "holdout" for name in ("smoke", "quick", "restart", "polish", "best"))
+
+
+def test_the_images_held_out_for_a_bundle_are_held_out_again(folder_bundle: Path, tiny_classifier: Classifier) -> None:
+    recipe = replace(recipe_named("transfer"), holdout_share=0.3)
+    card = read_card(folder_bundle / "card.json")
+    training = card.training.model_copy(
+        update={"recipe": {**card.training.recipe, "holdout_share": 0.2, "test_share": 0.4}}
+    )
+    again = recipe.for_bundle(card.model_copy(update={"training": training}))
+    assert (again.holdout_share, again.test_share) == (0.2, 0.4)
+    assert recipe.for_bundle(tiny_classifier.card).holdout_share == 0.3, "it was not trained on a folder"
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())

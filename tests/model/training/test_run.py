@@ -112,7 +112,16 @@ def test_the_part_and_the_images_of_a_test_are_reported(folder_bundle: Path, tmp
     images, cache = folder_bundle.parent / "images", folder_bundle.parent / "cache"
     labels = read_card(folder_bundle / "card.json").labels
     more = write_classes(tmp_path / "more", labels, 20, first=9000)
-    sources = ["--data", f"folder:{images}", "--data", f"folder:{more}", "--cache", cache, "--device", "cpu"]
+    sources: list[str | Path] = [
+        "--data",
+        f"folder:{images}",
+        "--data",
+        f"folder:{more}",
+        "--cache",
+        cache,
+        "--device",
+        "cpu",
+    ]
     result = invoke(evaluate, folder_bundle, *sources, "--json")
     assert result.exit_code == 0, result.stderr
     count = json.loads(result.stdout)["pictures"]
