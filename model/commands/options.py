@@ -9,8 +9,8 @@ Data = Annotated[
     list[str],
     typer.Option(
         metavar="PATH",
-        help="Folder that contains cifar-10-batches-py, or folder:PATH for images of your own in PATH/CLASS/* "
-        "(docs/your-own-images.md). Can be repeated: further ones are folder:PATH, whose images are added.",
+        help="Folder that contains cifar-10-batches-py, or folder:PATH for images of your own in PATH/CLASS/*, or of a "
+        "CSV file PATH (docs/your-own-images.md). It can be repeated: the images of further ones are added.",
     ),
 ]
 DATA = ["data"]

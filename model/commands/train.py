@@ -115,7 +115,9 @@ def main(
                 chosen = chosen.lasting(epochs)
             chosen = changed(chosen, settings or ())
             images = folder_of(data)
-            out = out or folder / bundle_name(chosen.network, chosen.data if images is None else images.resolve().name)
+            images = images and images.resolve()
+            source = chosen.data if images is None else images.stem if images.is_file() else images.name
+            out = out or folder / bundle_name(chosen.network, source)
             train_bundle(
                 chosen,
                 data=data,

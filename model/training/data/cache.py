@@ -184,7 +184,7 @@ def _decode(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, (folder / "pixels").open("wb") as out:
         hashed: list[HashedFile] = []
-        for file, result in _mapped_over(pool, lambda file: _hashed(root, file), listing.files):
+        for file, result in _mapped_over(pool, lambda file: _hashed(listing.base, file), listing.files):
             advance()
             if isinstance(result, str):
                 skip(file.path, result)
@@ -197,7 +197,7 @@ def _decode(
         kept: dict[Part, list[HashedFile]] = {part: [] for part in PARTS}
         for part in PARTS:
             files = parted.parts[part]
-            for each, pixels in _mapped_over(pool, lambda each: _square(root, each.file, spec), files):
+            for each, pixels in _mapped_over(pool, lambda each: _square(listing.base, each.file, spec), files):
                 advance()
                 if isinstance(pixels, str):
                     skip(each.file.path, pixels)
@@ -228,22 +228,22 @@ def _mapped_over(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Se
         yield from zip(part, pool.map(function, part), strict=True)
 
 
-def _hashed(root: Path, file: ListedFile) -> HashedFile | str:
+def _hashed(base: Path, file: ListedFile) -> HashedFile | str:
     """The file with its hash, or why it cannot be read."""
     if file.unreadable:
         return file.unreadable
     if file.size > _MAX_BYTES:
         return f"it is larger than {_MAX_BYTES >> 20} MiB"
     try:
-        return hash_file(root, file)
+        return hash_file(base, file)
     except OSError as error:
         return str(error.strerror)
 
 
-def _square(root: Path, file: ListedFile, spec: InputSpec) -> NDArray[np.uint8] | str:
+def _square(base: Path, file: ListedFile, spec: InputSpec) -> NDArray[np.uint8] | str:
     """The decoded image, or why it cannot be decoded."""
     try:
-        return square_for_crops((root / file.path).read_bytes(), spec, max_pixels=_MAX_PIXELS)
+        return square_for_crops((base / file.path).read_bytes(), spec, max_pixels=_MAX_PIXELS)
     except ImageError as error:
         return str(error).partition(":")[0]
     except OSError as error:

@@ -28,12 +28,12 @@ def load_folder(
     report: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> DataSet:
-    """Map the images of PATH/CLASS/*, or of the parts PATH/train/CLASS/*, PATH/val/CLASS/*, PATH/test/CLASS/*.
+    """Map the images of a folder or of a table of files (`model.training.data.listing`).
 
     The images are decoded once, into the cache (`model.training.data.cache`).
 
     Args:
-        root: the folder.
+        root: the folder or the table.
         spec: test transform of the recipe or the card.
         holdout: share of the training images that is held out, unless PATH/val exists.
         test: share of all images that is for the test, unless PATH/test exists; 1 for all images, whatever their part.
@@ -57,7 +57,7 @@ def load_folder(
     known = set(listing.labels if labels is None else labels)
     if added and (unknown := sorted(set(listing.labels) - known)):
         raise DataError(
-            f"{root} has folders that are no classes of the data set that it is added to "
+            f"{root} has names that are no classes of the data set that it is added to "
             f"({', '.join(unknown[:_EXAMPLES])}): rename or remove them"
         )
     all_needed = not added and test < 1
@@ -110,9 +110,10 @@ def _unused(listing: Listing) -> list[str]:
     names = listing.unused
     if not names:
         return []
-    beside = "folders of parts and classes" if listing.parts else "folders of classes"
     examples = ", ".join(names[:_EXAMPLES])
-    return [f"{len(names):,} not used beside the {beside}: {examples}{', ...' if len(names) > _EXAMPLES else ''}"]
+    return [
+        f"{len(names):,} not used beside the {listing.beside}: {examples}{', ...' if len(names) > _EXAMPLES else ''}"
+    ]
 
 
 def _left_out(index: Index) -> list[str]:

@@ -1,9 +1,10 @@
-"""The files of a folder of images: PATH/CLASS/*, or PATH/train/CLASS/* with PATH/val or PATH/test."""
+"""The files of a data set: PATH/CLASS/*, PATH/train/CLASS/* with PATH/val or PATH/test, or a table of files."""
 
+import csv
 import os
 import stat
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +17,19 @@ _PART_FOLDERS: dict[str, Part] = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 
+_TABLES = (".csv", ".tsv")
+# Names of the columns of a table, in any case.
+_FILE = ("path", "file", "file_name", "filename", "filepath", "file_path", "image", "image_path")
+_CLASS = ("label", "class", "class_name", "category", "target")
+_PART = ("split", "part", "subset")
+
 
 @dataclass(frozen=True, slots=True)
 class ListedFile:
     """A file of a class.
 
     Attributes:
-        path: relative to the folder, with slashes.
+        path: relative to `Listing.base`, with slashes. A table can have absolute paths.
         label: number of its class.
         part: by its folder; "train" if the folder has no parts.
         size: bytes.
@@ -40,14 +47,16 @@ class ListedFile:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files of a folder of images.
+    """The files of a folder of images or of a table.
 
     Attributes:
         labels: the class names, sorted.
         files: ordered by part, class and path.
         parts: the parts that have folders of their own; empty for PATH/CLASS/*.
-        unused: names in the folders of classes that are neither a class nor a part.
+        unused: names in the folders of classes that are neither a class nor a part, or lines of a table.
         added: whether the images are added to another data set. A class may then have any number of images.
+        base: folder that the paths are relative to.
+        beside: what `unused` is beside, for people.
     """
 
     labels: tuple[str, ...]
@@ -55,6 +64,8 @@ class Listing:
     parts: tuple[Part, ...]
     unused: tuple[str, ...] = ()
     added: bool = False
+    base: Path = Path()
+    beside: str = "folders of classes"
 
 
 def list_images(root: Path, *, added: bool = False) -> Listing:
@@ -64,8 +75,11 @@ def list_images(root: Path, *, added: bool = False) -> Listing:
     are followed. If PATH has a folder of training images and one of held-out or test images, these are the parts of the
     data set. Their names are train or training; val, valid or validation; test or testing, in any case.
 
+    A table is a file with the suffix .csv or .tsv and the names of its columns in the first line. It has a column of
+    files, relative to its folder, a column of classes, and a column of parts, if it has one.
+
     Args:
-        root: the folder.
+        root: the folder or the table.
         added: whether the images are added to another data set. One class is then enough.
 
     Raises:
@@ -74,22 +88,27 @@ def list_images(root: Path, *, added: bool = False) -> Listing:
     """
     if not root.exists():
         raise DataError(f"the folder {root} does not exist: give --data folder:PATH")
-    if not root.is_dir():
-        raise DataError(f"{root} is a file: give --data folder:PATH a folder of images")
+    if not root.is_dir() and root.suffix.lower() not in _TABLES:
+        raise DataError(
+            f"{root} is a file: give --data folder:PATH a folder of images, or a table of them (.csv, .tsv)"
+        )
     unused: list[str] = []
     try:
+        if not root.is_dir():
+            return _list_table(root, added=added)
         folders = _parts(root, unused)
         found = {folder: _classes(folder, root, unused) for folder in folders or {root: "train"}}
         labels = _labels(found, least=1 if added else 2)
         files = [
-            _listed(root, path, label=number, part=folders.get(folder, "train"))
+            _listed(root, path.relative_to(root).as_posix(), label=number, part=folders.get(folder, "train"))
             for folder, classes in found.items()
             for number, label in enumerate(labels)
             for path in files_in(classes[label])
         ]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read ({error.strerror}): change its permissions") from error
-    listing = Listing(labels, files, tuple(folders.values()), tuple(unused), added)
+    beside = "folders of parts and classes" if folders else "folders of classes"
+    listing = Listing(labels, files, tuple(folders.values()), tuple(unused), added, root, beside)
     _refuse_empty_classes(listing, found, folders)
     return listing
 
@@ -146,14 +165,19 @@ def _classes(folder: Path, root: Path, unused: list[str]) -> dict[str, Path]:
         if not path.is_dir():
             unused.append(path.relative_to(root).as_posix())
             continue
-        # macOS decomposes accents.
-        name = unicodedata.normalize("NFC", path.name)
-        if not name.isprintable():
-            raise DataError(f"the name of the class folder {str(path)!a} cannot be printed: rename it")
+        name = _class_name(path.name, f"the class folder {str(path)!a}")
         if name in classes:
             raise DataError(f"{folder} has two folders with the name {name}: rename one")
         classes[name] = path
     return classes
+
+
+def _class_name(text: str, place: str) -> str:
+    """The name of a class. macOS decomposes accents."""
+    name = unicodedata.normalize("NFC", text)
+    if not name.isprintable():
+        raise DataError(f"the name of {place} cannot be printed: rename it")
+    return name
 
 
 def _labels(found: dict[Path, dict[str, Path]], *, least: int) -> tuple[str, ...]:
@@ -204,14 +228,16 @@ def files_in(folder: Path) -> Iterator[Path]:
         yield from (Path(parent) / name for name in sorted(names) if not name.startswith("."))
 
 
-def _listed(root: Path, path: Path, *, label: int, part: Part) -> ListedFile:
-    name = path.relative_to(root).as_posix()
+def _listed(base: Path, name: str, *, label: int, part: Part) -> ListedFile:
+    path = base / name
     try:
         status = path.stat()
     except PermissionError:
         raise
-    except OSError as error:
-        reason = "it is a link that leads to nothing" if path.is_symlink() else str(error.strerror)
+    except (OSError, ValueError) as error:  # a ValueError of a zero byte in a table
+        reason = str(error.strerror if isinstance(error, OSError) else error)
+        if isinstance(error, OSError) and path.is_symlink():
+            reason = "it is a link that leads to nothing"
         return ListedFile(name, label, part, 0, 0, reason)
     reason = "" if stat.S_ISREG(status.st_mode) else "it is not a regular file"  # opening a pipe could wait for ever
     return ListedFile(name, label, part, status.st_size, status.st_mtime_ns, reason)
@@ -225,3 +251,64 @@ def _refuse_empty_classes(
         for number, label in enumerate(listing.labels):
             if (folders.get(folder, "train"), number) not in filled:
                 raise DataError(f"the class folder {classes[label]} is empty: add images, or remove the folder")
+
+
+def _list_table(table: Path, *, added: bool) -> Listing:
+    """List the files that a table names.
+
+    Raises:
+        DataError: it is not UTF-8 or lacks a column, has an unknown part, or too few classes.
+        OSError: it cannot be read.
+    """
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count))
+            names = reader.fieldnames or ()
+            of_file, of_class = _column(names, _FILE, table), _column(names, _CLASS, table)
+            of_part = _column(names, _PART)
+            lines = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table} is not a table in UTF-8 ({error}): save it as CSV with the encoding UTF-8") from error
+    rows: list[tuple[str, str, Part]] = []
+    unused = []
+    for number, row in lines:
+        name, label = (row[of_file] or "").strip(), (row[of_class] or "").strip()
+        if not name or not label:
+            unused.append(f"line {number}")
+            continue
+        text = ((row[of_part] or "") if of_part else "").strip().casefold()
+        part: Part | None = _PART_FOLDERS.get(text) if text else "train"
+        if part is None:
+            raise DataError(f"line {number} of {table} is of the part {text!a}: write train, val or test")
+        rows.append((name, _class_name(label, f"the class in line {number} of {table}"), part))
+    labels = tuple(sorted({label for _, label, _ in rows}))
+    if len(labels) < (1 if added else 2):
+        raise DataError(f"{table} has {len(labels)} classes with files: name at least {'one' if added else 'two'}")
+    order: tuple[Part, ...] = ("train", "holdout", "test")
+    parts = tuple(part for part in order if any(row[2] == part for row in rows))
+    if len(parts) > 1:
+        for part in parts:
+            if missing := set(labels) - {label for _, label, own in rows if own == part}:
+                raise DataError(f"{table} has no file of the class {min(missing)} in the part {part}: add one")
+    if len(parts) > 1 and "train" not in parts:
+        raise DataError(f"{table} has several parts, and none is train: correct the column {of_part}")
+    base = table.parent
+    files = [
+        _listed(base, name, label=labels.index(label), part=part if len(parts) > 1 else "train")
+        for name, label, part in sorted(rows, key=lambda row: (order.index(row[2]), row[1], row[0]))
+    ]
+    beside = "lines with a file and a class"
+    return Listing(labels, files, parts if len(parts) > 1 else (), tuple(unused), added, base, beside)
+
+
+def _column(names: Collection[str], known: Collection[str], table: Path | None = None) -> str:
+    """The first column with a known name, or "" if there is none and no `table` needs it."""
+    found = [name for name in names if name.strip().casefold().replace(" ", "_") in known]
+    if not found and table:
+        raise DataError(
+            f"{table} has no column with one of the names {', '.join(known)} in its first line "
+            f"({', '.join(names) or 'it is empty'}): name its columns"
+        )
+    return found[0] if found else ""

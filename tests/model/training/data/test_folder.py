@@ -153,6 +153,18 @@ def test_val_is_held_out_and_the_test_images_are_chosen_from_train(tmp_path: Pat
     assert min(data.counts("test")) > 0
 
 
+def test_a_table_of_the_files_is_the_same_data_set(root: Path) -> None:
+    rows = [f"animals/{path.relative_to(root).as_posix()},{path.parent.name}" for path in sorted(root.rglob("*.png"))]
+    table = root.parent / "animals.csv"
+    table.write_text("\n".join(["file,label", *rows, "animals/cat/000.png,"]))
+    reports = Reports()
+    ours, theirs = loaded(table, reports), loaded(root)
+    assert (ours.sha256, ours.labels, ours.name) == (theirs.sha256, theirs.labels, "animals.csv")
+    assert list(ours.test_files) == [f"animals/{path}" for path in theirs.test_files]
+    assert torch.equal(ours.test.pixels, theirs.test.pixels)
+    assert "1 not used beside the lines with a file and a class: line 42" in reports
+
+
 def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
     root = write_classes(tmp_path / os.fsdecode(b"caf\xe9"), "ab", 100)
     for path in root.glob("a/*"):

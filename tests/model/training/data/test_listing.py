@@ -147,3 +147,53 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
         list_images(tmp_path / "none")
     with pytest.raises(DataError, match=r"/a/000.png is a file: give --data folder:PATH a folder of images"):
         list_images(write_classes(tmp_path, "ab", 1) / "a" / "000.png")
+
+
+TABLE = (
+    "split;File Name;note;Label\ntrain;a/1.png;x;cat\nTRAIN;../2.png;;dog\nval;a/3.png;;dog\nval;a/4.png;;cat\n;;;\n"
+)
+
+
+def table(tmp_path: Path, text: str, name: str = "labels.csv", encoding: str = "utf-8") -> Path:
+    """A table beside files of its rows."""
+    path = empty_files(tmp_path / "set", *(f"a/{number}.png" for number in range(9)), "../2.png") / name
+    path.write_text(text, encoding)
+    return path
+
+
+def test_a_table_names_files_and_classes(tmp_path: Path) -> None:
+    absolute = empty_files(tmp_path, "elsewhere.png") / "elsewhere.png"
+    text = f"image\tclass\na/1.png\tÄpfel\n{absolute}\tcat\nnone.png\tcat\n\0\tcat\n"
+    listing = list_images(table(tmp_path, text, "labels.tsv", "utf-8-sig"))
+    assert listing.labels == ("cat", "Äpfel")
+    assert (listing.base, listing.parts) == (tmp_path / "set", ())
+    assert [(file.path, file.label, bool(file.unreadable)) for file in listing.files] == [
+        ("\0", 0, True), (str(absolute), 0, False), ("none.png", 0, True), ("a/1.png", 1, False),
+    ]  # fmt: skip
+    listing = list_images(table(tmp_path, TABLE))
+    assert [(file.path, file.label, file.part) for file in listing.files] == [
+        ("a/1.png", 0, "train"), ("../2.png", 1, "train"), ("a/4.png", 0, "holdout"), ("a/3.png", 1, "holdout"),
+    ]  # fmt: skip
+    assert (listing.parts, listing.unused) == (("train", "holdout"), ("line 6",))
+    one = list_images(table(tmp_path, "path,label,split\na/1.png,a,test\na/2.png,b,test\n"))
+    assert (one.parts, {file.part for file in one.files}) == ((), {"train"}), "as for a folder of one part"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "sentence"),
+    [
+        ("", "utf-8", r"no column with one of the names path, file, .* in its first line \(it is empty\)"),
+        ("a/1.png,cat\na/2.png,dog\n", "utf-8", r"in its first line \(a/1.png, cat\): name its columns"),
+        ("path,note\na/1.png,cat\n", "utf-8", "no column with one of the names label, class, "),
+        ("path,label\na/1.png,cat\na/2.png,\n", "utf-8", "has 1 classes with files: name at least two"),
+        ("path,label\na/1.png,Äpfel\n", "latin-1", r"is not a table in UTF-8 \(.*\): save it as CSV"),
+        ('path,label\na/1.png,"a\nb"\n', "utf-8", "the name of the class in line 3 of .* cannot be printed"),
+        ("path,label,split\na/1.png,cat,fold1\n", "utf-8", "line 2 of .* is of the part 'fold1': write train, val or"),
+        (TABLE.replace("train;", "test;", 1), "utf-8", "has no file of the class cat in the part train: add one"),
+        (TABLE.replace("train;", "test;", 1).replace("TRAIN", "test"), "utf-8", "several parts, and none is train"),
+    ],
+)
+def test_another_table_is_refused_in_one_sentence(text: str, encoding: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=sentence) as caught:
+        list_images(table(tmp_path, text, encoding=encoding))
+    assert "\n" not in str(caught.value)
