@@ -34,6 +34,7 @@ from model.training.matmul_conv import use_matmul_convolutions
 from model.training.muon import Muon
 from model.training.outliers import Outliers, uniform_cross_entropy, with_folder_classifier
 from model.training.pretrained import Init, start_from
+from model.training.probe import fit_classifier
 from model.training.ranks import Ranks
 from model.training.recipes import FIELD_DEFAULTS, Recipe
 
@@ -49,6 +50,9 @@ _RANK_STREAM = 2**20
 
 # PyTorch refuses larger seeds.
 _SEEDS = 2**63
+
+# Images that the first classifier is fitted to, at most.
+_PROBED = 10_000
 
 # On a GPU, reading the loss waits for the step.
 _STEPS_PER_LOSS = 20
@@ -174,8 +178,8 @@ def train(
         sides=recipe.sides(),
         single=min(recipe.batch_size, recipe.epoch_images or recipe.batch_size, len(data.train)) == 1,
     )
-    if init is not None:
-        start_from(net, init.state)
+    other_classes = init is not None and init.labels not in {None, data.labels}
+    new_classifier = init is not None and not start_from(net, init.state, new_classifier=other_classes)
     folder_classifier = with_folder_classifier(net, outliers, recipe) if outliers else None
     if folder_classifier:
         folder_classifier.to(device)
@@ -184,6 +188,12 @@ def train(
         torch.backends.cudnn.benchmark = True  # all batches have the same few shapes
     if device.type == "cpu" and recipe.matmul_side:
         use_matmul_convolutions(net, recipe.matmul_side)
+    if recipe.linear_probe and new_classifier and not resume:
+        some = data.train[:_PROBED]
+        class_weights = weights_of_classes(some.labels, len(data.labels), recipe.balance)
+        fit_classifier(
+            net, some.labels, lambda: evaluation_logits(net, some, recipe, device), class_weights=class_weights
+        )
     ema = None
     if recipe.ema_decay:
         ema = moving_average(net, recipe.ema_decay)
@@ -487,7 +497,7 @@ def selection(scores: Tensor, recipe: Recipe, *, epoch: int, generator: torch.Ge
 
     Args:
         scores: the last loss of each image, float32[N]; infinite before the first one.
-        recipe: its `prune` is the fraction of easy images to leave out, its `least_images` repeats a few images.
+        recipe: its `prune` is the fraction of easy images to leave out.
         epoch: from 0.
         generator: on the CPU.
 
@@ -495,9 +505,7 @@ def selection(scores: Tensor, recipe: Recipe, *, epoch: int, generator: torch.Ge
         The numbers of the images, int64[M] on the CPU, and the weights of all images, float32[N] on the device of
         `scores`. The easy images that remain have a larger weight, so that the expected gradient is that of all images.
     """
-    times = max(1, math.ceil(recipe.least_images / len(scores)))
-    order = torch.cat([torch.randperm(len(scores), generator=generator) for _ in range(times)])
-    order = order[: max(len(scores), recipe.least_images)]
+    order = torch.randperm(len(scores), generator=generator)
     weights = torch.ones_like(scores)
     if recipe.prune and 0 < epoch <= recipe.epochs * 7 / 8 - 1:
         easy = scores < scores[scores.isfinite()].mean()

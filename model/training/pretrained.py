@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.card import WEIGHTS_FILE
+from model.bundle import CARD_FILE
+from model.card import WEIGHTS_FILE, read_card
 from model.errors import RecipeError
 from model.nets.base import Network
 
@@ -38,10 +39,11 @@ _PLAIN: list[Any] = [
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """An initial state dict and the SHA-256 of its file."""
+    """An initial state dict, the SHA-256 of its file, and the classes of its bundle; None if they are not known."""
 
     state: dict[str, Tensor]
     sha256: str
+    labels: tuple[str, ...] | None = None
 
 
 def read_state_dict(path: Path, *, option: str = "--init") -> Init:
@@ -57,8 +59,10 @@ def read_state_dict(path: Path, *, option: str = "--init") -> Init:
     Raises:
         RecipeError: the file is missing, or is not a state dict of tensors.
     """
+    labels = None
     if path.is_dir():
-        path = path / WEIGHTS_FILE
+        card, path = path / CARD_FILE, path / WEIGHTS_FILE
+        labels = tuple(read_card(card).labels) if card.exists() else None
     if not path.is_file():
         raise RecipeError(f"there is no file {path}: give {option} a bundle or a state dict (.pth or .safetensors)")
     safe = path.suffix == ".safetensors"
@@ -79,7 +83,7 @@ def read_state_dict(path: Path, *, option: str = "--init") -> Init:
     if not states:
         raise _refusal(path, "it holds something else", option)
     _, state = max(states, key=lambda each: (not _EMA.search(each[0].lower()), len(each[1])))
-    return Init(state, sha256)
+    return Init(state, sha256, labels)
 
 
 def _states(value: object, name: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -95,7 +99,14 @@ def _states(value: object, name: str = "") -> Iterator[tuple[str, dict[str, Tens
             yield from _states(each, name)
 
 
-def start_from(net: Network, state: dict[str, Tensor], *, option: str = "--init", other_classes: bool = True) -> None:
+def start_from(
+    net: Network,
+    state: dict[str, Tensor],
+    *,
+    option: str = "--init",
+    other_classes: bool = True,
+    new_classifier: bool = False,
+) -> bool:
     """Load a state dict into `net`.
 
     Names in front of all keys of the network, such as "module." of DistributedDataParallel or "model.backbone.", may
@@ -106,6 +117,10 @@ def start_from(net: Network, state: dict[str, Tensor], *, option: str = "--init"
         state: the state dict.
         option: that named it, for the error.
         other_classes: whether the classifier keeps its weights if the state dict has one of another size, or none.
+        new_classifier: whether it keeps them in any case, because its classes are others.
+
+    Returns:
+        Whether the classifier has the weights of the state dict.
 
     Raises:
         RecipeError: the state dict belongs to another network.
@@ -116,7 +131,7 @@ def start_from(net: Network, state: dict[str, Tensor], *, option: str = "--init"
     renamed = {ours + key.removeprefix(theirs): value for key, value in state.items() if key.startswith(theirs)}
     state = max(state, renamed, key=lambda each: len(each.keys() & own.keys()))
     head = net.classifier_keys() if other_classes else frozenset()
-    if any(key in state and state[key].shape != own[key].shape for key in head):
+    if new_classifier or any(key in state and state[key].shape != own[key].shape for key in head):
         state = {key: value for key, value in state.items() if key not in head}
     wrong = sorted((own.keys() ^ state.keys()) - head)
     wrong += [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
@@ -128,6 +143,7 @@ def start_from(net: Network, state: dict[str, Tensor], *, option: str = "--init"
             "choose its --network and --stem"
         )
     net.load_state_dict(state, strict=False)
+    return head <= state.keys()
 
 
 def _refusal(path: Path, reason: str, option: str) -> RecipeError:

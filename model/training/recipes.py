@@ -94,8 +94,6 @@ class Recipe:
     epochs: Count
     epoch_images: AtLeastZero = 0
     """Number of images of an epoch, drawn at random; 0 for all."""
-    least_images: AtLeastZero = 0
-    """Number of images of an epoch, at least. A smaller data set is repeated within the epoch."""
     batch_size: Count
     lr: Positive
     """The highest learning rate of the run."""
@@ -115,6 +113,8 @@ class Recipe:
     muon_lr: NotNegative = 0.0
     """The highest learning rate of Muon, which then trains the network's `muon_parameters`; 0 for SGD only."""
     muon_momentum: BelowOne = 0.9
+    linear_probe: bool = False
+    """Whether a new classifier on the features of --init starts as their logistic regression, instead of at random."""
     backbone_lr: Share = 1.0
     """Factor of the learning rate for all parameters but those of the classifier; 0 freezes them."""
     freeze: tuple[str, ...] = ()
@@ -405,6 +405,7 @@ RECIPES: Mapping[str, Recipe] = {
             warmup=0.1,
             warmup_start=0.1,
             weight_decay=1e-4,
+            linear_probe=True,
             label_smoothing=0.05,
             ema_decay=0.98,
         ),
