@@ -46,7 +46,7 @@ def main(
         Path | None,
         typer.Option(
             help="Weights to start from: a state dict, or a bundle, whose network and image size are then used too. A "
-            "classifier of another number of classes is initialised randomly."
+            "classifier of other classes is replaced."
         ),
     ] = None,
     outliers: Annotated[

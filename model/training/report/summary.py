@@ -78,7 +78,7 @@ def class_table(card: ModelCard) -> Table:
     rows = [row for row in zip(card.labels, *class_scores(confusion), confusion.sum(1), strict=True) if row[-1]]
     title = "test images by class"
     if len(rows) > _ROWS:
-        title = f"test images of the {_ROWS} classes with the lowest accuracy"
+        title = f"the {_ROWS} classes with the lowest accuracy"
         rows = sorted(rows, key=lambda row: row[1])[:_ROWS]
     out = Table("class", title=title, title_justify="left")
     for name in ("accuracy", "F1 score", "images"):
