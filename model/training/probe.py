@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from model.nets.base import Network
 from model.training.calibrate import minimise
 
-# Times the sum of the squared weights, for features with a standard deviation of 1. From 0.005 to 0.5 the accuracy on
-# 5 and 20 images of a class changes by less than the difference between two choices of these images.
+# Times the sum of the squared weights, for features with a standard deviation of 1. With 5 and 20 images of each of ten
+# classes, values from 0.005 to 0.5 change the accuracy on 500 test images by at most 3 points, in either direction.
 _PENALTY = 0.05
+# The same for the biases, so that the bias of a class without images is finite.
+_BIAS_PENALTY = 0.001
 
 
 def fit_classifier(
@@ -45,7 +47,8 @@ def fit_classifier(
     bias = torch.zeros(layer.bias.shape, requires_grad=True)
 
     def loss() -> Tensor:
-        return F.cross_entropy(scaled @ weight.T + bias, labels, class_weights) + _PENALTY * weight.square().sum()
+        penalty = _PENALTY * weight.square().sum() + _BIAS_PENALTY * bias.square().sum()
+        return F.cross_entropy(scaled @ weight.T + bias, labels, class_weights) + penalty
 
     minimise(loss, weight, bias)
     with torch.no_grad():

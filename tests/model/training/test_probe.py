@@ -35,9 +35,9 @@ def test_the_classifier_is_the_logistic_regression_on_its_inputs(net: Network, d
     fit_classifier(net, data.train.labels, logits)
     loss = F.cross_entropy(logits(), data.train.labels)
     assert loss < 0.7 * torch.tensor(10.0).log(), "that of equal probabilities"
-    # At the minimum, the mean residual of each class is 0: the bias has no penalty.
+    # At the minimum, the mean residual of each class is nearly 0: the penalty of the biases is small.
     residuals = logits().softmax(1) - F.one_hot(data.train.labels, 10)
-    assert residuals.mean(0).abs().max() < 1e-3
+    assert residuals.mean(0).abs().max() < 5e-3
 
 
 @pytest.mark.parametrize(

@@ -22,5 +22,5 @@ def test_of_many_classes_those_with_the_lowest_accuracy_are_shown(tiny_classifie
     rows = [line for line in text.splitlines() if line.startswith("│")]
     assert "the 20 classes with the lowest accuracy" in text
     assert len(rows) == 20
-    assert [cell.strip() for cell in rows[0].split("│")[1:5]] == ["class [7]", "3.3%", "0.064", "240"]
+    assert [cell.strip() for cell in rows[0].split("│")[1:5]] == ["class [7]", "3.3%", "0.065", "240"]
     assert "class [0]" not in text, "it has no test images"
