@@ -3,7 +3,7 @@
 import { find, h } from "./dom.js";
 import { count, percent, percentInWords, plural, sentence, thousands } from "./words.js";
 
-const FEW = 50; // held-out images, as FEW_IMAGES in model/training/calibrate.py
+const FEW = 200; // held-out images, as FEW_IMAGES in model/training/calibrate.py
 const NAMED = 24; // classes that are named above the images, at most
 
 export function showCard(card) {

@@ -177,7 +177,11 @@ def test_the_camera_is_classified_live(browser: Browser, running: Running) -> No
         page.get_by_role("button", name="Live camera").click()  # with the real service
         expect(seen).not_to_contain_text("Looking")
         expect(seen).not_to_contain_text("Not classified")
+        held: list[Route] = []
+        page.route("**/predict?*", held.append)
+        wait_until(page, lambda: bool(held), "the next frame")
         page.get_by_role("button", name="Cancel").click()
+        wait_until(page, lambda: held[0].request.failure is not None, "the request with the frame is aborted")
 
 
 def test_a_camera_that_may_not_be_used(browser: Browser, running: Running) -> None:
