@@ -178,7 +178,7 @@ def test_the_camera_is_classified_live(browser: Browser, running: Running) -> No
         expect(seen).not_to_contain_text("Looking")
         expect(seen).not_to_contain_text("Not classified")
         held: list[Route] = []
-        page.route("**/predict?*", held.append)
+        page.route("**/predict?*", lambda route: held.append(route))  # noqa: PLW0108
         wait_until(page, lambda: bool(held), "the next frame")
         page.get_by_role("button", name="Cancel").click()
         wait_until(page, lambda: held[0].request.failure is not None, "the request with the frame is aborted")
