@@ -118,6 +118,7 @@ def test_a_file_over_the_limit(page: Page) -> None:
     mock_explain(page, lambda route: fail(route, 413, "body-too-large", text))
     add(page, ("a.png", image_file()))
     expect(page.locator(".lead")).to_have_text("This file is over 20 MB.")
+    expect(page.locator(".tile b")).to_have_text("too large")
 
 
 def test_a_photo_from_the_camera_of_a_computer(browser: Browser, running: Running) -> None:
