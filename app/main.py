@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.routing import APIRoute
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
@@ -70,6 +71,12 @@ def create_app(
             await swapper.stop()
             await service.stop()
 
+    optional = {
+        "admin": settings.admin_keys,
+        "feedback": settings.feedback,
+        "open inference protocol": settings.open_inference,
+    }
+    unused = {name for name, used in optional.items() if not used}
     app = FastAPI(
         title="Tenfold",
         description="Upload an image, get its ranked classes with calibrated probabilities.",
@@ -78,8 +85,10 @@ def create_app(
         docs_url=None,
         generate_unique_id_function=lambda route: route.name,
         redoc_url=None,
-        servers=[{"url": "."}],  # relative to the URL of the schema, whatever a proxy does to paths
-        openapi_tags=_TAGS,
+        servers=[
+            {"url": ".", "description": "this service"}
+        ],  # relative to the URL of the schema, whatever a proxy does to paths
+        openapi_tags=[tag for tag in _TAGS if tag["name"] not in unused],
     )
     app.state.service = service
     app.state.swapper = swapper
@@ -110,6 +119,10 @@ def create_app(
     )
     app.add_middleware(PathPrefix, prefix=settings.root_path)
     keys = [Depends(require_key)] if settings.api_keys else []
+    own = (predict, explain, models, metrics, drift, admin, feedback, health)
+    for route in (route for module in own for route in module.router.routes):
+        if isinstance(route, APIRoute):  # FastAPI's default is the name of the function
+            route.summary = route.description.partition(".")[0]
     for router in (*image_routers, models.router, metrics.router, drift.router):
         app.include_router(router, dependencies=keys)
     if settings.admin_keys:

@@ -1,6 +1,7 @@
 """Take the screenshots of the page in this folder, with the shipped weights: python -m docs.screenshots
 
-They show photos that are part of scikit-image and free to use without conditions, and no image of CIFAR-10.
+They show photos that are part of scikit-image and free to use without conditions, and examples of the page, whose
+licences are in NOTICE. They show no image of CIFAR-10.
 """
 
 import io
@@ -32,7 +33,7 @@ def take(browser: Browser, url: str, name: str, *, width: int, height: int, them
         expect(page.locator("#model")).to_be_visible()
         files = [FilePayload(name=file, mimeType="image/jpeg", buffer=_jpeg(file)) for file in PHOTOS]
         page.set_input_files("#files", files)
-        examples = ("drawn ship", "coloured tiles") if width > 760 else ()  # phones show them on the empty page only
+        examples = ("rabbit", "truck") if width > 760 else ()  # phones show them on the empty page only
         for example in examples:
             page.get_by_role("button", name=example, exact=True).click()
         expect(page.locator("#count")).to_have_text(f"{len(PHOTOS) + len(examples)} images")

@@ -35,15 +35,18 @@ def export(
     """Write the labelled images to a folder.
 
     They are FOLDER/CLASS/*, for tenfold train --data folder:FOLDER. FOLDER/labels.csv has all labelled predictions.
+    Images of none of the classes are in FOLDER-none, for tenfold train --outliers FOLDER-none.
     """
-    from app.feedback.export import CSV_FILE
+    from app.feedback.export import CSV_FILE, others_folder
     from app.feedback.export import export as write
     from app.feedback.store import Store
 
     with _errors(), Store(store, create=False) as opened:
         done = write(opened, folder)
     print(f"{folder} has {plural(done.images, 'image')}, and {CSV_FILE} of {plural(done.rows, 'labelled prediction')}")
-    if done.images < done.rows:
+    if done.others:
+        print(f"{others_folder(folder)} has {plural(done.others, 'image')} of none of the classes")
+    if done.images + done.others < done.rows:
         print("the service stores images with TENFOLD_FEEDBACK_IMAGES=1")
 
 

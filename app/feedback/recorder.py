@@ -80,7 +80,7 @@ class Recorder:
         """See `Store.find`."""
         return await self._run(lambda store: store.find(request_id, position))
 
-    async def set_label(self, request_id: str, position: int, label: str) -> bool:
+    async def set_label(self, request_id: str, position: int, label: str | None) -> bool:
         """See `Store.set_label`."""
         return await self._run(lambda store: store.set_label(request_id, position, label))
 

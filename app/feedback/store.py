@@ -48,6 +48,12 @@ _JOURNAL_BYTES = 8_000_000
 _ROW_BYTES = 300
 
 
+NONE = ""
+"""The right label of an image that shows none of the classes. No class has this name."""
+NONE_TEXT = "none of these"
+"""The same for people and clients."""
+
+
 class StoreError(Exception):
     """The store cannot be used. The message is a sentence for people."""
 
@@ -63,7 +69,7 @@ class Stored(NamedTuple):
         version: of the model.
         predicted: the most probable class.
         confidence: its probability.
-        label: the right class; None if it is not known.
+        label: the right class; `NONE` if it is none of the classes; None if it is not known.
         image: the uploaded file; None if it was not stored.
         reused: whether there was another prediction with the same request ID and position later.
     """
@@ -175,8 +181,8 @@ class Store:
             raise self._failed(error) from error
         return _stored(row) if row else None
 
-    def set_label(self, request_id: str, position: int, label: str) -> bool:
-        """Set the right label of an image.
+    def set_label(self, request_id: str, position: int, label: str | None) -> bool:
+        """Set the right label of an image, or remove it.
 
         Returns:
             Whether the image had no label before.

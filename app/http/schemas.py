@@ -147,6 +147,7 @@ class Models(BaseModel):
 
     default: Annotated[str, Field(description="Name of the model for requests that name none.")]
     models: list[ModelStatus]
+    feedback: Annotated[bool, Field(description="Whether predictions are stored for POST /feedback.")]
     stores_images: Annotated[bool, Field(description="Whether uploaded images are stored for feedback.")]
 
 
@@ -210,7 +211,13 @@ class Feedback(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     request_id: Annotated[str, Field(max_length=64, description="X-Request-ID of the response with the prediction.")]
-    label: Annotated[str, Field(max_length=1_000, description="The right class. It is one of the model's.")]
+    label: Annotated[
+        str | None,
+        Field(
+            max_length=1_000,
+            description='The right class: one of the model\'s, or "none of these". null removes the label.',
+        ),
+    ]
     index: Annotated[int, Field(ge=0, lt=2**31, description="Index of the image in its request, from 0.")] = 0
     model: Annotated[
         str | None, Field(description="Name of the model. If given, it must be that of the prediction.")
@@ -225,7 +232,7 @@ class StoredFeedback(BaseModel):
     model: ModelName
     predicted: Annotated[str, Field(description="The most probable class.")]
     confidence: Annotated[float, Field(ge=0, le=1, description="Its probability.")]
-    label: Annotated[str, Field(description="The right class.")]
+    label: Annotated[str | None, Field(description="The right class; null if the label was removed.")]
     right: Annotated[bool, Field(description="Whether the two are the same.")]
 
 

@@ -1,8 +1,9 @@
 /** The section about the model, from GET /model. */
 
 import { find, h } from "./dom.js";
-import { count, percent, percentInWords, thousands } from "./words.js";
+import { count, percent, percentInWords, plural, sentence, thousands } from "./words.js";
 
+const FEW = 200; // held-out images, as FEW_IMAGES in model/training/calibrate.py
 const NAMED = 24; // classes that are named above the images, at most
 
 export function showCard(card) {
@@ -26,6 +27,11 @@ export function showCard(card) {
 	find("facts").replaceChildren(...facts.map(([term, ...rest]) => h("div", h("dt", term), rest.map((text) => h("dd", text)))));
 	const right = photos ? `${percent(photos.top1)} of photos` : `${percent(metrics.top1)} of its test images`;
 	const wrong = photos ? ` It takes ${percentInWords(photos.others_accepted)} of photos of other things for one of them.` : "";
+	const { pictures: heldOut } = card.calibration;
+	find("few").hidden = heldOut >= FEW;
+	find("few").textContent = heldOut
+		? `Only ${plural(heldOut, "image")} ${heldOut === 1 ? "was" : "were"} held out for the calibration, so probabilities and verdicts are rough.`
+		: "No images were held out for a calibration, so probabilities and verdicts are rough.";
 	find("gist").textContent = `It knows ${ten} things. It is right on ${right} of them.${wrong}`;
 	const shares = others.map(([kind, share]) => `${percentInWords(share)} of ${kind}`);
 	if (photos) shares.unshift(`${percentInWords(photos.others_accepted)} of ${thousands(photos.others)} photos of other things`);
@@ -36,30 +42,42 @@ export function showCard(card) {
 		"A heat map shows where the network found evidence. It does not explain the cause.",
 	];
 	find("limitations").replaceChildren(...limitations.map((text) => h("li", text)));
-	const { confusion, reliability } = metrics;
-	find("figures").replaceChildren(...[confusion && confusionOf(labels, confusion), reliability && reliabilityOf(reliability)].filter(Boolean));
+	const { confusion, mistakes = [], reliability } = metrics;
+	find("figures").replaceChildren(...[confusion && confusionOf(labels, confusion, mistakes), reliability && reliabilityOf(reliability)].filter(Boolean));
 	find("model").hidden = false;
 }
 
-/** Show the examples if some belong to the classes. The others are then examples of other things. */
+/** Show the examples of the classes, and those of other things if there are any of the classes. */
 function showExamples(labels) {
 	const known = labels.map((label) => label.toLowerCase());
-	const [, ...examples] = find("examples").children;
-	const belongs = ({ dataset }) => known.includes(dataset.label);
-	for (const each of examples) each.hidden = "label" in each.dataset && !belongs(each);
-	find("examples").hidden = !examples.some(belongs);
+	const unknown = ({ dataset }) => !known.includes(dataset.label);
+	for (const each of find("examples").children) each.hidden = unknown(each);
+	for (const each of find("others").children) each.hidden = !unknown(each);
+	find("samples").hidden = [...find("examples").children].every(unknown);
 }
 
 const figure = (title, text, ...parts) => h("figure", h("figcaption", h("h3", title), h("p.note", text)), parts);
 const heads = (scope, titles) => titles.map((title) => h("th", { scope }, title));
 
-function confusionOf(labels, rows) {
+function confusionOf(labels, rows, mistakes) {
+	const chosen = h("div", { id: "mistakes", "aria-live": "polite" }, h("p.note", "Choose a number to see its mistakes."));
+	const cell = (value, i, j, total) => {
+		const [label, predicted] = [labels[i], labels[j]];
+		const named = mistakes.filter((each) => each.label === label && each.predicted === predicted);
+		const onclick = () => {
+			const lines = named.map(({ file, image, probability }) => h("li", `${file ?? `Image ${image}`}, ${percentInWords(probability)} sure`));
+			const which = named.length ? `The surest mistakes of this model include ${named.length === 1 ? "this one" : "these"}:` : "None of them is among the surest mistakes of this model.";
+			chosen.replaceChildren(h("p", h("b", sentence(`${label} taken for ${predicted}: ${thousands(value)} of ${plural(total, "image")}`)), ` ${which}`), h("ul", lines));
+		};
+		// Those without names are not reached by the Tab key: the table has their numbers.
+		return h("button", { onclick, tabindex: named.length ? 0 : -1, "aria-label": `${value}: ${label} taken for ${predicted}` }, String(value));
+	};
 	const body = rows.map((row, i) => {
 		const total = row.reduce((sum, value) => sum + value, 0) || 1;
 		const cells = row.map((value, j) => {
 			// Errors are rare: the factor and the square root make them visible.
 			const strength = Math.sqrt(Math.min(1, (value / total) * (i === j ? 1 : 4)));
-			return h("td", { class: i === j && "right", "--strength": strength }, String(value));
+			return h("td", { class: i === j && "right", "--strength": strength }, value && i !== j ? cell(value, i, j, total) : String(value));
 		});
 		return h("tr", heads("row", [labels[i]]), cells);
 	});
@@ -67,7 +85,7 @@ function confusionOf(labels, rows) {
 	const title = "What it mixes up";
 	const scroll = h("div.scroll", { tabindex: 0, role: "region", "aria-label": title }, table);
 	const hint = h("p.note scroll-hint", "Scroll the table sideways to see all classes.");
-	return figure(title, "Confusion matrix: number of test images by true class (rows) and predicted class (columns).", hint, scroll);
+	return figure(title, "Confusion matrix: number of test images by true class (rows) and predicted class (columns).", hint, scroll, chosen);
 }
 
 function reliabilityOf(bins) {

@@ -3,11 +3,12 @@
 import { announce, find, h, notify } from "./dom.js";
 import { Evidence } from "./evidence.js";
 import { annotated, codeOf, save } from "./exports.js";
-import { capital, count, milliseconds, percent, percentInWords, problemText, size, summarize, typicality, warningText } from "./words.js";
+import { NONE, capital, count, labelOf, milliseconds, percent, percentInWords, problemText, sentence, size, summarize, typicality, warningText } from "./words.js";
 
 const FIRST = 3; // classes that are shown at first
 const RANKED = 10; // classes that are shown, at most
-const ENDING = 12; // characters at the end of a long name that stay visible
+const NAMED = 12; // classes that are all offered as the right one, at most
+const ENDING = 8; // characters at the end of a long name that stay visible
 const SLOW = 4000; // milliseconds until the elapsed time is shown
 
 export class Detail {
@@ -19,7 +20,7 @@ export class Detail {
 	#language = "JSON";
 	#open = new Set(); // the folded parts that are open
 
-	/** actions: {remove, retry, copy, original, cancel, explain}, functions of a job. */
+	/** actions: {remove, retry, copy, original, cancel}, functions of a job, and {explain, correct}, of a job and a label. */
 	constructor(service, actions) {
 		this.#service = service;
 		this.#actions = actions;
@@ -123,10 +124,11 @@ export class Detail {
 				note && h("p.note", note),
 				warnings.length && h("ul.warnings", { "aria-label": "Warnings" }, warnings.map((each) => h("li", warningText(each, this.#service.card)))),
 				this.#ranking(answer),
+				h("div", { id: "question", class: "part" }, this.#question(answer)),
 				this.#copied(this.job),
 				this.#typical(answer.result),
 				this.#timing(answer),
-				this.#code(answer),
+				this.#code(),
 			],
 		};
 	}
@@ -148,6 +150,47 @@ export class Detail {
 			rest && this.#folded("classes", `Show all ${count(rows.length)}`, rest),
 			hint,
 		);
+	}
+
+	/** Show the visitor's label. */
+	labelled() {
+		const question = find("question");
+		if (!question) return;
+		const { activeElement } = document;
+		const focused = question.contains(activeElement);
+		question.replaceChildren(...this.#question(this.job.answer).filter(Boolean));
+		const buttons = [...question.querySelectorAll("button")];
+		if (focused) (buttons.find(({ dataset }) => dataset.label === activeElement.dataset.label) ?? buttons[0]).focus();
+	}
+
+	/** "Was this right?", with the classes to choose from. */
+	#question({ result }) {
+		const { job } = this;
+		const { labels } = this.#service.card;
+		const given = labelOf(result, this.#service.card);
+		const many = labels.length > NAMED;
+		const others = many ? result.top_k.slice(0, RANKED).map(({ label }) => label) : labels;
+		const chips = [...new Set([given, ...others, ...(job.right ? [job.right] : []), NONE])].map((label) => {
+			const onclick = () => this.#correct(job, label);
+			return h("button", { onclick, "aria-pressed": `${label === job.right}`, "data-label": label }, label === given ? `Yes, ${label}` : label);
+		});
+		const onchange = ({ target }) => this.#correct(job, target.value);
+		const more = many && h("select", { onchange, "aria-label": "Another class" }, [null, ...labels].map((label) => h("option", { value: label ?? "", disabled: !label, selected: !label }, label ?? "another class …")));
+		const where = job.stored ? "The service has stored it." : this.#service.storesLabels ? "" : "It is counted on this page, and in the CSV.";
+		return [
+			h("h3", "Was this right?"),
+			h("div.chips", { role: "group", "aria-label": "Was this right?" }, chips, more),
+			job.right && h("p.note", `${sentence(job.right)} ${where} `, h("button", { id: "unlabel", onclick: () => this.#correct(job, null) }, "Undo")),
+		];
+	}
+
+	async #correct(job, label) {
+		announce(label ? sentence(`the right label is ${label}`) : "The label is removed.");
+		try {
+			await this.#actions.correct(job, label);
+		} catch (problem) {
+			notify(sentence(`the label of ${job.name} was not stored: ${problem.message}`));
+		}
 	}
 
 	/** A part that is opened by its title, and stays open for the next image. */
@@ -190,9 +233,9 @@ export class Detail {
 		);
 	}
 
-	#code({ views }) {
+	#code() {
 		const { card, model, hasKey } = this.#service;
-		const path = `${views ? "explain" : "predict"}?top_k=${card.labels.length}${model && `&model=${model}`}`;
+		const path = `predict?top_k=${card.labels.length}${model && `&model=${model}`}`;
 		const texts = codeOf(this.job, path, hasKey);
 		const code = h("pre", { id: "command", tabindex: 0, "aria-label": "Code" });
 		const buttons = texts.map(([name, text]) => {

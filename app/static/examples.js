@@ -1,40 +1,25 @@
-/** Example images: photos in the public domain, and drawings made here. */
+/** Example images. NOTICE has their sources and licences. */
 
-export const SIDE = 256;
+const JESPER = "Photo by Jesper K. Pedersen (GPL 2 or later).";
+const SCRATCH = "Photo from Scratch, by MIT (CC BY-SA 3.0).";
 
-function ship(c) {
-	const shape = (colour, ...points) => {
-		c.fillStyle = colour;
-		c.beginPath();
-		for (const [x, y] of points) c.lineTo(x, y);
-		c.fill();
-	};
-	c.fillStyle = "#b9cedf";
-	c.fillRect(0, 0, SIDE, SIDE);
-	c.fillStyle = "#48718c";
-	c.fillRect(0, 168, SIDE, 88);
-	shape("#f4f4f2", [70, 108], [190, 108], [196, 146], [64, 146]);
-	shape("#e4e4e0", [92, 82], [166, 82], [172, 108], [88, 108]);
-	shape("#c8452f", [118, 50], [142, 50], [144, 82], [116, 82]);
-	shape("#26384a", [18, 142], [238, 142], [212, 190], [46, 190]);
-	shape("#9c3526", [38, 178], [221, 178], [212, 190], [46, 190]);
-	for (let x = 80; x < 184; x += 16) c.fillRect(x, 120, 8, 8);
-}
+/** Name to note, for the classes of the shipped weights. The photo is static/NAME.jpg. */
+export const CLASSES = {
+	airplane: SCRATCH,
+	automobile: SCRATCH,
+	bird: "Photo by Jar0d (CC BY-SA 2.0).",
+	cat: "Photo by Stefan van der Walt, in the public domain (CC0).",
+	deer: "Photo by Ryan Hagerty, in the public domain.",
+	dog: JESPER,
+	frog: "Photo by Pere Pujal i Carabantes (GPL 2 or later).",
+	horse: "Photo from Childsplay, by Stas Zytkiewicz (GPL 2 or later).",
+	ship: SCRATCH,
+	truck: "Photo by Aaron M. Lang (CC BY 2.5).",
+};
 
-function tiles(c) {
-	for (let i = 0; i < 64; i++) {
-		c.fillStyle = `hsl(${(i * 131) % 360} 75% ${45 + (i % 3) * 12}%)`;
-		c.fillRect((i % 8) * 32, (i >> 3) * 32, 32, 32);
-	}
-}
-
-const credit = (photographer) => `Photo by ${photographer}, in the public domain (CC0).`;
-const DRAWING = "Drawn by this page.";
-
-/** Name to {photo: URL, or draw: function of a canvas context, note, label: its class in the shipped weights}. */
-export const EXAMPLES = {
-	cat: { photo: "static/cat.jpg", note: credit("Stefan van der Walt"), label: "cat" },
-	coffee: { photo: "static/coffee.jpg", note: credit("Rachel Michetti") },
-	"drawn ship": { draw: ship, note: DRAWING, label: "ship" },
-	"coloured tiles": { draw: tiles, note: DRAWING },
+/** The same for other things. The shipped weights take the last two for a cat and a dog. */
+export const OTHERS = {
+	coffee: "Photo by Rachel Michetti, in the public domain (CC0).",
+	tiger: "A tiger is none of the classes: a model that is sure of one is wrong. Photo from Pexels (CC0).",
+	rabbit: `A rabbit is none of the classes: a model that is sure of one is wrong. ${JESPER}`,
 };

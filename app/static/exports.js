@@ -13,18 +13,18 @@ function field(value) {
 export function csvOf(jobs, card) {
 	const { labels } = card;
 	const head = ["name", "label", "probability", "in_distribution", "verdict", "accepted", "width", "height", "views", "warnings"];
-	const rows = jobs.map(({ name, answer, copy, problem, state }) => {
+	const rows = jobs.map(({ name, answer, copy, problem, state, right }) => {
 		const result = answer?.result;
 		const first = result?.top_k[0];
 		const shares = new Map(result?.top_k.map(({ label, probability }) => [label, probability]));
 		return [
 			...[name, first?.label, first?.probability, result?.in_distribution, result?.verdict, result?.accepted],
 			...[result?.width, result?.height, result?.views, result && [...result.warnings, ...(copy ? ["result of a JPEG copy"] : [])].join("; ")],
-			...[problem?.message ?? (result ? "" : state), answer?.model.name, answer?.model.version],
+			...[problem?.message ?? (result ? "" : state), answer?.model.name, answer?.model.version, right],
 			...labels.map((label) => shares.get(label)),
 		];
 	});
-	const lines = [[...head, "problem", "model", "version", ...labels], ...rows];
+	const lines = [[...head, "problem", "model", "version", "right_label", ...labels], ...rows];
 	return lines.map((line) => `${line.map(field).join(",")}\r\n`).join("");
 }
 

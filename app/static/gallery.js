@@ -1,7 +1,7 @@
 /** The results as tiles, in one row or all of them: sorting, filtering, selection, keyboard. */
 
 import { find, h } from "./dom.js";
-import { count, percent, plural, summarize, thousands } from "./words.js";
+import { count, labelOf, percent, plural, reasonOf, summarize, thousands } from "./words.js";
 
 const first = (job) => job.answer?.result.top_k[0];
 
@@ -17,6 +17,7 @@ const ORDERS = {
 	familiarity: by((job) => job.answer?.result.in_distribution, (x, y) => y - x),
 };
 const KINDS = { confident: "confident", uncertain: "uncertain", other: "none of the classes", failed: "failed" };
+const CHECKED = { right: "right", wrong: "wrong" }; // by the visitor's label
 
 export class Gallery {
 	#queue;
@@ -41,6 +42,11 @@ export class Gallery {
 			// Collects the changes of 50 ms.
 			this.#timer ||= setTimeout(() => this.arrange(), 50);
 		});
+		queue.addEventListener("labelled", ({ detail }) => {
+			if (!this.#tiles.has(detail)) return;
+			this.#fill(detail);
+			this.arrange();
+		});
 		queue.addEventListener("thumb", ({ detail }) => this.#tiles.has(detail) && this.#fill(detail));
 		queue.addEventListener("removed", ({ detail }) => {
 			for (const job of detail) this.#tiles.delete(job);
@@ -51,7 +57,7 @@ export class Gallery {
 	/** The filtered jobs in display order. */
 	get shown() {
 		const [kind, label] = find("filter").value.split(/:(.*)/s);
-		const wanted = (job) => (label === undefined ? kind === "all" || this.#kind(job) === kind : this.#label(job) === label);
+		const wanted = (job) => (label === undefined ? ["all", this.#kind(job), this.#checked(job)].includes(kind) : this.#label(job) === label);
 		return this.#queue.all.filter(wanted).sort(ORDERS[find("sort").value]);
 	}
 
@@ -110,6 +116,12 @@ export class Gallery {
 		return ["confident", "uncertain"].includes(this.#kind(job)) ? first(job).label : undefined;
 	}
 
+	/** "right" or "wrong", or undefined if the right label is not known. */
+	#checked({ answer, right }) {
+		if (!answer || right === null) return undefined;
+		return labelOf(answer.result, this.#service.card) === right ? "right" : "wrong";
+	}
+
 	#key(event) {
 		if (event.ctrlKey || event.metaKey || event.altKey) return;
 		const { shown } = this;
@@ -150,14 +162,15 @@ export class Gallery {
 		const summary = kind in KINDS && job.answer ? summarize(job.answer.result, this.#service.card) : {};
 		const [text, more] = {
 			pending: [state, ""],
-			failed: [problem?.title ?? state, ""],
+			failed: [problem ? reasonOf(problem) : state, ""],
 			confident: [best?.label, best && percent(best.probability)],
 			uncertain: [`${best?.label}?`, summary.reason],
 			other: [`none of ${count(this.#service.card?.labels.length ?? 0)}`, ""],
 		}[kind];
 		const button = this.#button(job);
-		button.className = `tile ${kind}`;
-		button.setAttribute("aria-label", `${name}: ${text} ${more}`);
+		const checked = this.#checked(job) ?? "";
+		button.className = `tile ${kind} ${checked}`.trim();
+		button.setAttribute("aria-label", `${name}: ${text} ${more} ${checked}`.trim());
 		button.title = name;
 		const preview = thumb
 			? h("img", { src: thumb, alt: "", loading: "lazy" })
@@ -181,11 +194,13 @@ export class Gallery {
 		for (const job of this.#queue.all) {
 			add(this.#kind(job));
 			if (this.#label(job) !== undefined) add(`class:${this.#label(job)}`);
+			if (this.#checked(job)) add(this.#checked(job));
 		}
 		const filter = find("filter");
 		const { value } = filter;
 		const option = (key, text) => h("option", { value: key, selected: key === value }, `${text} (${tally.get(key) ?? 0})`);
-		const kinds = Object.entries(KINDS).map(([kind, text]) => option(kind, text));
+		const checked = Object.entries(CHECKED).filter(([kind]) => tally.has(kind) || kind === value);
+		const kinds = [...Object.entries(KINDS), ...checked].map(([kind, text]) => option(kind, text));
 		const classes = [...new Set([...tally.keys(), value])].filter((key) => key.startsWith("class:")).sort();
 		const text = `${[...tally].sort()}`;
 		if (text === filter.dataset.tally) return; // leaves an open menu as it is
@@ -213,9 +228,11 @@ export class Gallery {
 		this.#setStop();
 		const settled = all.filter((job) => job.settled).length;
 		const failed = all.filter((job) => this.#kind(job) === "failed").length;
+		const labelled = all.map((job) => this.#checked(job)).filter(Boolean);
 		find("count").textContent =
 			(settled < all.length ? `${thousands(settled)} of ${thousands(all.length)} done` : plural(all.length, "image")) +
 			(failed ? `, ${thousands(failed)} failed` : "") +
+			(labelled.length ? `; ${thousands(labelled.filter((each) => each === "right").length)} of ${thousands(labelled.length)} right` : "") +
 			(shown.length < all.length ? `; ${thousands(shown.length)} shown` : "");
 		Object.assign(find("progress"), { hidden: settled === all.length, max: all.length || 1, value: settled });
 		find("csv").textContent = this.filtered ? `Download CSV of ${thousands(shown.length)}` : "Download CSV";

@@ -1,15 +1,15 @@
 /** The ways for images to enter: dialogues, camera, drag and drop, clipboard, examples. */
 
 import { find, h, notify } from "./dom.js";
-import { EXAMPLES, SIDE } from "./examples.js";
+import { CLASSES, OTHERS } from "./examples.js";
 import { plural } from "./words.js";
 import { photograph } from "./webcam.js";
 
 const IMAGE = /\.(jpe?g|jfif|png|webp|gif|bmp|tiff?|mpo|avif|heic|heif|svg)$/i;
 const ADDRESS = "This page sends nothing to other sites, so it cannot load an image from its address. Copy the image itself, or save it and drop the file.";
 
-/** Call add() with the images of every kind of input, as a list of files and a note. */
-export function takeImages(add) {
+/** Call add() with the images of every kind of input, as a list of files and a note. classify: as in webcam.js. */
+export function takeImages(add, classify) {
 	/** Add the images of a folder. Other files are counted. */
 	function addFolder(files) {
 		const images = files.filter(({ name, type }) => !name.startsWith(".") && (IMAGE.test(name) || type.startsWith("image/")));
@@ -28,11 +28,12 @@ export function takeImages(add) {
 	}
 	find("choose").onclick = () => find("files").click();
 	find("choose-folder").onclick = () => find("folder").click();
-	find("photograph").onclick = async () => {
-		if (matchMedia("(pointer: coarse)").matches) return find("camera").click();
-		const file = await photograph();
+	const photo = async (live) => {
+		const file = await photograph(live);
 		if (file) add([file]);
 	};
+	find("photograph").onclick = () => (matchMedia("(pointer: coarse)").matches ? find("camera").click() : photo());
+	find("live-camera").onclick = () => photo(classify);
 
 	let depth = 0; // nested elements below the pointer that have received dragenter
 	for (const [type, change] of Object.entries({ dragenter: 1, dragleave: -1, dragover: 0, drop: -Infinity })) {
@@ -57,17 +58,17 @@ export function takeImages(add) {
 		else if (/^\s*(https?|data):/.test(clipboardData.getData("text"))) notify(ADDRESS);
 	});
 
-	for (const [name, { draw, photo, note, label }] of Object.entries(EXAMPLES)) {
-		const canvas = draw && h("canvas", { width: SIDE, height: SIDE, "aria-hidden": "true" });
-		draw?.(canvas.getContext("2d"));
-		const onclick = async () => {
-			const response = draw ? null : await fetch(photo).catch(() => null);
-			if (!draw && !response?.ok) return notify("The example cannot be loaded. Try again later.");
-			const blob = draw ? await new Promise((resolve) => canvas.toBlob(resolve)) : await response.blob();
-			add([new File([blob], `${name.replace(" ", "-")}.${draw ? "png" : "jpg"}`, { type: blob.type })], note);
-		};
-		const preview = canvas ?? h("img", { src: photo, alt: "", loading: "lazy" });
-		find("examples").append(h("li", { "data-label": label }, h("button", { onclick, "aria-label": name }, preview, h("span", name))));
+	for (const [id, examples] of Object.entries({ examples: CLASSES, others: OTHERS })) {
+		for (const [name, note] of Object.entries(examples)) {
+			const photo = `static/${name}.jpg`;
+			const onclick = async () => {
+				const response = await fetch(photo).catch(() => null);
+				if (!response?.ok) return notify("The example cannot be loaded. Try again later.");
+				add([new File([await response.blob()], `${name}.jpg`, { type: "image/jpeg" })], note);
+			};
+			const preview = h("img", { src: photo, alt: "", loading: "lazy", fetchpriority: "low" });
+			find(id).append(h("li", { "data-label": name }, h("button", { onclick, "aria-label": name, title: name }, preview, h("span", name))));
+		}
 	}
 }
 

@@ -15,6 +15,7 @@ const queue = new Queue(service);
 const gallery = new Gallery(queue, service, { open, select, remove, leave: () => find("headline").focus() });
 const detail = new Detail(service, {
 	cancel: () => queue.cancel(),
+	correct: (job, label) => queue.correct(job, label),
 	copy: (job) => queue.copy(job),
 	original: (job) => queue.original(job),
 	explain: (job, label) => queue.explain(job, label),
@@ -27,10 +28,12 @@ const detail = new Detail(service, {
 const loadCard = () => service.loadCard().then(() => service.card && showCard(service.card));
 loadCard();
 
-service.models().then(({ models, stores_images: stores }) => {
+service.models().then(({ models, feedback, stores_images: images }) => {
 	find("models").append(...models.map(({ name }) => h("option", name)));
 	find("chooser").hidden = models.length < 2;
-	find("storage").textContent = stores ? "It stores them to improve the model." : "It does not store them.";
+	find("live-camera").hidden = images; // it would store each frame
+	const labels = "It stores the results and your corrections, but not the images.";
+	find("storage").textContent = images ? "It stores them, with the results and your corrections, to improve the model." : feedback ? labels : "It does not store them.";
 });
 find("models").onchange = ({ target }) => {
 	notify(); // results of the other model cannot be put back
@@ -45,7 +48,13 @@ takeImages((files, note) => {
 	show(queue.add(files, note)[0]);
 	gallery.arrange();
 	reveal();
-});
+}, classify);
+
+/** What the camera sees: {title, text}. */
+async function classify(frame, signal) {
+	const waiting = () => service.wait && (find("seen-text").textContent = "Waiting for the service …");
+	return summarize(await service.classify(frame, signal, waiting), service.card);
+}
 
 // Choosing an image.
 
@@ -138,6 +147,7 @@ openReport();
 
 let announcedAt = 0;
 queue.addEventListener("progress", ({ detail: job }) => job === detail.job && detail.progress());
+queue.addEventListener("labelled", ({ detail: job }) => job === detail.job && detail.labelled());
 queue.addEventListener("changed", ({ detail: job }) => {
 	if (job === detail.job) detail.update();
 	if (!job.settled) return;

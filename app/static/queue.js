@@ -16,6 +16,8 @@ const SIDE = 1024; // longer side of a copy, pixels
  * thumb: the URL of a thumbnail; "" if the browser cannot decode the image
  * copy: a JPEG copy that is sent instead of the file, null if there is none, undefined if none was made yet
  * loaded: bytes that were sent
+ * right: the right label, one of the classes or NONE; null if it is not known
+ * stored: whether the service has stored it
  */
 class Job {
 	state = "queued";
@@ -25,6 +27,9 @@ class Job {
 	sentAt = 0;
 	loaded = 0;
 	copy = undefined;
+	right = null;
+	stored = false;
+	labelling = Promise.resolve(); // ends when the last label was sent
 	explained = new Map();
 	abort = new AbortController();
 
@@ -49,7 +54,7 @@ class Job {
 	}
 }
 
-/** Events: "changed", "progress" and "thumb" (detail: a job), "removed" (detail: jobs). */
+/** Events: "changed", "progress", "labelled" and "thumb" (detail: a job), "removed" (detail: jobs). */
 export class Queue extends EventTarget {
 	all = [];
 	#service;
@@ -134,6 +139,20 @@ export class Queue extends EventTarget {
 		}
 	}
 
+	/** Set the right label of an image, or null, and send it if the service stores labels. Throws Problem. */
+	async correct(job, label) {
+		Object.assign(job, { right: label, stored: false });
+		this.#emit("labelled", job);
+		if (!this.#service.storesLabels) return;
+		const { requestId } = job.answer;
+		const sending = job.labelling.then(() => this.#service.feedback(requestId, label));
+		job.labelling = sending.catch(() => {});
+		await sending;
+		if (job.right !== label) return;
+		job.stored = label !== null;
+		this.#emit("labelled", job);
+	}
+
 	/** The answer of /explain for a class, cached. */
 	async explain(job, label) {
 		const { answer, explained, body } = job;
@@ -177,6 +196,7 @@ export class Queue extends EventTarget {
 			job.answer = answer;
 			job.explained = new Map([[answer.label, answer]]);
 			this.#setState(job, "done");
+			if (job.right) this.correct(job, job.right).catch(() => {}); // of an earlier answer
 		} catch (error) {
 			if (signal.aborted) return; // removed or cancelled: its state is set already
 			// A format that this browser can read and the service cannot.

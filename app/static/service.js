@@ -2,8 +2,8 @@
 
 // The part of the model card that the page shows.
 const FIELDS = [
-	...["name", "version", "labels", "input.crop", "openvino.top1", "out_of_distribution.thresholds"],
-	...["top1", "ece", "accepted", "confusion", "reliability", "pictures", "photos"].map((name) => `metrics.${name}`),
+	...["name", "version", "labels", "input.crop", "openvino.top1", "out_of_distribution.thresholds", "calibration.pictures"],
+	...["top1", "ece", "accepted", "confusion", "reliability", "mistakes", "pictures", "photos"].map((name) => `metrics.${name}`),
 ].join();
 const BACKOFF = [1, 2, 4, 8, 10]; // seconds
 const MAPS = 10; // classes whose maps are loaded with the result
@@ -30,6 +30,7 @@ export class Service extends EventTarget {
 	explains = true;
 	card = null; // of the chosen model, once it is loaded
 	model = ""; // the chosen model; the default if empty
+	storesLabels = false; // whether there is POST /feedback
 	#loading = null;
 	#failures = 0;
 	#key = ""; // never stored
@@ -60,9 +61,17 @@ export class Service extends EventTarget {
 		this.#set(this.wait);
 	}
 
-	/** The models, the default first, and whether the service stores images. */
-	models() {
-		return this.#get("models");
+	/** The models, the default first, and what the service stores. */
+	async models() {
+		const models = await this.#get("models");
+		this.storesLabels = models.feedback;
+		return models;
+	}
+
+	/** Store the right label of an image, or remove it with null. Throws Problem. */
+	async feedback(requestId, label) {
+		const body = JSON.stringify({ request_id: requestId, label });
+		await this.#request("feedback", { body, headers: { "Content-Type": "application/json" } });
 	}
 
 	/** Load the part of the model card that is shown. */
@@ -89,7 +98,7 @@ export class Service extends EventTarget {
 	/**
 	 * Classify and explain an image.
 	 *
-	 * Returns {model, result, label, views, method, stages, milliseconds}, without views, label and method if there is
+	 * Returns {model, result, label, views, method, stages, milliseconds, requestId}, without views, label and method if there is
 	 * no /explain. Calls onstate() with "waiting" and "sending", and onprogress() with the bytes that were sent. Throws
 	 * Problem or AbortError.
 	 */
@@ -109,7 +118,17 @@ export class Service extends EventTarget {
 		});
 		const answer = await response.json();
 		const stages = stagesOf(response.headers.get("Server-Timing") ?? "");
-		return { ...answer, result: answer.result ?? answer.results[0], stages, milliseconds: response.milliseconds };
+		const requestId = response.headers.get("X-Request-ID");
+		return { ...answer, result: answer.result ?? answer.results[0], stages, milliseconds: response.milliseconds, requestId };
+	}
+
+	/** The result of a frame of the camera. Throws Problem or AbortError. */
+	async classify(frame, signal, onstate) {
+		const { labels } = await this.loadCard();
+		const { model } = this;
+		const query = new URLSearchParams({ top_k: Math.min(3, labels.length), ...(model && { model }) });
+		const options = { body: frame, headers: { "Content-Type": "image/jpeg" } };
+		return (await (await this.#request(`predict?${query}`, options, signal, onstate)).json()).results[0];
 	}
 
 	async #request(path, options, signal, onstate) {
@@ -210,7 +229,7 @@ function post(path, { headers, body, signal, onprogress }) {
 		for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
 		request.upload.onprogress = ({ loaded }) => onprogress?.(loaded);
 		request.onload = () => {
-			const names = ["Content-Type", "Retry-After", "Server-Timing"];
+			const names = ["Content-Type", "Retry-After", "Server-Timing", "X-Request-ID"];
 			const received = names.map((name) => [name, request.getResponseHeader(name)]).filter(([, value]) => value !== null);
 			resolve(new Response(request.response, { status: request.status, headers: received }));
 		};

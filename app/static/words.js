@@ -42,6 +42,15 @@ export function problemText({ kind, detail = "" }) {
 	return limit ? `This file is over ${size(Number(limit.replaceAll(",", "")))}.` : sentence(detail);
 }
 
+const REASONS = { "body-too-large": "too large", "picture-too-large": "too large", "unreadable-picture": "damaged", "bad-upload": "empty" };
+
+/** Why an image failed, in up to three words: "damaged". */
+export function reasonOf({ kind, title, detail = "" }) {
+	if (kind !== "unsupported-picture") return REASONS[kind] ?? title;
+	const [, format] = /^this is (?:an? )?(.+?), which/.exec(detail) ?? [];
+	return format ?? "not an image";
+}
+
 // Below this probability, and below this multiple of the limit of typical images, a heading says "maybe" or "probably".
 const SURE = 0.7;
 const MARGIN = 2;
@@ -68,6 +77,12 @@ export function summarize(result, card) {
 	}
 	return { kind: "confident", title: capital(first.label), text: `${how}.` };
 }
+
+/** The label of an image that shows none of the classes, as POST /feedback accepts it. */
+export const NONE = "none of these";
+
+/** The label that the page gives an image. */
+export const labelOf = (result, card) => (summarize(result, card).kind === "other" ? NONE : result.top_k[0].label);
 
 /** How typical an image is of the classes, in one word. */
 export function typicality(share, { accepted, uncertain }) {

@@ -278,7 +278,8 @@ class Telemetry:
         )
         self._feedback = Counter(
             "tenfold_feedback",
-            "Images with a right label from a client, by whether the prediction was right or wrong.",
+            "Images with a right label from a client: the prediction was right or wrong, or the image shows none of "
+            "the classes.",
             ("outcome", "model"),
             registry=self.registry,
         )
@@ -389,9 +390,9 @@ class Telemetry:
         for name, seconds in stages.items():
             self._stages[name].labels(model).observe(seconds)
 
-    def feedback(self, model: str, *, right: bool) -> None:
-        """Count an image whose right label is known, by whether the prediction was right."""
-        self._feedback.labels("right" if right else "wrong", model).inc()
+    def feedback(self, model: str, outcome: Literal["right", "wrong", "none"]) -> None:
+        """Count an image whose right label is known; "none" if it shows none of the classes."""
+        self._feedback.labels(outcome, model).inc()
 
     def feedback_lost(self, reason: Literal["busy", "error"], predictions: int) -> None:
         """Count predictions that could not be stored for feedback."""
@@ -402,7 +403,7 @@ class Telemetry:
         for reason in ("busy", "error"):
             self._feedback_lost.labels(reason)
         for model in models:
-            for outcome in ("right", "wrong"):
+            for outcome in ("right", "wrong", "none"):
                 self._feedback.labels(outcome, model)
 
     def batch(self, model: str, views: int) -> None:

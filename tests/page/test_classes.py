@@ -49,7 +49,7 @@ def test_two_classes_are_ranked(folder_bundle: Path, browser: Browser) -> None:
     ):
         add(page, ("a.png", image_file(1)))
         expect(page.locator(".ranking li")).to_have_count(2)
-        expect(page.locator("#examples")).to_be_hidden()  # they show none of its classes
+        expect(page.locator("#samples")).to_be_hidden()  # they show none of its classes
         for label in ("bunte Kühe", "猫 | cat"):
             page.locator(".ranking").get_by_text(label).click()
             expect(page.locator("#heat-bar")).to_contain_text(label)

@@ -1,5 +1,6 @@
 """Files that people have: folders, addresses, HEIC, a camera, and what is said of files that cannot be used."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ def test_a_file_over_the_limit(page: Page) -> None:
     mock_explain(page, lambda route: fail(route, 413, "body-too-large", text))
     add(page, ("a.png", image_file()))
     expect(page.locator(".lead")).to_have_text("This file is over 20 MB.")
+    expect(page.locator(".tile b")).to_have_text("too large")
 
 
 def test_a_photo_from_the_camera_of_a_computer(browser: Browser, running: Running) -> None:
@@ -140,6 +142,47 @@ def test_a_photo_from_the_camera_of_a_computer(browser: Browser, running: Runnin
         page.get_by_role("button", name="Cancel").click()
         expect(dialogue).to_be_hidden()
         assert len(requests) == 1
+
+
+def test_the_camera_is_classified_live(browser: Browser, running: Running) -> None:
+    url = f"{running.client.base_url}/"
+    with browsing_with_camera(browser, allowed=True) as other, visiting(other, url) as page:
+        frames: list[Image.Image] = []
+        results = [explanation(), None, explanation(verdict="other", in_distribution=0.1)]
+        shown = ["Cat", "Not classified", "Probably none of the ten things it knows"]
+
+        def reply(route: Route) -> None:
+            frames.append(Image.open(io.BytesIO(route.request.post_data_buffer or b"")))
+            if body := results[0]:
+                route.fulfill(json={"results": [body["result"]]})
+            else:
+                fail(route, 422, "unreadable-picture", "the image is damaged")
+
+        page.route("**/predict?*", reply)
+        page.get_by_role("button", name="Live camera").click()
+        seen = page.locator("#seen")
+        for text in shown:
+            expect(page.locator("#seen-title")).to_have_text(text)
+            if results[1:]:
+                results.pop(0)
+        assert {frame.format for frame in frames} == {"JPEG"}
+        assert max(max(frame.size) for frame in frames) == 192
+        mock_explain(page)
+        page.get_by_role("button", name="Take the photo").click()
+        expect(headline(page)).to_have_text("Cat")
+        count = len(frames)
+        page.wait_for_timeout(600)
+        assert len(frames) <= count + 1, "the camera is off"
+        assert page.locator("#webcam-video").evaluate("e => e.srcObject === null")
+        page.unroute("**/predict?*")
+        page.get_by_role("button", name="Live camera").click()  # with the real service
+        expect(seen).not_to_contain_text("Looking")
+        expect(seen).not_to_contain_text("Not classified")
+        held: list[Route] = []
+        page.route("**/predict?*", lambda route: held.append(route))  # noqa: PLW0108
+        wait_until(page, lambda: bool(held), "the next frame")
+        page.get_by_role("button", name="Cancel").click()
+        wait_until(page, lambda: held[0].request.failure is not None, "the request with the frame is aborted")
 
 
 def test_a_camera_that_may_not_be_used(browser: Browser, running: Running) -> None:

@@ -6,6 +6,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, expect
 
+from model.training.calibrate import FEW_IMAGES
 from tests.app.fakes import LABELS, image_file
 from tests.app.running import Running
 from tests.page.browsing import add, explanation, fail, mock_explain, show_curl, succeed, visiting
@@ -124,6 +125,77 @@ def test_figures_of_the_card(page: Page) -> None:
     expect(page.locator("#facts")).to_contain_text("10.0%")
 
 
+def test_a_number_of_the_matrix_shows_its_mistakes(page: Page) -> None:
+    mistakes = [
+        {"image": 2405, "file": None, "label": "cat", "predicted": "dog", "probability": 0.998442},
+        {"image": 0, "file": "a/b.png", "label": "cat", "predicted": "dog", "probability": 0.5},
+    ]
+
+    def reply(route: Route) -> None:
+        card = route.fetch().json()
+        more = {"confusion": CONFUSION, "mistakes": mistakes}
+        route.fulfill(json={**card, "metrics": {**card["metrics"], **more}})
+
+    page.route("**/model?*", reply)
+    page.reload()
+    page.get_by_text("Accuracy, limitations and figures").click()
+    shown = page.locator("#mistakes")
+    expect(page.locator('.confusion button[tabindex="0"]')).to_have_count(1)
+    expect(page.get_by_role("button", name="cat taken for frog")).to_have_count(0)  # there is none
+    page.get_by_role("button", name="cat taken for ship").click()
+    expect(shown).to_contain_text("Cat taken for ship: 2 of 99 images. None of them is among the surest mistakes")
+    page.get_by_role("button", name="cat taken for dog").press("Enter")
+    expect(shown).to_contain_text("Cat taken for dog: 2 of 99 images. The surest mistakes of this model include these:")
+    expect(shown.locator("li")).to_have_text(["Image 2405, 99.8% sure", "a/b.png, 50.0% sure"])
+
+
+@pytest.mark.parametrize(
+    ("images", "text"), [(FEW_IMAGES - 1, "Only 199 images were held out"), (0, "No images were"), (FEW_IMAGES, "")]
+)
+def test_few_held_out_images_are_a_warning(page: Page, images: int, text: str) -> None:
+    def reply(route: Route) -> None:
+        route.fulfill(json={**route.fetch().json(), "calibration": {"pictures": images}})
+
+    page.route("**/model?*", reply)
+    page.reload()
+    expect(page.locator("#gist")).to_be_visible()
+    warning = page.locator("#few")
+    expect(warning).to_be_visible(visible=bool(text))
+    expect(warning).to_contain_text(text)
+
+
+# Pairs of elements of the printed page that overlap, none of which contains the other.
+_OVERLAPS = """() => {
+    const parts = document.querySelectorAll("h2, h3, p, img, figure, table, svg, .row, .tile, dl > div, #stage");
+    const visible = [...parts].filter((part) => part.checkVisibility());
+    const boxes = visible.map((part) => [part, part.getBoundingClientRect()]);
+    const nested = (a, b) => a.contains(b) || b.contains(a) || (a.closest("#stage") && b.closest("#stage"));
+    const overlap = ([a, p], [b, q]) => !nested(a, b)
+        && p.left + 1 < q.right && q.left + 1 < p.right && p.top + 1 < q.bottom && q.top + 1 < p.bottom;
+    const after = (one, i) => boxes.slice(i + 1).filter((other) => overlap(one, other));
+    const found = boxes.flatMap((one, i) => after(one, i).map((other) => [one, other]));
+    return found.map((pair) => pair.map(([part]) => part.outerHTML));
+}"""
+
+
+@pytest.mark.parametrize("width", [718, 1040])  # A4 upright and across, without margins
+def test_the_printed_page_has_the_result_and_nothing_overlaps(own_page: Page, width: int) -> None:
+    with_figures(own_page)
+    mock_explain(own_page)
+    files = [(f"{number}.png", image_file(size=(400, 300))) for number in range(20)]
+    add(own_page, *files)
+    expect(own_page.locator("#count")).to_have_text("20 images")
+    own_page.set_viewport_size({"width": width, "height": 1000})
+    own_page.emulate_media(media="print", color_scheme="dark")
+    assert own_page.evaluate(_OVERLAPS) == []
+    assert own_page.evaluate("document.documentElement.scrollWidth") <= width
+    for part in ("#headline", "#stage canvas", ".row >> nth=0", ".confusion", "figure svg", ".tile >> nth=19"):
+        expect(own_page.locator(part)).to_be_visible()
+    for part in ("#drop", "#question", "#divider", "#steps", ".options", "nav"):
+        expect(own_page.locator(part)).to_be_hidden()
+    assert own_page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(250, 248, 245)", "light"
+
+
 _CONTRASTS = """cells => {
     const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
     const luminance = (colour) => {
@@ -215,4 +287,4 @@ def test_it_works_behind_a_prefix(browser: Browser, running: Running) -> None:
         add(page, ("a.png", image_file()))
         expect(page.locator("#headline")).to_have_text("Cat")
         show_curl(page)
-        expect(page.locator("#command")).to_contain_text("/tools/tenfold/explain?top_k=10")
+        expect(page.locator("#command")).to_contain_text("/tools/tenfold/predict?top_k=10")

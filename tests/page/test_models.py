@@ -53,7 +53,7 @@ def test_another_model_classifies_all_images_again(chooser: Page, both: Running)
     expect(chooser.locator("#view-list img")).to_have_count(1)
     assert (both.engine.views, OTHER.views) == (seen, other + 2)
     show_curl(chooser)
-    expect(chooser.locator("#command")).to_contain_text("/explain?top_k=10&model=b")
+    expect(chooser.locator("#command")).to_contain_text("/predict?top_k=10&model=b")
 
 
 def test_a_copy_that_is_made_while_the_model_changes_replaces_the_request_with_the_original(chooser: Page) -> None:

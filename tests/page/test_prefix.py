@@ -30,7 +30,7 @@ def test_the_page_works_below_a_prefix(browser: Browser, tmp_path: Path, program
         expect(headline(tab.page)).to_be_visible()
         assert answered.value.status == 200
         show_curl(tab.page)
-        expect(tab.page.locator("#command")).to_contain_text(f"{url}explain")
+        expect(tab.page.locator("#command")).to_contain_text(f"{url}predict")
         tab.open(f"{url}docs/")
         assert tab.page.url == f"{url}docs"
         endpoint = tab.page.locator(".opblock", has_text="/livez")

@@ -221,14 +221,26 @@ def test_an_image_that_the_browser_cannot_reduce(page: Page) -> None:
     expect(headline(page)).to_have_text("Not copied")
 
 
-@pytest.mark.parametrize("data", [b"hello", image_file()[:60], b""], ids=["no image", "truncated", "empty"])
-def test_errors_are_shown_as_the_service_words_them(page: Page, running: Running, data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"hello", "not an image"),
+        (b"%PDF-1.7\n", "PDF document"),
+        (image_file()[:60], "damaged"),
+        (b"", "empty"),
+    ],
+    ids=["no image", "PDF", "truncated", "empty"],
+)
+def test_errors_are_shown_as_the_service_words_them_and_short_on_the_tile(
+    page: Page, running: Running, data: bytes, reason: str
+) -> None:
     problem = running.post(data).json()
     without_explain(page)
     add(page, ("a.png", data), ("b.png", image_file()))
     expect(headline(page)).to_have_text(problem["title"])
     expect(page.locator(".lead")).to_contain_text(problem["detail"][1:])  # the first letter is capitalised
     expect(page.locator("#count")).to_have_text("2 images, 1 failed")
+    expect(page.locator(".tile.failed b")).to_have_text(reason)
 
 
 @pytest.mark.parametrize("status", [500, 504])
@@ -329,11 +341,23 @@ def test_an_image_removed_in_progress_leaves_nothing(page: Page) -> None:
     expect(headline(page)).to_have_text("Frog")
 
 
-@pytest.mark.parametrize("stored", [False, True])
-def test_the_page_says_whether_images_are_stored(browser: Browser, tmp_path: Path, stored: bool) -> None:
+@pytest.mark.parametrize(
+    ("feedback", "images", "notice"),
+    [
+        (False, False, "It does not store them."),
+        (True, False, "It stores the results and your corrections, but not the images."),
+        (True, True, "It stores them, with the results and your corrections, to improve the model."),
+    ],
+    ids=["nothing", "results", "images"],
+)
+def test_the_page_says_what_is_stored(
+    browser: Browser, tmp_path: Path, feedback: bool, images: bool, notice: str
+) -> None:
+    store = tmp_path / "feedback.sqlite" if feedback else None
     with (
-        serving(feedback=tmp_path / "feedback.sqlite", feedback_images=stored) as running,
+        serving(feedback=store, feedback_images=images) as running,
         visiting(browser, f"{running.client.base_url}/") as page,
     ):
-        sentence = "It stores them to improve the model." if stored else "It does not store them."
-        expect(page.locator("footer")).to_contain_text(sentence)
+        expect(page.locator("#drop")).to_contain_text(notice)
+        # It would store each frame.
+        expect(page.get_by_role("button", name="Live camera")).to_be_visible(visible=not images)

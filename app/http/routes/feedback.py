@@ -6,7 +6,7 @@ import time
 from fastapi import APIRouter, HTTPException, Request
 
 from app.feedback.recorder import Recorder
-from app.feedback.store import Stored, StoreError
+from app.feedback.store import NONE, NONE_TEXT, Stored, StoreError
 from app.http.deadline import Deadline
 from app.http.parameters import timeout_of
 from app.http.problems import (
@@ -58,7 +58,10 @@ _LOOK_AGAIN = (0.05, 0.15, 0.3, 0.5)
     },
 )
 async def feedback(request: Request) -> StoredFeedback:
-    """Store the right class of an image. A later one for the same image replaces it."""
+    """Store the right class of an image, or that it is none of the classes.
+
+    A later label of the same image replaces it, and null removes it.
+    """
     service: Service = request.app.state.service
     recorder: Recorder = request.app.state.service.feedback
     async with Deadline(request, service.settings.timeout, timeout_of(request)) as deadline:
@@ -89,19 +92,35 @@ async def _store(service: Service, recorder: Recorder, given: Feedback, deadline
             f"several requests with different predictions had the ID {given.request_id!r}, so a label may be for any "
             "of them: use each X-Request-ID once, or let the service choose it"
         )
-    labels = service.models.get(found.model).card.labels
-    label = labels[index_of(given.label, labels)]
-    if await recorder.set_label(found.request_id, found.position, label):
-        service.telemetry.feedback(found.model, right=label == found.predicted)
+    label = _label_of(given.label, service.models.get(found.model).card.labels)
+    right = label == found.predicted
+    if await recorder.set_label(found.request_id, found.position, label) and label is not None:
+        service.telemetry.feedback(found.model, "none" if label == NONE else "right" if right else "wrong")
     return StoredFeedback(
         request_id=found.request_id,
         index=found.position,
         model=ModelName(name=found.model, version=found.version),
         predicted=found.predicted,
         confidence=round(found.confidence, 6),
-        label=label,
-        right=label == found.predicted,
+        label=NONE_TEXT if label == NONE else label,
+        right=right,
     )
+
+
+def _label_of(given: str | None, labels: list[str]) -> str | None:
+    """The label as it is stored.
+
+    Raises:
+        UnknownLabel: the model has no such class.
+    """
+    if given is None:
+        return None
+    try:
+        return labels[index_of(given, labels)]
+    except UnknownLabel as error:
+        if given.casefold() == NONE_TEXT:
+            return NONE
+        raise UnknownLabel(f"{error}, or {NONE_TEXT!r}") from error
 
 
 async def _find_later(recorder: Recorder, given: Feedback, deadline: Deadline) -> Stored | None:

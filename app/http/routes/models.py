@@ -30,8 +30,13 @@ async def models(service: Annotated[Service, Depends(service_of)]) -> Models:
     loaded = {model.name: model.card.version for model in registry}
     entries = [ModelStatus(name=name, version=loaded.get(name), state=registry.state(name)) for name in registry.names]
     settings = service.settings
-    stores_images = settings.feedback is not None and settings.feedback_images
-    return Models(default=registry.names[0], models=entries, stores_images=stores_images)
+    feedback = settings.feedback is not None
+    return Models(
+        default=registry.names[0],
+        models=entries,
+        feedback=feedback,
+        stores_images=feedback and settings.feedback_images,
+    )
 
 
 @router.get(

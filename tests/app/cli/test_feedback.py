@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from app.cli.main import app
-from app.feedback.store import Store
+from app.feedback.store import NONE, Store
 from tests.app.fakes import image_file
 from tests.app.feedback.test_export import stored
 
@@ -30,6 +30,16 @@ def test_export_reports_what_it_wrote(path: Path, tmp_path: Path) -> None:
         f"{folder} has 1 image, and labels.csv of 2 labelled predictions\n"
         "the service stores images with TENFOLD_FEEDBACK_IMAGES=1\n"
     )
+
+
+def test_export_reports_the_images_of_none_of_the_classes(tmp_path: Path) -> None:
+    with Store(tmp_path / "store") as store:
+        store.add([stored("a", NONE, image_file())])
+    result = invoke("export", tmp_path / "store", tmp_path / "images")
+    assert result.stdout.splitlines() == [
+        f"{tmp_path}/images has 0 images, and labels.csv of 1 labelled prediction",
+        f"{tmp_path}/images-none has 1 image of none of the classes",
+    ]
 
 
 def test_mistakes_are_one_sentence(path: Path, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from app.feedback.export import CSV_FILE, Exported, export
-from app.feedback.store import Store, Stored, StoreError
+from app.feedback.store import NONE, Store, Stored, StoreError
 from model.training.data.listing import list_images
+from model.training.outliers import load_outliers
 from tests.app.fakes import image_file
 
 TIME = 1_700_000_000.25
@@ -34,7 +35,7 @@ def test_the_folder_is_a_data_set(store: Store, tmp_path: Path) -> None:
                 stored("d", None, png),
             ]
         )
-        assert export(store, tmp_path / "images") == Exported(rows=4, images=3)
+        assert export(store, tmp_path / "images") == Exported(rows=4, images=3, others=0)
     listing = list_images(tmp_path / "images")
     assert listing.labels == ("cat", "dog")
     paths = [file.path for file in listing.files]
@@ -56,10 +57,31 @@ def test_the_folder_is_a_data_set(store: Store, tmp_path: Path) -> None:
     }
 
 
+def test_images_of_none_of_the_classes_are_outliers_in_a_folder_of_their_own(store: Store, tmp_path: Path) -> None:
+    with store:
+        store.add(
+            [
+                stored("a", "cat", image_file(1)),
+                stored("b", "none of these", image_file(2)),  # a class of this name
+                stored(".c", NONE, image_file(3)),
+                stored("d", NONE, None),
+            ]
+        )
+        assert export(store, tmp_path / "images") == Exported(rows=4, images=2, others=1)
+        (tmp_path / "images").rename(tmp_path / "moved")
+        with pytest.raises(StoreError, match=r"images-none exists and is not an empty folder"):
+            export(store, tmp_path / "images")
+    assert list_images(tmp_path / "moved").labels == ("cat", "none of these")
+    assert load_outliers(tmp_path / "images-none", side=32).about.images == 1
+    with (tmp_path / "moved" / CSV_FILE).open(encoding="utf-8", newline="") as file:
+        rows = [(row["label"], row["file"]) for row in csv.DictReader(file)]
+    assert rows[2:] == [("none of these", "../images-none/_.c-0.png"), ("none of these", "")]
+
+
 def test_labels_cannot_leave_the_folder(store: Store, tmp_path: Path) -> None:
     with store:
         store.add(
-            [stored("a", "../../evil", image_file()), stored("b", "..", image_file()), stored("c", "", b"no image")]
+            [stored("a", "../../evil", image_file()), stored("b", "..", image_file()), stored("c", "\0", b"no image")]
         )
         export(store, tmp_path / "deep" / "images")
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*-0.*")}

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from app.feedback.recorder import Recorder
-from app.feedback.store import Store, Stored
+from app.feedback.store import NONE, Store, Stored
 from tests.app.fakes import CARD, LABELS, image_file, photo
 from tests.app.http.test_problems import is_a_problem
 from tests.app.running import Running, serving
@@ -51,6 +51,23 @@ def test_a_label_is_stored_with_its_prediction(kept: Running) -> None:
     assert send(kept, request_id=request_id, label=other.upper(), model=CARD.name).json()["right"] is False
 
 
+def test_an_image_may_show_none_of_the_classes_and_a_label_can_be_removed(kept: Running, path: Path) -> None:
+    request_id = kept.post(image_file(4)).headers["X-Request-ID"]
+
+    def stored() -> list[str | None]:
+        with Store(path) as store:
+            return [row.label for row in store.labelled() if row.request_id == request_id]
+
+    answer = send(kept, request_id=request_id, label="None of these").json()
+    assert (answer["label"], answer["right"]) == ("none of these", False)
+    assert stored() == [NONE]
+    answer = send(kept, request_id=request_id, label=None).json()
+    assert (answer["label"], answer["right"]) == (None, False)
+    assert stored() == []
+    problem = is_a_problem(send(kept, request_id=request_id, label="spaceship"), 422)
+    assert problem["detail"].endswith("truck, or 'none of these'")
+
+
 def test_each_image_of_a_request_has_a_label_of_its_own(kept: Running, path: Path) -> None:
     response = kept.upload(("a", image_file(2)), ("b", b"cat"), ("c", photo()), headers={"X-Request-ID": "mine"})
     results = response.json()["results"]
@@ -87,17 +104,20 @@ def test_an_explained_image_can_be_labelled(kept: Running) -> None:
 
 def test_the_first_label_of_an_image_is_counted(path: Path, tmp_path: Path) -> None:
     with serving(feedback=tmp_path / "store") as service:
-        names = {outcome: f"tenfold_feedback_total{MODEL}{{outcome={outcome}}}" for outcome in ("right", "wrong")}
-        assert [samples(service)[name] for name in names.values()] == [0, 0]
-        for seed in range(3):
+        names = {
+            outcome: f"tenfold_feedback_total{MODEL}{{outcome={outcome}}}" for outcome in ("right", "wrong", "none")
+        }
+        assert [samples(service)[name] for name in names.values()] == [0, 0, 0]
+        for seed in range(4):
             response = service.post(image_file(seed))
             predicted = response.json()["results"][0]["top_k"][0]["label"]
             label = predicted if seed else next(label for label in LABELS if label != predicted)
+            label = "none of these" if seed == 3 else label
             for _ in range(2):
                 send(service, request_id=response.headers["X-Request-ID"], label=label)
-        assert [samples(service)[name] for name in names.values()] == [2, 1]
+        assert [samples(service)[name] for name in names.values()] == [2, 1, 1]
         with Store(tmp_path / "store") as store:
-            assert [row.image for row in store.labelled()] == [None] * 3, "images are not stored by default"
+            assert [row.image for row in store.labelled()] == [None] * 4, "images are not stored by default"
 
 
 class Late:

@@ -112,6 +112,7 @@ def test_the_only_model_is_the_default(running: Running) -> None:
     assert running.client.get("/models").json() == {
         "default": CARD.name,
         "models": [{"name": CARD.name, "version": CARD.version, "state": "ready"}],
+        "feedback": False,
         "stores_images": False,
     }
 
@@ -124,6 +125,7 @@ def test_all_models_are_listed_in_order(both: Two) -> None:
             {"name": CARD.name, "version": CARD.version, "state": "ready"},
             {"name": "b", "version": version, "state": "ready"},
         ],
+        "feedback": False,
         "stores_images": False,
     }
     assert both.get("/models/b").json() == {**SERVED_CARD, "name": "b", "version": version}

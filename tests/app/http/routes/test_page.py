@@ -15,6 +15,7 @@ TYPES = {
     "svg": "image/svg+xml",
     "png": "image/png",
     "jpg": "image/jpeg",
+    "txt": "text/plain; charset=utf-8",
 }
 FILES = sorted(FOLDER.glob("*.*"))
 PATHS = ["/", *(f"/static/{path.name}" for path in FILES)]
@@ -121,7 +122,16 @@ def test_the_page_is_served_before_the_model_is_loaded() -> None:
 
 def test_the_page_is_small_when_compressed() -> None:
     assert {path.suffix.removeprefix(".") for path in FILES} == set(TYPES)
-    assert sum(len(gzip.compress(path.read_bytes())) for path in FILES) < 60_000
+    sizes = {path: len(gzip.compress(path.read_bytes())) for path in FILES}
+    examples = {path for path in FILES if path.suffix in {".jpg", ".txt"}}  # with a licence
+    assert sum(size for path, size in sizes.items() if path not in examples) < 75_000
+    assert sum(path.stat().st_size for path in examples if path.suffix == ".jpg") < 150_000
+
+
+def test_every_example_has_a_source_and_a_licence_in_the_notice() -> None:
+    notice = (ROOT / "NOTICE").read_text()
+    names = re.findall(r"^- (\w+\.jpg): .*\((?:CC|GPL|public domain)", notice, re.MULTILINE)
+    assert sorted(names) == sorted(path.name for path in FILES if path.suffix == ".jpg")
 
 
 @pytest.mark.parametrize("path", ["index.html", "docs/index.html"])
