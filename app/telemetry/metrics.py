@@ -149,7 +149,7 @@ class Telemetry:
         )
         self._connections_refused = Counter(
             "tenfold_connections_refused",
-            "Connections refused because the process may open no more files.",
+            "Connections refused because there are as many as there may be.",
             registry=self.registry,
         )
         self._pictures = Counter(
@@ -352,7 +352,7 @@ class Telemetry:
             self._rejections.labels(rejected, model).inc()
 
     def connection_refused(self) -> None:
-        """Count a connection that is refused because the process may open no more files."""
+        """Count a connection that is refused because there are as many as there may be."""
         self._connections_refused.inc()
 
     def image_rejected(self, model: str, problem: str) -> None:
