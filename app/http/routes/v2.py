@@ -165,13 +165,17 @@ async def list_models(request: Request) -> ModelList:
 
 async def live(request: Request) -> ServerLive:
     """Whether the process and its engines work. If they do not, only a restart helps."""
-    request.app.state.service.models.check_alive()
+    service: Service = request.app.state.service
+    service.models.check_alive()
+    service.decoder.check_alive()
     return ServerLive(live=True)
 
 
 async def ready(request: Request) -> ServerReady:
     """Whether all models are loaded and the service is not shutting down."""
-    request.app.state.service.check_ready()
+    service: Service = request.app.state.service
+    service.check_ready()
+    service.decoder.check_alive()
     return ServerReady(ready=True)
 
 
