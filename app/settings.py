@@ -162,6 +162,16 @@ class Settings(BaseSettings):
         BeforeValidator(_list),
         Field(description="Comma-separated origins that browsers may send requests from (CORS)."),
     ] = ()
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        BeforeValidator(_list),
+        BeforeValidator(_lower),
+        Field(
+            description="Comma-separated values of the header `Host`, without port, such as `example.com` or "
+            "`*.example.com`. Requests with others get 400, except for probes. Without it all are accepted."
+        ),
+    ] = ()
     root_path: Annotated[
         str,
         AfterValidator(_path_prefix),

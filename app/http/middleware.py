@@ -5,7 +5,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from urllib.parse import quote
 
@@ -23,6 +23,7 @@ from app.telemetry.metrics import Telemetry
 access = logging.getLogger("tenfold.access")
 logger = logging.getLogger("tenfold")
 
+_PORT = re.compile(r":\d*\Z")
 _VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 # Digits of a Content-Length that are converted. int() refuses thousands.
@@ -156,6 +157,26 @@ class PathPrefix:
 def _below(prefix: str, path: str) -> str:
     """The path below a prefix; empty for the prefix itself, which is redirected to the page."""
     return path[len(prefix) :] if f"{path}/".startswith(f"{prefix}/") else path
+
+
+def allowed_hosts(app: ASGIApp, hosts: Collection[str], errors: Errors) -> ASGIApp:
+    """Refuse requests whose Host is not one of `hosts`, except for probes, which come by address.
+
+    A host that begins with "*." stands for all names below the rest.
+    """
+
+    domains = tuple(host[1:] for host in hosts if host.startswith("*."))
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in _PROBES:
+            host = _PORT.sub("", _header(scope, b"host").decode("latin-1").lower())
+            if host not in hosts and not host.endswith(domains):
+                error = HTTPException(HTTPStatus.BAD_REQUEST, "This Host is not in TENFOLD_ALLOWED_HOSTS")
+                await errors.response(scope, error)(scope, receive, send)
+                return
+        await app(scope, receive, send)
+
+    return respond
 
 
 # Slashes at the end of a path, plain and encoded.

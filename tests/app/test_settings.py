@@ -32,6 +32,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "admin_keys": ("root,", (SecretStr("root"),)),
     "weights_root": ("bundles", Path("bundles")),
     "cors_origins": ("https://a.example,http://b", ("https://a.example", "http://b")),
+    "allowed_hosts": ("A.example, *.b.example", ("a.example", "*.b.example")),
     "root_path": ("tenfold/a/", "/tenfold/a"),
     "open_inference": ("false", False),
     "queue_size": ("300", 300),

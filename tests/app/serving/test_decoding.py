@@ -190,16 +190,6 @@ def test_an_image_that_takes_too_long_is_refused() -> None:
     height, data = 6_000_000, random.Random(3).randbytes(1000)
     tags: dict[int, int | tuple[int, int, int]] = {256: 8, 257: height, 258: 1, 259: 3, 262: 0, 273: 8, 277: 1}
     tags |= {278: height, 279: len(data)}
-        256: 8,
-        257: height,
-        258: 1,
-        259: 3,
-        262: 0,
-        273: 8,
-        277: 1,
-        278: height,
-        279: len(data),
-    }
     reasons = list[str]()
 
     async def main() -> None:
