@@ -70,12 +70,12 @@ def test_the_names_of_files_have_no_path(copy: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        '{"labels": [' + " " * 5_000_000,
+        '{"labels": [' + " " * 8_000_000,
         "{" + '"a": 1, ' * 30_000 + '"b": 1}',
         '{"labels": [' + "[]," * 2_000_000 + "[]]}",
-        '{"self_test": {"scores": [' + '"",' * 1_500_000 + '""]}}',
+        '{"self_test": {"scores": [' + "1," * 2_000_000 + "1]}}",
     ],
-    ids=["large", "many fields", "many lists", "many texts"],
+    ids=["large", "many fields", "many lists", "many numbers"],
 )
 def test_a_hostile_card_takes_little_time_and_memory(copy: Path, content: str) -> None:
     (copy / "card.json").write_text(content)
@@ -84,7 +84,7 @@ def test_a_hostile_card_takes_little_time_and_memory(copy: Path, content: str) -
     with pytest.raises(CardError):
         open_bundle(copy)
     assert time.process_time() - began < 3
-    assert peak("self") - before < 900_000_000  # 3 GB with a report of each wrong item
+    assert peak("self") - before < 500_000_000  # 2 GB with a report of each wrong item
 
 
 def test_a_folder_without_a_card_is_not_a_bundle(tmp_path: Path) -> None:
