@@ -83,6 +83,7 @@ class Deadline:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._timer.cancel()
+        self._request.state.deadline = None  # the request refers to this, and this to the request
         if self._watcher:
             self._watcher.cancel()
         if self._disconnected and self._task and kind in (None, asyncio.CancelledError) and not self._task.uncancel():
