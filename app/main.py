@@ -15,7 +15,14 @@ from app import __version__
 from app.http.auth import require_key
 from app.http.compression import compressed
 from app.http.dispatch import ImageRoutes
-from app.http.middleware import BodyLimit, InternalErrors, PathPrefix, RequestContext, relative_redirects
+from app.http.middleware import (
+    BodyLimit,
+    InternalErrors,
+    PathPrefix,
+    RequestContext,
+    allowed_hosts,
+    relative_redirects,
+)
 from app.http.oip.errors import error_response
 from app.http.oip.messages import HEADER_LENGTH
 from app.http.problems import Errors
@@ -102,6 +109,8 @@ def create_app(
     app.add_middleware(compressed)
     app.add_middleware(ImageRoutes, routers=image_routers, errors=errors)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, limits=service.limits)
+    if settings.allowed_hosts:
+        app.add_middleware(allowed_hosts, hosts=settings.allowed_hosts, errors=errors)
     app.add_middleware(InternalErrors, errors=errors)
     if settings.cors_origins:
         app.add_middleware(

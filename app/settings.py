@@ -162,6 +162,16 @@ class Settings(BaseSettings):
         BeforeValidator(_list),
         Field(description="Comma-separated origins that browsers may send requests from (CORS)."),
     ] = ()
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        BeforeValidator(_list),
+        BeforeValidator(_lower),
+        Field(
+            description="Comma-separated values of the header `Host`, without port, such as `example.com` or "
+            "`*.example.com`. Requests with others get 400, except for probes. Without it all are accepted."
+        ),
+    ] = ()
     root_path: Annotated[
         str,
         AfterValidator(_path_prefix),
@@ -175,6 +185,14 @@ class Settings(BaseSettings):
     max_uploads: Annotated[
         int, Field(ge=1, description="Maximum number of requests whose body is being received. More lead to 503.")
     ] = 256
+    max_connections: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Maximum number of connections of a process. More lead to 503. 0 selects the limit of open "
+            "files less a reserve, at most 4000.",
+        ),
+    ] = 0
     max_held_bytes: Annotated[
         int, Field(ge=1, description="Maximum bytes of request bodies in memory over all requests. More lead to 503.")
     ] = 250_000_000
@@ -188,6 +206,17 @@ class Settings(BaseSettings):
     timeout: Annotated[
         FiniteFloat, Field(gt=0, description="Seconds from the first byte of a request to its response.")
     ] = 10.0
+    upload_timeout: Annotated[
+        FiniteFloat,
+        Field(
+            gt=0,
+            description="Seconds for the body of a request that arrives slowly but steadily. TENFOLD_TIMEOUT then "
+            "counts from its end.",
+        ),
+    ] = 120.0
+    decode_timeout: Annotated[
+        FiniteFloat, Field(gt=0, description="Seconds that decoding one image may take. After that it is refused.")
+    ] = 5.0
     stall_timeout: Annotated[
         FiniteFloat, Field(gt=0, description="Seconds that one batch may take. After that the process exits.")
     ] = 60.0

@@ -41,10 +41,12 @@ def verify_files(folder: Path, card: ModelCard) -> None:
     """Verify the SHA-256 of each file that a card lists.
 
     Raises:
-        IntegrityError: a file is missing or has another hash.
+        IntegrityError: a file is missing, is no regular file, or has another hash.
     """
     for name, expected in card.files.items():
         try:
+            if (folder / name).exists() and not (folder / name).is_file():
+                raise IntegrityError(f"{folder / name} is not a regular file: fetch the bundle again")
             with (folder / name).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sized
+from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic_core import from_json
 
 from model.errors import CardError
 
@@ -29,6 +32,10 @@ notices most such changes.
 WEIGHTS_FILE: Final = "model.safetensors"
 OPENVINO_FILES: Final = ("openvino.xml", "openvino.bin")
 ONNX_FILE: Final = "model.onnx"
+MAX_CARD_BYTES: Final = 8_000_000
+"""Size of a card. The class means of a thousand classes with 512 features take 5.3 MB."""
+# Fields, objects and lists of a card, roughly: an error repeats what is wrong with its parts.
+_MAX_PARTS = 20_000
 MAX_SIDE: Final = 4096
 """Largest side of an image that is the input of a network, pixels."""
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -36,6 +43,9 @@ NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 # Fields of the card that determine predictions.
 _DECISIVE = {"architecture", "labels", "input", "calibration", "out_of_distribution", "files"}
 
+T = TypeVar("T")
+# The first invalid item is an error of the list. A report of a million of them would take gigabytes.
+List = Annotated[list[T], FailFast()]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 # Many readers of OpenAPI know arrays with `items` only, which pydantic does not write for a tuple.
@@ -114,7 +124,7 @@ class OutlierImages(_Strict):
 
     images: Annotated[int, Field(ge=0)]
     generated: Annotated[int, Field(ge=0)]
-    without: list[str]
+    without: List[str]
     unreadable: Annotated[int, Field(ge=0)]
     sha256: Sha256
 
@@ -181,10 +191,10 @@ class TrainingData(_Strict):
 
     name: str
     sha256: Sha256 | None
-    train: list[Annotated[int, Field(ge=0)]]
-    holdout: list[Annotated[int, Field(ge=0)]]
-    test: list[Annotated[int, Field(ge=0)]]
-    added: list[AddedFolder] = []
+    train: List[Annotated[int, Field(ge=0)]]
+    holdout: List[Annotated[int, Field(ge=0)]]
+    test: List[Annotated[int, Field(ge=0)]]
+    added: List[AddedFolder] = []
 
 
 class Training(_Strict):
@@ -223,7 +233,7 @@ class Training(_Strict):
     outliers: OutlierImages | None = None
     teacher: TeacherBundle | None = None
     average: AveragedWeights | None = None
-    class_biases: list[float] | None = None
+    class_biases: Annotated[list[float] | None, FailFast()] = None
 
 
 class ReliabilityBin(_Strict):
@@ -302,9 +312,9 @@ class Metrics(_Strict):
     nll: Annotated[float, Field(ge=0)]
     ece: Share
     ece_uncalibrated: Share
-    confusion: Annotated[list[list[Annotated[int, Field(ge=0)]]], Field(min_length=2)]
-    reliability: Annotated[list[ReliabilityBin], Field(min_length=1)]
-    mistakes: list[Mistake]
+    confusion: Annotated[List[List[Annotated[int, Field(ge=0)]]], Field(min_length=2)]
+    reliability: Annotated[List[ReliabilityBin], Field(min_length=1)]
+    mistakes: List[Mistake]
     auroc: dict[str, Share]
     accepted: dict[str, Share]
     other: dict[str, Share]
@@ -356,8 +366,8 @@ class Energy(_Strict):
 
 
 class _ClassMeans(_Strict):
-    feature_mean: Annotated[list[float], Field(min_length=1)]
-    class_directions: Annotated[list[list[float]], Field(min_length=2)]
+    feature_mean: Annotated[List[float], Field(min_length=1)]
+    class_directions: Annotated[List[List[float]], Field(min_length=2)]
 
     @model_validator(mode="after")
     def _well_formed(self) -> Self:
@@ -435,7 +445,7 @@ class OutOfDistribution(_Strict):
     """
 
     score: Score
-    quantiles: Annotated[list[float], Field(min_length=2)]
+    quantiles: Annotated[List[float], Field(min_length=2)]
     least_contrast: Annotated[float, Field(ge=0, le=255)]
     least_coarseness: Share
     thresholds: Thresholds
@@ -457,8 +467,8 @@ class Histogram(_Strict):
         pictures: number of images in each bin, int[B].
     """
 
-    edges: list[float]
-    pictures: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    edges: List[float]
+    pictures: Annotated[List[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _well_formed(self) -> Self:
@@ -480,7 +490,7 @@ class Reference(_Strict):
         pictures: number of held-out images.
     """
 
-    classes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2)]
+    classes: Annotated[List[Annotated[int, Field(ge=0)]], Field(min_length=2)]
     confidence: Histogram
     in_distribution: Histogram
     views: Annotated[int, Field(ge=1)]
@@ -509,10 +519,10 @@ class SelfTest(_Strict):
     """
 
     seed: Annotated[int, Field(ge=0)]
-    logits: Annotated[list[list[float]], Field(min_length=1)]
-    scores: list[float]
-    probabilities: list[list[float]]
-    in_distribution: list[float]
+    logits: Annotated[List[List[float]], Field(min_length=1)]
+    scores: List[float]
+    probabilities: List[List[float]]
+    in_distribution: List[float]
     tolerance: Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -569,7 +579,7 @@ class ModelCard(_Strict):
     format_version: Literal[5]
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     architecture: Architecture
-    labels: Annotated[list[str], Field(min_length=2)]
+    labels: Annotated[List[str], Field(min_length=2)]
     input: InputSpec
     complexity: Complexity
     training: Training
@@ -577,7 +587,7 @@ class ModelCard(_Strict):
     calibration: Calibration
     out_of_distribution: OutOfDistribution
     reference: Reference | None = None
-    files: dict[str, Sha256]
+    files: dict[Annotated[str, Field(pattern=NAME_PATTERN)], Sha256]
     self_test: SelfTest
     openvino: OpenVino | None
     onnx: Onnx | None = None
@@ -642,15 +652,21 @@ class ModelCard(_Strict):
         return own.self_test if own else self.self_test
 
 
+_REQUIRED = {name for name, field in ModelCard.model_fields.items() if field.is_required()}
+
+
 def read_card(path: Path) -> ModelCard:
     """Read and validate card.json.
 
     Raises:
-        CardError: it is missing, has another format version, or a field is unknown, missing or invalid. The message
-            names the field.
+        CardError: it is missing, too large, has another format version, or a field is unknown, missing or invalid. The
+            message names the field.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():
+            raise CardError(f"{path} is not a regular file: name a folder that contains a card.json")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_CARD_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CardError(
             f"{path} cannot be read: name a weights folder that contains a card.json, as tenfold train writes it"
@@ -658,14 +674,22 @@ def read_card(path: Path) -> ModelCard:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise CardError(f"{path} cannot be read ({reason}): copy the bundle again") from error
+    if len(text) > MAX_CARD_BYTES or sum(map(text.count, ":[{")) > _MAX_PARTS:
+        raise CardError(
+            f"{path} has more than {MAX_CARD_BYTES:,} characters or {_MAX_PARTS:,} parts: export the bundle again"
+        )
+    found = re.search(r'"format_version":\s*(\d{1,9})', text)
+    if found and int(found[1]) in CONVERTIBLE_FORMATS:
+        raise CardError(f"{path} has format {found[1]}: convert it with python -m model.upgrade {path.parent}")
+    fields: Any = None
+    with suppress(ValueError):
+        fields = from_json(text)
+    if isinstance(fields, dict) and (missing := _REQUIRED - set(fields)):  # each report would repeat the whole card
+        raise CardError(f"{path}: {min(missing)}: Field required; export the bundle again")
     try:
         return ModelCard.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["loc"] == ("format_version",) and first.get("input") in CONVERTIBLE_FORMATS:
-            raise CardError(
-                f"{path} has format {first['input']}: convert it with python -m model.upgrade {path.parent}"
-            ) from error
+        first = error.errors(include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the card"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise CardError(f"{path}: {where}: {first['msg']}{more}; export the bundle again") from error

@@ -5,16 +5,17 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from urllib.parse import quote
 
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.inflate import inflated
-from app.http.problems import BodyTooLarge, ClientDisconnected, Errors
+from app.http.problems import BodyTooLarge, ClientDisconnected, Errors, InvalidParameter
 from app.serving.admission import Limits
 from app.serving.errors import NotReady
 from app.telemetry.metrics import Telemetry
@@ -22,7 +23,13 @@ from app.telemetry.metrics import Telemetry
 access = logging.getLogger("tenfold.access")
 logger = logging.getLogger("tenfold")
 
+_PORT = re.compile(r":\d*\Z")
 _VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+# Digits of a Content-Length that are converted. int() refuses thousands.
+_MAX_DIGITS = 18
+# Parameters of a query. More take as much time as an image.
+_MAX_PARAMETERS = 100
 
 # nginx's status for a client that closed the connection. It is never sent.
 _CLIENT_CLOSED = 499
@@ -152,6 +159,26 @@ def _below(prefix: str, path: str) -> str:
     return path[len(prefix) :] if f"{path}/".startswith(f"{prefix}/") else path
 
 
+def allowed_hosts(app: ASGIApp, hosts: Collection[str], errors: Errors) -> ASGIApp:
+    """Refuse requests whose Host is not one of `hosts`, except for probes, which come by address.
+
+    A host that begins with "*." stands for all names below the rest.
+    """
+
+    domains = tuple(host[1:] for host in hosts if host.startswith("*."))
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in _PROBES:
+            host = _PORT.sub("", _header(scope, b"host").decode("latin-1").lower())
+            if host not in hosts and not host.endswith(domains):
+                error = HTTPException(HTTPStatus.BAD_REQUEST, "This Host is not in TENFOLD_ALLOWED_HOSTS")
+                await errors.response(scope, error)(scope, receive, send)
+                return
+        await app(scope, receive, send)
+
+    return respond
+
+
 # Slashes at the end of a path, plain and encoded.
 _SLASHES = re.compile(r"(?:/|%2[fF])+\Z")
 
@@ -206,7 +233,13 @@ class InternalErrors:
             await send(message)
 
         try:
+            if scope["query_string"].count(b"&") >= _MAX_PARAMETERS:
+                raise InvalidParameter(f"the query has more than {_MAX_PARAMETERS} parameters: send fewer")
+            if "\n" in scope["path"]:  # which a route would ignore at the end of its path
+                raise HTTPException(HTTPStatus.NOT_FOUND)
             await self.app(scope, receive, send_and_note)
+        except (InvalidParameter, HTTPException) as error:
+            await self.errors.response(scope, error)(scope, receive, send)
         except (ClientDisconnected, ClientDisconnect):
             raise
         except asyncio.CancelledError:
@@ -257,7 +290,9 @@ class BodyLimit:
             held += size
             self.limits.hold_bytes(scope["state"].get("model", ""), size)
 
-        received = int(announced) if announced.isdigit() and int(announced) > self.max_bytes else 0
+        digits = announced.lstrip(b"0")
+        large = digits.isdigit() and (len(digits) > _MAX_DIGITS or int(digits) > self.max_bytes)
+        received = self.max_bytes + 1 if large else 0
         body = self._limited(receive, hold, received)
         if encoding:
             body = self._limited(inflated(body, encoding), hold, after=" after decompression")

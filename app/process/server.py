@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -178,7 +179,13 @@ def config_of(settings: Settings, app: FastAPI) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
-        http=http_protocol(settings.timeout, app.state.service.telemetry),
+        http=http_protocol(
+            settings.timeout,
+            app.state.service.telemetry,
+            upload_timeout=settings.upload_timeout,
+            max_connections=settings.max_connections,
+            hold_bytes=partial(app.state.service.limits.hold_bytes, ""),
+        ),
         ws="none",
         timeout_keep_alive=settings.keep_alive_timeout,
         timeout_graceful_shutdown=settings.drain_timeout,

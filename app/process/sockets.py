@@ -15,6 +15,9 @@ from app.settings import Settings
 
 # As in uvicorn.
 _BACKLOG = 2048
+# Bytes of a response that the kernel holds for a client, at most. Its own choice grows to megabytes for a client that
+# does not read. Linux doubles the number for its own records.
+_SEND_BUFFER = 128 << 10
 # None on Windows.
 AF_UNIX: int | None = getattr(socket, "AF_UNIX", None)
 # Any local user may connect, as to a port. The folder of the socket restricts that.
@@ -45,7 +48,10 @@ def listen(settings: Settings) -> list[socket.socket]:
         CannotListen: another process has the address, or it cannot be used.
     """
     try:
-        return [_listen_on_path(settings.uds)] if settings.uds else _listen_on_port(settings.host, settings.port)
+        found = [_listen_on_path(settings.uds)] if settings.uds else _listen_on_port(settings.host, settings.port)
+        for each in found:  # the sockets of connections inherit it
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        return found
     except (OSError, UnicodeError) as error:  # the latter for a name that is no host name
         reason = str(getattr(error, "strerror", None) or error).partition(" (while ")[0]
         if settings.uds:

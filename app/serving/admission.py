@@ -106,7 +106,13 @@ class Limits:
         names = tuple(models)
         self.images = SharedLimit(max_images, names)
         self.uploads = SharedLimit(max_uploads, names)
+        self._max_uploads = max_uploads
         self.held_bytes = SharedLimit(max_held_bytes, names)
+
+    @property
+    def uploads_are_scarce(self) -> bool:
+        """Whether more than half of the room for uploads is used."""
+        return 2 * sum(self.uploads.used.values()) > self._max_uploads
 
     def hold_bytes(self, model: str, count: int) -> None:
         """Count bytes of a request body that are now in memory.
@@ -141,11 +147,12 @@ class Admission:
         self._rate = CompletionRate(clock)
 
     @contextmanager
-    def upload(self, *, deadline: float = math.inf) -> Iterator[None]:
+    def upload(self, *, deadline: float = math.inf, small: bool = False) -> Iterator[None]:
         """Hold room for a request while its body is read.
 
         Args:
             deadline: of the request, as time.monotonic().
+            small: whether the body has arrived or has few bytes. It is counted, but needs no room.
 
         Raises:
             TooManyUploads: too many bodies are being read.
@@ -153,7 +160,7 @@ class Admission:
         """
         self.check_images(1, deadline=deadline)
         uploads = self._limits.uploads
-        if uploads.free(self._model) < 1:
+        if not small and uploads.free(self._model) < 1:
             raise TooManyUploads(
                 f"{uploads.used[self._model]} uploads for {self._model} are in progress: "
                 "send this one again in a second"

@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -34,8 +35,8 @@ Result = tuple[Any, bytes]
 
 # To the template: b"s" starts a child with the socket sent along, b"k" kills it. From the template: number, status.
 _COMMAND, _NOTICE = struct.Struct("<cQ"), struct.Struct("<Qi")
-# To a child: bytes of memory, seconds of CPU time, bytes of the pickled call and of the file.
-_CALL = struct.Struct("<QQQQ")
+# To a child: bytes of memory, seconds of CPU time and in all, bytes of the pickled call and of the file.
+_CALL = struct.Struct("<QQdQQ")
 # From a child: a mark, whether it may be used again, bytes of JSON, bytes.
 _RESULT, _MARK = struct.Struct("<8s?QQ"), b"decoded\n"
 
@@ -50,6 +51,10 @@ _PR_SET_PDEATHSIG = 1
 class ChildEnded(Exception):
     """A child has ended, or was killed because it sent no result of a function.
 
+    Attributes:
+        reason: crash, cpu-time or wall-time.
+        lost: whether the child is not at fault, because the template has ended.
+
     Args:
         status: its exit code, or minus the signal that ended it; None if the template ended, and all children with it.
     """
@@ -60,7 +65,7 @@ class ChildEnded(Exception):
         else:
             reason = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
         super().__init__(reason)
-        self.out_of_time = status == -signal.SIGXCPU
+        self.reason = {-signal.SIGXCPU: "cpu-time", -signal.SIGALRM: "wall-time"}.get(status or 0, "crash")
         self.lost = status is None
 
 
@@ -81,13 +86,16 @@ class Children:
     Args:
         errors: exceptions that a function may raise. Their message is sent to the service.
         cpu_seconds: CPU time of one call. The kernel ends a child that uses more.
+        seconds: time of one call, likewise.
     """
 
-    def __init__(self, *errors: type[Exception], cpu_seconds: int = 6) -> None:
+    def __init__(self, *errors: type[Exception], cpu_seconds: int = 6, seconds: float = 60.0) -> None:
         self._errors = {error.__name__: error for error in errors}
         self._cpu_seconds = cpu_seconds
+        self._seconds = seconds
         self._children: dict[int, _Child] = {}
         self._idle: list[_Child] = []
+        self._discarded: dict[_Child, float] = {}
         self._number = 0
         self._template: subprocess.Popen[bytes] | None = None
 
@@ -118,6 +126,10 @@ class Children:
             template.wait()
             self._lose_all()
 
+    def stalled(self) -> float:
+        """Seconds since a child had to end that has not ended, or was not even started; 0 if there is none."""
+        return time.monotonic() - min(self._discarded.values(), default=time.monotonic())
+
     async def run(self, function: Callable[..., Result], *arguments: Any, data: bytes, memory: int) -> Result:
         """Call a function in a child. A cancelled call kills its child.
 
@@ -135,7 +147,7 @@ class Children:
         loop = asyncio.get_running_loop()
         child = self._idle.pop() if self._idle else self._fork()
         call = pickle.dumps((function, arguments, tuple(self._errors.values())))
-        head = _CALL.pack(memory, self._cpu_seconds, len(call), len(data)) + call
+        head = _CALL.pack(memory, self._cpu_seconds, self._seconds, len(call), len(data)) + call
         try:
             await loop.sock_sendall(child.connection, head)
             await loop.sock_sendall(child.connection, data)
@@ -192,6 +204,8 @@ class Children:
     def _discard(self, child: _Child) -> None:
         child.connection.close()
         if not child.ended.done():
+            self._discarded[child] = time.monotonic()
+            child.ended.add_done_callback(lambda _: self._discarded.pop(child, None))
             with suppress(OSError):
                 self._control.send(_COMMAND.pack(b"k", child.number))
 
@@ -287,12 +301,14 @@ def _be_a_child(descriptor: int, template: int) -> Never:
     began = _address_space()
     reusable = True
     while reusable and (head := connection.recv(_CALL.size, socket.MSG_WAITALL)):
-        memory, seconds, call, size = _CALL.unpack(head)
+        memory, cpu_seconds, seconds, call, size = _CALL.unpack(head)
         resource.setrlimit(resource.RLIMIT_AS, (began + memory, resource.RLIM_INFINITY))
         used = resource.getrusage(resource.RUSAGE_SELF)
-        limit = int(used.ru_utime + used.ru_stime) + 1 + seconds
+        limit = int(used.ru_utime + used.ru_stime) + 1 + cpu_seconds
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         value, content = _call(connection, call, size)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         reusable = memory <= _KEPT and _address_space() - began < _KEPT // 4
         values = json.dumps(value).encode()

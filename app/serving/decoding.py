@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.serving.children import AVAILABLE, ChildEnded, Children, Result
+from app.serving.errors import NotAlive
 from app.serving.threads import compute_threads
 from model import (
     SMALL_PIXELS,
@@ -38,6 +39,11 @@ logger = logging.getLogger("tenfold")
 
 # Seconds until a file is given up where no request sets a deadline.
 _BLOCKING_TIMEOUT = 120
+# Memory of a small job, bytes: of a photo of a megapixel, for example, or of a JPEG from a phone, which is decoded at a
+# reduced size. It takes a few hundredths of a second.
+_SMALL = 32_000_000
+# Seconds for the system to end a process.
+_END_TIMEOUT = 5.0
 
 
 @dataclass(slots=True)
@@ -83,7 +89,8 @@ class Decoder:
     broadband applications"): a job's virtual finish time is its size, in bytes of memory, after the later of the job
     that started last and the previous job of its request. So a small image passes large ones that came before it, a
     request with many images does not hold up the others, and no job waits for ever. The models share the children in
-    the same way, so that many requests for one model do not hold up those for another.
+    the same way, so that many requests for one model do not hold up those for another. While only large jobs run, one
+    small job does not wait for them, so that a few images that take seconds do not stop all others.
 
     It belongs to the event loop's thread.
 
@@ -91,6 +98,7 @@ class Decoder:
         threads: number of jobs that run at once.
         max_bytes: memory of all jobs that run at once. A larger job runs alone.
         max_pixels: largest image, width x height.
+        timeout: seconds that decoding one image may take.
         isolated: whether to decode in child processes. Without, and on other systems than Linux, it is done in threads.
         on_crash: called with the reason when a child ends that decodes an image.
     """
@@ -101,20 +109,30 @@ class Decoder:
         threads: int,
         max_bytes: int,
         max_pixels: int,
+        timeout: float = 5.0,
         isolated: bool = True,
         on_crash: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._threads = threads
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
-        self._executor: ThreadPoolExecutor = compute_threads(threads, "decode")
-        self._children = Children(ImageTooLarge, UnreadableImage, UnsupportedImage) if isolated and AVAILABLE else None
+        self._executor: ThreadPoolExecutor = compute_threads(threads + 1, "decode")  # one for a small job
+        errors = (ImageTooLarge, UnreadableImage, UnsupportedImage)
+        self._children = Children(*errors, seconds=timeout) if isolated and AVAILABLE else None
         self._on_crash = on_crash
         self._models: defaultdict[str, _ModelJobs] = defaultdict(_ModelJobs)
         self._number = 0
         self._virtual_time = 0.0
         self._running = 0
         self._running_bytes = 0
+        self._running_small = 0
+
+    def check_alive(self) -> None:
+        """Raises:
+        NotAlive: a process that decodes images has not ended when it had to.
+        """
+        if self._children and (seconds := self._children.stalled()) > _END_TIMEOUT:
+            raise NotAlive(f"a process that decodes images has not ended for {seconds:.0f} s: restart the service")
 
     def start(self) -> None:
         """Begin to start what the children are forked from. Images may be decoded before."""
@@ -212,11 +230,11 @@ class Decoder:
             return await self._children.run(function, *arguments, data=data, memory=size)
         except ChildEnded as ended:
             logger.warning("an image of %d bytes ended the process that decoded it: %s", len(data), ended)
-            self._on_crash("cpu-time" if ended.out_of_time else "crash")
+            self._on_crash(ended.reason)
             raise UnreadableImage(
-                "decoding the image takes too much time: save it in another format and upload it again"
-                if ended.out_of_time
-                else "the image is damaged and made its decoder fail: save it again and upload it again"
+                "the image is damaged and made its decoder fail: save it again and upload it again"
+                if ended.reason == "crash"
+                else "decoding the image takes too much time: save it smaller or in another format and upload it again"
             ) from None
         finally:
             self._release(size)
@@ -239,22 +257,39 @@ class Decoder:
             raise
 
     def _start_jobs(self) -> None:
-        while self._running < self._threads and (jobs := self._next_model()):
+        while jobs := self._next_model():
             job = jobs.waiting[0]
-            if self._running and self._running_bytes + job.size > self._max_bytes:
-                return
-            heapq.heappop(jobs.waiting)
-            jobs.virtual_time = job.finish
+            if self._running >= self._threads or not self._fits(job):
+                small = None if self._running_small else self._next_small()
+                if not small:
+                    return
+                jobs, job = small
+            jobs.virtual_time = max(jobs.virtual_time, job.finish)
             jobs.begin += job.size
             self._virtual_time = max(self._virtual_time, jobs.begin)
             self._running += 1
             self._running_bytes += job.size
+            self._running_small += job.size <= _SMALL
             job.turn.set_result(None)
+
+    def _fits(self, job: _Job) -> bool:
+        return not self._running or self._running_bytes + job.size <= self._max_bytes
+
+    def _next_small(self) -> tuple[_ModelJobs, _Job] | None:
+        """The small job whose turn it is among those that fit."""
+        small = (
+            (jobs.begin + job.size, job, jobs)
+            for jobs in self._models.values()
+            for job in jobs.waiting
+            if job.size <= _SMALL and not job.turn.done() and self._fits(job)
+        )
+        found = min(small, key=lambda each: each[:2], default=None)
+        return (found[2], found[1]) if found else None
 
     def _next_model(self) -> _ModelJobs | None:
         """The jobs of the model whose turn it is; None if no job waits."""
         for jobs in self._models.values():
-            while jobs.waiting and jobs.waiting[0].turn.done():  # its request was cancelled
+            while jobs.waiting and jobs.waiting[0].turn.done():  # it was started, or its request was cancelled
                 heapq.heappop(jobs.waiting)
         waiting = (jobs for jobs in self._models.values() if jobs.waiting)
         return min(waiting, key=lambda jobs: jobs.begin + jobs.waiting[0].size, default=None)
@@ -262,6 +297,7 @@ class Decoder:
     def _release(self, size: int, running: asyncio.Future[Any] | None = None) -> None:
         self._running -= 1
         self._running_bytes -= size
+        self._running_small -= size <= _SMALL
         if running and not running.cancelled():
             running.exception()  # perhaps nobody waits for it: mark it as retrieved
         self._start_jobs()
@@ -278,7 +314,7 @@ class BlockingDecoder:
 
     def __init__(self, *, threads: int, max_bytes: int, max_pixels: int) -> None:
         self._max_pixels = max_pixels
-        self._decoder = Decoder(threads=threads, max_bytes=max_bytes, max_pixels=max_pixels)
+        self._decoder = Decoder(threads=threads, max_bytes=max_bytes, max_pixels=max_pixels, timeout=_BLOCKING_TIMEOUT)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._run, name="decoder", daemon=True).start()
         self._loop.call_soon_threadsafe(self._decoder.start)

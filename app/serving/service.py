@@ -68,6 +68,7 @@ class Service:
             threads=settings.decoders,
             max_bytes=settings.max_decode_bytes,
             max_pixels=settings.max_pixels,
+            timeout=settings.decode_timeout,
             on_crash=self.telemetry.decoder_ended,
         )
         self.feedback: Recorder | None = None

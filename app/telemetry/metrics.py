@@ -1,11 +1,14 @@
 """Metrics in Prometheus's format."""
 
+import logging
 import math
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import wraps
+from typing import Any, Literal, ParamSpec, get_args
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -23,7 +26,14 @@ from prometheus_client.registry import Collector
 
 from model import Verdict
 
+P = ParamSpec("P")
+
+logger = logging.getLogger("tenfold")
+
 MEDIA_TYPE = CONTENT_TYPE_LATEST
+
+# Seconds between two log lines that report errors of metrics.
+_LOG_INTERVAL = 10.0
 
 # Environment variable of prometheus_client: the folder that several processes share. Read when it is imported.
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -106,6 +116,26 @@ class ModelTotals:
     last_batch: float
 
 
+def _counts(method: Callable[P, None]) -> Callable[P, None]:
+    """Make a method that counts something log its errors, because no request or batch may fail for a metric.
+
+    With several processes, for example, the folder of their files may be removed or its disk be full.
+    """
+    logged_at = -math.inf
+
+    @wraps(method)
+    def count(*args: P.args, **kwargs: P.kwargs) -> None:
+        nonlocal logged_at
+        try:
+            method(*args, **kwargs)
+        except Exception:
+            if time.monotonic() >= logged_at + _LOG_INTERVAL:
+                logged_at = time.monotonic()
+                logger.exception("a metric cannot be counted")
+
+    return count
+
+
 class Telemetry:
     """The metrics of one application. Values of the label `model` are names of models, never input of a client.
 
@@ -149,7 +179,7 @@ class Telemetry:
         )
         self._connections_refused = Counter(
             "tenfold_connections_refused",
-            "Connections refused because the process may open no more files.",
+            "Connections refused because there are as many as there may be.",
             registry=self.registry,
         )
         self._pictures = Counter(
@@ -160,11 +190,11 @@ class Telemetry:
         )
         self._decoders_ended = Counter(
             "tenfold_decoders_ended",
-            "Processes that ended while they decoded an image, by reason: crash or cpu-time.",
+            "Processes that ended while they decoded an image, by reason: crash, cpu-time or wall-time.",
             ("reason",),
             registry=self.registry,
         )
-        for reason in ("crash", "cpu-time"):  # from 0, so that the first one is an increase
+        for reason in ("crash", "cpu-time", "wall-time"):  # from 0, so that the first one is an increase
             self._decoders_ended.labels(reason)
         self._images_in_progress = Gauge(
             "tenfold_pictures_under_way",
@@ -330,11 +360,13 @@ class Telemetry:
             last_batch=values.get(("tenfold_last_batch_timestamp_seconds",), 0.0),
         )
 
+    @_counts
     def drift(self, model: str, distribution: str, *, psi: float = math.nan, limit: float = math.nan) -> None:
         """Set the population stability index of a distribution over all processes, and its limit; NaN without them."""
         self._drift_psi.labels(distribution, model).set(psi)
         self._drift_limit.labels(distribution, model).set(limit)
 
+    @_counts
     def request(self, *, route: str, status: int, model: str, seconds: float, rejected: str | None) -> None:
         """Count a request that got a response or whose client disconnected.
 
@@ -352,18 +384,22 @@ class Telemetry:
         if rejected:
             self._rejections.labels(rejected, model).inc()
 
+    @_counts
     def connection_refused(self) -> None:
-        """Count a connection that is refused because the process may open no more files."""
+        """Count a connection that is refused because there are as many as there may be."""
         self._connections_refused.inc()
 
+    @_counts
     def image_rejected(self, model: str, problem: str) -> None:
         """Count an image that could not be classified, by the problem's slug."""
         self._pictures.labels(problem, model).inc()
 
+    @_counts
     def decoder_ended(self, reason: str) -> None:
-        """Count a process that ended while it decoded an image, by the reason: crash or cpu-time."""
+        """Count a process that ended while it decoded an image, by the reason: crash, cpu-time or wall-time."""
         self._decoders_ended.labels(reason).inc()
 
+    @_counts
     def image_classified(
         self,
         model: str,
@@ -390,14 +426,17 @@ class Telemetry:
         for name, seconds in stages.items():
             self._stages[name].labels(model).observe(seconds)
 
+    @_counts
     def feedback(self, model: str, outcome: Literal["right", "wrong", "none"]) -> None:
         """Count an image whose right label is known; "none" if it shows none of the classes."""
         self._feedback.labels(outcome, model).inc()
 
+    @_counts
     def feedback_lost(self, reason: Literal["busy", "error"], predictions: int) -> None:
         """Count predictions that could not be stored for feedback."""
         self._feedback_lost.labels(reason).inc(predictions)
 
+    @_counts
     def expect_feedback(self, models: Iterable[str]) -> None:
         """Begin to report the metrics of feedback at zero."""
         for reason in ("busy", "error"):
@@ -406,11 +445,13 @@ class Telemetry:
             for outcome in ("right", "wrong", "none"):
                 self._feedback.labels(outcome, model)
 
+    @_counts
     def batch(self, model: str, views: int) -> None:
         """Count a batch in which so many views were run."""
         self._batch_views.labels(model).observe(views)
         self._last_batch.labels(model).set_to_current_time()
 
+    @_counts
     def sample_gauges(self) -> None:
         """Set the gauges of images and uploads in progress, and of the last images.
 
@@ -433,10 +474,12 @@ class Telemetry:
         for labels, images in bins.items():
             self._drift_images.labels(*labels).set(images)
 
+    @_counts
     def ready(self, ready: bool) -> None:
         """Set whether /readyz is 200."""
         self._ready.set(ready)
 
+    @_counts
     def model(self, *, model: str, version: str, engine: str, device: str, precision: str) -> None:
         """Set a model and its engine, and begin to report its metrics at zero if their other labels are known."""
         self._model.labels(model, version, engine, device, precision).set(1)
@@ -452,6 +495,7 @@ class Telemetry:
             self._shadow_confidence.labels(weights, model)
             self._shadow_accepted.labels(weights, model)
 
+    @_counts
     def model_gone(self, *, model: str, version: str, engine: str, device: str, precision: str) -> None:
         """Report a model and its engine no more."""
         labels = (model, version, engine, device, precision)
@@ -460,14 +504,17 @@ class Telemetry:
         else:
             self._model.remove(*labels)
 
+    @_counts
     def swap(self, model: str, outcome: str) -> None:
         """Count a request for other weights: swapped, rolled-back, confirmed, or why it was not carried out."""
         self._swaps.labels(outcome, model).inc()
 
+    @_counts
     def shadow_image(self, model: str, outcome: str) -> None:
         """Count a copy of a live image for new weights: agreed, disagreed, failed or dropped."""
         self._shadow_images.labels(outcome, model).inc()
 
+    @_counts
     def shadow_prediction(self, model: str, weights: str, confidence: float, accepted: bool) -> None:
         """Count the prediction for such an image, by the weights: serving or candidate."""
         self._shadow_confidence.labels(weights, model).observe(confidence)

@@ -59,7 +59,8 @@ def test_the_proxy_serves_the_replica_but_not_its_metrics() -> None:
         proxy.wait_checked([service.port])
         client = service.client
         assert client.get(f"http://127.0.0.1:{proxy.port}/readyz").status_code == 200
-        assert client.get(f"http://127.0.0.1:{proxy.port}/metrics").status_code == 404
+        for path in ("/metrics", "/%6detrics", "/%6D%65trics/", "/metrics?a=b", "/metrics%0A"):
+            assert client.get(f"http://127.0.0.1:{proxy.port}{path}").status_code == 404, path
         assert proxy.retries() == 0
 
 

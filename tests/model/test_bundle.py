@@ -1,7 +1,9 @@
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from model.bundle import check_new, open_bundle, to_json, update_bundle, write_b
 from model.card import ModelCard
 from model.errors import CardError, IntegrityError, SaveError
 from tests.limits import files_limited_to
+from tests.memory import forget_peak, peak, resident
 
 
 def everything_in(folder: Path) -> dict[Path, bytes | None]:
@@ -44,6 +47,44 @@ def test_missing_weights_are_named(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     with pytest.raises(IntegrityError, match=r"model\.safetensors is missing"):
         open_bundle(copy)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["card.json", "model.safetensors"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises((CardError, IntegrityError), match="not a regular file"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "..", "a/b", ".hidden", ""])
+def test_the_names_of_files_have_no_path(copy: Path, name: str) -> None:
+    card = json.loads((copy / "card.json").read_text())
+    card["files"][name] = "0" * 64
+    (copy / "card.json").write_text(json.dumps(card))
+    with pytest.raises(CardError, match="files"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"labels": [' + " " * 8_000_000,
+        "{" + '"a": 1, ' * 30_000 + '"b": 1}',
+        '{"labels": [' + "[]," * 2_000_000 + "[]]}",
+        '{"self_test": {"scores": [' + "1," * 2_000_000 + "1]}}",
+    ],
+    ids=["large", "many fields", "many lists", "many numbers"],
+)
+def test_a_hostile_card_takes_little_time_and_memory(copy: Path, content: str) -> None:
+    (copy / "card.json").write_text(content)
+    forget_peak("self")
+    before, began = resident("self"), time.process_time()
+    with pytest.raises(CardError):
+        open_bundle(copy)
+    assert time.process_time() - began < 3
+    assert peak("self") - before < 500_000_000  # 2 GB with a report of each wrong item
 
 
 def test_a_folder_without_a_card_is_not_a_bundle(tmp_path: Path) -> None:

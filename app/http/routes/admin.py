@@ -87,7 +87,7 @@ async def swap(request: Request) -> SwapReport:
     keep the weights that they began with. The old ones stay loaded until the swap is confirmed.
     """
     service, swapper, name = _of(request)
-    async with Deadline(request, service.settings.timeout):
+    async with Deadline(request, service):
         order = await read_json(request, SwapRequest)
     return _report(await swapper.swap(name, order.weights, order.plan))
 

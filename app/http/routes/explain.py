@@ -13,7 +13,7 @@ from app.http.parameters import ExplainParams
 from app.http.problems import UnknownLabel, documented
 from app.http.routes.images import BINARY, ERRORS, check, index_of, name_of, openapi, record
 from app.http.schemas import ExplainedView, Explanation, image_result
-from app.http.upload import read_uploads
+from app.http.upload import is_small, read_uploads
 from app.serving.decoding import Flow
 from app.serving.models import LoadedModel
 from model import (
@@ -56,7 +56,7 @@ async def explain(request: Request) -> Response:
     chosen = None if params.label is None else index_of(params.label, model.card.labels)
 
     async with checked.deadline as deadline:
-        with model.admission.upload(deadline=deadline.at):
+        with model.admission.upload(deadline=deadline.at, small=is_small(request)):
             uploads = await read_uploads(request, max_files=1, parameters=ExplainParams.model_fields)
         with model.admission.images(1, deadline=deadline.at):
             (outcome,) = await model.classify(uploads, checked.views, deadline=deadline.at)

@@ -64,7 +64,7 @@ async def feedback(request: Request) -> StoredFeedback:
     """
     service: Service = request.app.state.service
     recorder: Recorder = request.app.state.service.feedback
-    async with Deadline(request, service.settings.timeout, timeout_of(request)) as deadline:
+    async with Deadline(request, service, timeout_of(request)) as deadline:
         given = await read_json(request, Feedback)
         try:
             return await _store(service, recorder, given, deadline)

@@ -16,12 +16,14 @@ router = APIRouter(tags=["health"])
 async def livez(service: Annotated[Service, Depends(service_of)]) -> Health:
     """Whether the process and its engines work; where they do not, only a restart helps."""
     service.models.check_alive()
+    service.decoder.check_alive()
     return Health(status="alive")
 
 
 async def readyz(service: Annotated[Service, Depends(service_of)]) -> Health:
     """Whether all models are loaded and self-tested and the service is not going down."""
     service.check_ready()
+    service.decoder.check_alive()
     return Health(status="ready")
 
 

@@ -163,7 +163,7 @@ def check(request: Request, params: type[P]) -> Checked[P]:
         top_k=query.top_k_of(len(model.card.labels)),
         views=query.views or settings.views,
         min_confidence=settings.min_confidence if query.min_confidence is None else query.min_confidence,
-        deadline=Deadline(request, settings.timeout, timeout_of(request)),
+        deadline=Deadline(request, service, timeout_of(request)),
     )
 
 

@@ -7,7 +7,7 @@ from app.http.parameters import PredictParams
 from app.http.problems import documented, problem_of
 from app.http.routes.images import BINARY, ERRORS, check, name_of, openapi, record
 from app.http.schemas import ImageProblem, ImageResult, Predictions, image_result
-from app.http.upload import read_uploads
+from app.http.upload import is_small, read_uploads
 from app.serving.images import ClassifiedImage, Upload
 from model import ImageError
 
@@ -30,7 +30,7 @@ async def predict(request: Request) -> Response:
     service, model, min_confidence = checked.service, checked.model, checked.min_confidence
 
     async with checked.deadline as deadline:
-        with model.admission.upload(deadline=deadline.at):
+        with model.admission.upload(deadline=deadline.at, small=is_small(request)):
             uploads = await read_uploads(
                 request, max_files=service.settings.max_files, parameters=PredictParams.model_fields
             )

@@ -44,7 +44,7 @@ from app.http.problems import (
     UploadTooSlow,
 )
 from app.http.routes.images import ERRORS, record
-from app.http.upload import read_body
+from app.http.upload import is_small, read_body
 from app.serving.batching import Batched
 from app.serving.errors import NotAlive, NotReady, TooManyUploads, UnknownModel
 from app.serving.images import ClassifiedImage
@@ -87,8 +87,8 @@ async def infer(request: Request) -> Response:
     model = served.model
     request.state.model = model.name
 
-    async with Deadline(request, settings.timeout, timeout_of(request)) as deadline:
-        with model.admission.upload(deadline=deadline.at):
+    async with Deadline(request, service, timeout_of(request)) as deadline:
+        with model.admission.upload(deadline=deadline.at, small=is_small(request)):
             body = await read_body(request)
         parsed, inputs = await read_request(request, body, served, settings)
         with model.admission.images(len(inputs), deadline=deadline.at):
@@ -138,7 +138,7 @@ async def all_statistics(request: Request) -> Statistics:
 async def repository_index(request: Request) -> list[IndexEntry]:
     """All models with their states."""
     service: Service = request.app.state.service
-    async with Deadline(request, service.settings.timeout):
+    async with Deadline(request, service):
         body = await read_body(request)
     if len(body) > _INDEX_BYTES:
         raise BodyTooLarge(f"the body has more than {_INDEX_BYTES} bytes: send an object with ready, or nothing")
@@ -165,13 +165,17 @@ async def list_models(request: Request) -> ModelList:
 
 async def live(request: Request) -> ServerLive:
     """Whether the process and its engines work. If they do not, only a restart helps."""
-    request.app.state.service.models.check_alive()
+    service: Service = request.app.state.service
+    service.models.check_alive()
+    service.decoder.check_alive()
     return ServerLive(live=True)
 
 
 async def ready(request: Request) -> ServerReady:
     """Whether all models are loaded and the service is not shutting down."""
-    request.app.state.service.check_ready()
+    service: Service = request.app.state.service
+    service.check_ready()
+    service.decoder.check_alive()
     return ServerReady(ready=True)
 
 

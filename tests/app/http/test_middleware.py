@@ -4,6 +4,7 @@ import re
 import pytest
 
 from tests.app.fakes import image_file
+from tests.app.http.test_problems import is_a_problem
 from tests.app.running import Running, eventually, serving
 
 NEW_ID = re.compile(r"[0-9a-f]{32}")
@@ -145,3 +146,23 @@ def test_connections_are_kept_alive_until_the_service_drains() -> None:
 def test_slashes_at_the_end_of_a_path_are_redirected_once(running: Running, path: str) -> None:
     response = running.client.get(path, follow_redirects=True)
     assert (response.status_code, response.url.path, len(response.history)) == (200, "/models", 1)
+
+
+def test_only_allowed_hosts_are_served() -> None:
+    with serving(allowed_hosts=("a.example", "*.b.example", "[::1]")) as service:
+
+        def status(host: str, path: str = "/models") -> int:
+            return service.client.get(path, headers={"Host": host}).status_code
+
+        assert [status(host) for host in ("a.example", "A.example:8000", "x.b.example", "[::1]:80")] == [200] * 4
+        refused = ("b.example", "x.a.example", "evil.example", "127.0.0.1", "x.b.example.evil", "")
+        assert [status(host) for host in refused] == [400] * len(refused)
+        assert status("127.0.0.1", "/livez") == 200
+        response = service.client.post("/predict", content=image_file(), headers={"Host": "evil.example"})
+        assert is_a_problem(response, 400)["detail"].startswith("This Host is not in TENFOLD_ALLOWED_HOSTS")
+
+
+@pytest.mark.parametrize("path", ["/livez%0A", "/metrics%0a", "/models%0A", "/predict%0A", "/v2%0A", "/%0A"])
+def test_a_line_break_is_no_part_of_a_path(path: str, running: Running) -> None:
+    assert running.client.get(path).status_code == 404
+    assert running.client.post(path, content=image_file()).status_code == 404

@@ -142,7 +142,7 @@ def an_upload_too_many(service: Running) -> httpx.Response:
     with service.connect() as connection:
         connection.sendall(begun(service, 1000) + bytes(500))
         service.wait_uploads(1)
-        refused = service.post(image_file())
+        refused = service.post(image_file().ljust(2_000_000, b"x"))  # a small one needs no room
     service.wait_uploads(0)
     return refused
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import re
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -85,6 +87,45 @@ def test_a_slow_body_is_answered_with_408_at_the_deadline_and_its_connection_clo
     assert b"urn:tenfold:upload-too-slow" in received
     assert TIMEOUT <= seconds < TIMEOUT + 5
     service.wait_uploads(0)
+
+
+def test_a_steady_slow_body_is_accepted_and_its_response_has_the_whole_timeout() -> None:
+    body = image_file() + bytes(40_000)
+    head = b"POST /predict HTTP/1.1\r\nContent-Type: image/png\r\nContent-Length: %d\r\n" % len(body)
+    with serving(timeout=TIMEOUT, upload_timeout=30) as service:
+
+        def send(*, more: bytes = b"", pieces: int = 20) -> tuple[bytes, float]:
+            size = -(-len(body) // 20)
+            began = time.monotonic()
+            with service.connect() as connection:
+                connection.sendall(head + more + b"\r\n")
+                with suppress(ConnectionError):
+                    for index in range(pieces):
+                        connection.sendall(body[index * size : (index + 1) * size])
+                        time.sleep(0.1)
+                return connection.recv(65536), time.monotonic() - began
+
+        received, seconds = send()
+        assert received.startswith(b"HTTP/1.1 200 ")
+        assert seconds > CLOSED + 0.3
+        stalled, seconds = send(pieces=10)
+        assert stalled.startswith(b"HTTP/1.1 408 ")
+        assert seconds < 1.0 + CLOSED + 5
+        limited, _ = send(more=b"X-Request-Timeout: 0.4\r\n")
+        assert limited.startswith(b"HTTP/1.1 408 ")
+    with serving(timeout=TIMEOUT, upload_timeout=1) as service:
+        assert send()[0].startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_small_body_needs_no_room_and_uploads_that_stall_make_room_soon() -> None:
+    large = image_file().ljust(2_000_000, b"x")
+    with serving(max_uploads=3, timeout=30) as service, ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(service.connect()).sendall(HEAD + b"x")
+        service.wait_uploads(3)
+        assert service.post(image_file()).status_code == 200
+        assert service.post(large).status_code == 503
+        eventually(lambda: service.post(large).status_code == 200, "there is room", seconds=5)
 
 
 def test_the_rest_of_a_body_that_is_not_read_is_not_waited_for(service: Running) -> None:
@@ -206,6 +247,107 @@ def test_a_client_that_shuts_down_its_sending_half_gets_a_response_that_takes_lo
     assert b"connection: close\r\n" in received
 
 
+PIPELINED = b"GET /livez HTTP/1.1\r\nX-Number: %d\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("last", "status"),
+    [
+        (b"GET /livez HT", b""),
+        (b"POST /predict HTTP/1.1\r\nContent-Length: 9\r\n\r\nx", b""),
+        (b"GET / FTP/1.1\r\n\r\n", b"HTTP/1.1 400 "),
+        (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200, b"HTTP/1.1 431 "),
+    ],
+    ids=["incomplete head", "incomplete body", "invalid", "too large"],
+)
+@pytest.mark.parametrize("length", [1, 300])
+def test_what_follows_complete_requests_loses_none_of_their_responses(
+    length: int, last: bytes, status: bytes, service: Running
+) -> None:
+    first = b"GET /livez HTTP/1.1\r\nX-Padding: %s\r\n\r\n" % (b"x" * length)
+    received = half_closed(service, first, HEAD, image_file(), first, last)
+    assert received.count(b"HTTP/1.1 200 ") == 3
+    assert status in received
+    assert len(re.findall(rb"HTTP/1\.1 \d", received)) == 3 + bool(status)
+
+
+def test_pipelined_requests_are_answered_in_order_and_take_little_memory(service: Running) -> None:
+    """The service runs in this process, so its memory is ours."""
+    count = 20_000
+    requests = b"".join(PIPELINED % number for number in range(count))
+    forget_peak("self")
+    before = resident("self")
+    with service.connect() as connection:
+        sender = threading.Thread(target=connection.sendall, args=[requests])
+        sender.start()
+        time.sleep(1.0)  # nothing is read meanwhile
+        assert service.client.get("/livez").elapsed.total_seconds() < 1
+        received = connection.makefile("rb")
+        ids = set()
+        for _ in range(count):
+            assert received.readline() == b"HTTP/1.1 200 OK\r\n"
+            head = dict(line.rstrip().split(b": ", 1) for line in iter(received.readline, b"\r\n"))
+            ids.add(head[b"x-request-id"])
+            received.read(int(head[b"content-length"]))
+        sender.join()
+    assert len(ids) == count
+    assert peak("self") - before < 8_000_000
+
+
+def test_the_bytes_of_unfinished_heads_and_waiting_requests_are_counted() -> None:
+    with serving(max_held_bytes=200_000, max_body_bytes=1_000) as service, ExitStack() as stack:
+
+        def hold(data: bytes) -> socket.socket:
+            connection = stack.enter_context(service.connect())
+            connection.sendall(data)
+            return connection
+
+        def held() -> int:
+            return service.service.limits.held_bytes.used.get("", 0)
+
+        head = b"GET / HTTP/1.1\r\nX: " + b"x" * 45_000
+        first = hold(head)
+        eventually(lambda: held() > 40_000, "one head is held")
+        hold(head)
+        eventually(lambda: held() > 80_000, "two heads are held")
+        line, problem = refusal(hold(head).recv(65536))
+        assert line == b"HTTP/1.1 503 Service Unavailable"
+        assert "memory" in problem["detail"]
+        assert service.post(image_file()).status_code == 200
+        first.sendall(b"\r\n\r\n")
+        assert first.recv(65536).startswith(b"HTTP/1.1 200 ")
+        service.engine.block()
+        hold(HEAD + image_file() + PIPELINED * 1_000)
+        eventually(lambda: 60_000 < held() < 90_000, "requests wait")
+        service.engine.release()
+        stack.close()
+        eventually(lambda: held() == 0, "all bytes are released")
+
+
+def test_connections_are_limited() -> None:
+    with serving(max_connections=3) as service, ExitStack() as stack:
+        connections = [stack.enter_context(service.connect()) for _ in range(3)]
+        for connection in connections:
+            connection.sendall(PIPELINED)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        line, problem = refusal(stack.enter_context(service.connect()).recv(65536))
+        assert line == b"HTTP/1.1 503 Service Unavailable"
+        assert "connections" in problem["detail"]
+        connections[0].close()
+        eventually(lambda: service.client.get("/livez").status_code == 200, "there is room again")
+        assert "tenfold_connections_refused_total 0.0" not in service.client.get("/metrics").text
+
+
+def test_the_kernel_holds_little_of_a_response(service: Running) -> None:
+    with service.connect() as connection:
+        connection.sendall(PIPELINED)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        protocols: list[Any] = list(service.server.server_state.connections)
+        (own,) = (each for each in protocols if each.client == connection.getsockname())
+        size = own.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        assert size <= 256 << 10
+
+
 def refusal(received: bytes) -> tuple[bytes, dict[str, Any]]:
     """The first line of a response, and the problem in its body."""
     head, _, body = received.partition(b"\r\n\r\n")
@@ -223,6 +365,40 @@ def test_what_is_not_http_gets_a_problem(head: bytes, service: Running) -> None:
         line, problem = refusal(b"".join(iter(lambda: connection.recv(65536), b"")))
     assert line == b"HTTP/1.1 400 Bad Request"
     assert "not a valid HTTP/1.1 request" in problem["detail"]
+
+
+@pytest.mark.parametrize("digits", [b"0" * 4_401 + b"5", b"9" * 19, b"9" * 4_401], ids=["zeros", "19", "4401"])
+@pytest.mark.parametrize("path", [b"/livez", b"/predict", b"/nowhere"])
+def test_a_content_length_of_many_digits_is_refused(path: bytes, digits: bytes, service: Running) -> None:
+    with service.connect() as connection:
+        connection.sendall(b"POST %s HTTP/1.1\r\nContent-Length: %s\r\n\r\n" % (path, digits))
+        line, _ = refusal(connection.recv(65536))
+    assert line == b"HTTP/1.1 400 Bad Request"
+
+
+def test_a_hundred_fields_are_accepted_and_a_hundred_parameters(service: Running) -> None:
+    with service.connect() as connection:
+        connection.sendall(b"GET /livez?%s HTTP/1.1\r\n%s\r\n" % (b"&".join([b"a"] * 100), b"a: b\r\n" * 100))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+    began = time.process_time()
+    assert service.client.get("/drift?" + "&".join(["a"] * 8_000)).status_code == 422
+    assert service.client.post("/predict?" + "&".join(["a"] * 8_000)).status_code == 422
+    assert time.process_time() - began < 0.05
+
+
+def test_a_body_in_many_small_chunks_is_refused(service: Running) -> None:
+    head = HEAD.partition(b"Content-Length")[0] + b"Content-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = image_file()
+    some = b"".join(b"1\r\n%s\r\n" % body[index : index + 1] for index in range(len(body)))
+    large = b"".join(b"3e8\r\n%s\r\n" % (b"x" * 1000) for _ in range(3_000))
+    with service.connect() as connection:
+        connection.sendall(head + some + b"0\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(head + large + b"0\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 415 ")
+        with suppress(ConnectionError):
+            connection.sendall(head + b"1\r\nx\r\n" * 100_000)
+            assert not b"".join(iter(lambda: connection.recv(65536), b"")).startswith(b"HTTP/1.1 2")
 
 
 @pytest.mark.parametrize("piece", [b"a" * 65536, b"a: b\r\n" * 10_000], ids=["one long field", "many fields"])

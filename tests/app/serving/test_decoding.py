@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import random
 import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +14,7 @@ from app.serving.children import AVAILABLE
 from app.serving.decoding import Decoder, Flow
 from model import ImageTooLarge, UnreadableImage, UnsupportedImage, preprocess
 from tests.app.fakes import CARD, image_file, photo
+from tests.hostile import tiff
 
 
 @asynccontextmanager
@@ -148,6 +150,61 @@ def test_the_memory_of_running_jobs_is_limited() -> None:
             jobs.release()
             await asyncio.gather(*tasks)
             assert sorted(jobs.began) == ["a", "b", "c"]
+
+    asyncio.run(main())
+
+
+def test_one_small_job_does_not_wait_while_only_large_ones_run() -> None:
+    async def main() -> None:
+        async with decoding(threads=2, max_bytes=10**9) as decoder:
+            jobs = Jobs()
+            tasks = [submit(decoder, jobs, f"large {index}", size=10**8) for index in range(3)]
+            tasks += [submit(decoder, jobs, f"small {index}", size=10**6) for index in range(2)]
+            await until_began(jobs, 3)
+            await asyncio.sleep(0.05)
+            assert jobs.began == ["large 0", "large 1", "small 0"]
+            jobs.release()
+            await asyncio.gather(*tasks)
+            assert set(jobs.began[3:]) == {"large 2", "small 1"}
+
+    asyncio.run(main())
+
+
+def test_a_small_job_that_does_not_fit_waits() -> None:
+    async def main() -> None:
+        async with decoding(threads=2, max_bytes=1_005 * 10**5) as decoder:
+            jobs = Jobs()
+            tasks = [submit(decoder, jobs, name, size=size) for name, size in (("large", 10**8), ("small", 10**6))]
+            await until_began(jobs, 1)
+            await asyncio.sleep(0.05)
+            assert jobs.began == ["large"]
+            jobs.release()
+            await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="only Linux has the limits")
+def test_an_image_that_takes_too_long_is_refused() -> None:
+    """Half a minute for a kilobyte: each damaged line of a fax is reported."""
+    height, data = 6_000_000, random.Random(3).randbytes(1000)
+    tags: dict[int, int | tuple[int, int, int]] = {256: 8, 257: height, 258: 1, 259: 3, 262: 0, 273: 8, 277: 1}
+    tags |= {278: height, 279: len(data)}
+    reasons = list[str]()
+
+    async def main() -> None:
+        decoder = Decoder(threads=1, max_bytes=10**9, max_pixels=50_000_000, timeout=0.5, on_crash=reasons.append)
+        decoder.start()
+        try:
+            async with asyncio.timeout(20):
+                with pytest.raises(UnreadableImage, match="too much time"):
+                    await decoder.preprocess(tiff(tags, data), CARD.input, 1, Flow("a"))
+            assert reasons == ["wall-time"]
+            decoder.check_alive()
+            # The limit is for one image: the next one may wait and be decoded.
+            await asyncio.gather(*(decoder.preprocess(photo(), CARD.input, 1, Flow("a")) for _ in range(3)))
+        finally:
+            decoder.stop()
 
     asyncio.run(main())
 

@@ -190,3 +190,16 @@ def test_models_are_counted_apart_and_no_label_is_a_name_that_a_client_invents()
         assert found["tenfold_rejections_total{model=b}{reason=unsupported-picture}"] == 1
         assert found["tenfold_rejections_total{model=}{reason=unknown-model}"] == 2
         assert not [name for name in found if "invented" in name]
+
+
+def test_an_error_of_a_metric_fails_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    """As when the files that several processes share cannot be written."""
+    with serving() as service:
+        service.service.telemetry.registry = None  # type: ignore[assignment]
+        for name, metric in list(vars(service.service.telemetry).items()):
+            if name.startswith("_") and hasattr(metric, "labels"):
+                setattr(service.service.telemetry, name, None)
+        assert service.post(image_file()).status_code == 200
+        assert service.post(b"no image").status_code == 415
+        assert service.client.get("/livez").status_code == 200
+    assert "a metric cannot be counted" in caplog.text

@@ -1,11 +1,13 @@
+import signal
 import threading
 from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
 
+from app.serving.children import AVAILABLE
 from model import Classifier, IntegrityError
-from tests.app.fakes import CARD, FakeEngine, fake_classifier, image_file
+from tests.app.fakes import CARD, FakeEngine, fake_classifier, image_file, photo
 from tests.app.http.test_problems import is_a_problem
 from tests.app.running import Running, eventually, serving
 
@@ -151,3 +153,23 @@ def test_probes_are_answered_while_the_engine_is_busy() -> None:
         assert not pending.done
         running.engine.release()
         assert pending.result().status_code == 200
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not AVAILABLE, reason="no child processes on this system")
+def test_stalled_decoders_fail_the_probes() -> None:
+    """The process that starts and ends them is stopped. Small images are decoded without them."""
+    with serving(timeout=2, decode_timeout=0.5) as service:
+        assert service.post(photo()).status_code == 200
+        children = service.service.decoder._children
+        assert children
+        assert children._template
+        children._template.send_signal(signal.SIGSTOP)
+        for _ in range(2):  # the first one may use the child of before
+            service.post(image_file(size=(6000, 4000), kind="WEBP"))
+        eventually(lambda: service.client.get("/livez").status_code == 503, "the stall is noticed")
+        for path in ("/livez", *READY_PATHS, "/v2/health/live", "/v2/health/ready"):
+            assert service.client.get(path).status_code == 503, path
+        assert service.post(image_file()).status_code == 200
+        children._template.send_signal(signal.SIGCONT)
+        eventually(lambda: service.client.get("/livez").status_code == 200, "the service recovers")

@@ -239,8 +239,9 @@ def test_unfinished_uploads_for_one_model_leave_room_for_the_other() -> None:
             connection = connections.enter_context(service.running.connect())
             connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
         service.running.wait_uploads(6)
-        assert is_a_problem(service.post(), 503)["type"] == "urn:tenfold:too-many-uploads"
-        assert service.post("b").status_code == 200
+        large = image_file().ljust(2_000_000, b"x")
+        assert is_a_problem(service.running.post(large), 503)["type"] == "urn:tenfold:too-many-uploads"
+        assert service.running.post(large, params={"model": "b"}).status_code == 200
 
 
 def test_a_flood_for_one_model_delays_the_other_only_little() -> None:
