@@ -15,9 +15,9 @@ The public API is `__all__`. `app` uses nothing else.
 from model.bundle import CARD_FILE
 from model.calibration import Verdict
 from model.card import InputSpec, ModelCard, Reference, read_card
-from model.classifier import Classifier, Prediction, Ranked, load
+from model.classifier import Classifier, Passes, Prediction, Ranked, load
 from model.decode import FORMATS
-from model.engines.base import DeviceName, Engine, EngineName
+from model.engines.base import DeviceName, Engine, EngineName, Outputs
 from model.errors import (
     BundleError,
     CardError,
@@ -61,6 +61,8 @@ __all__ = [
     "ModelCard",
     "ModelError",
     "NotExplainable",
+    "Outputs",
+    "Passes",
     "Prediction",
     "PreprocessedImage",
     "Ranked",

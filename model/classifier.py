@@ -1,6 +1,7 @@
 """From pixels to predictions: an engine with the card of its bundle."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from model.calibration import (
     verdict,
 )
 from model.card import ModelCard, Thresholds
-from model.engines.base import DeviceName, Engine, EngineName, GradientEngine, Outputs
+from model.engines.base import Engine, EngineName, GradientEngine, Outputs
 from model.engines.choose import choose
 from model.errors import EngineError, IntegrityError, NotExplainable
 from model.views import CONFIDENT, FIRST_VIEWS, MAX_VIEWS, starts_of, view_weights
@@ -92,6 +93,10 @@ class Prediction:
         return [Ranked(self.labels[index], index, values[index]) for index in order]
 
 
+Passes = Generator[NDArray[np.uint8], Outputs, list[Prediction]]
+"""See `Classifier.passes`."""
+
+
 class Classifier:
     """Runs an engine, and turns its outputs into predictions.
 
@@ -101,11 +106,15 @@ class Classifier:
     Args:
         card: of the bundle.
         engine: with the network of the bundle.
+
+    Attributes:
+        images_per_second: of the engine in the self-test, which has few images; 0 before it.
     """
 
     def __init__(self, card: ModelCard, engine: Engine) -> None:
         self.card = card
         self.engine = engine
+        self.images_per_second = 0.0
         self._labels = tuple(card.labels)
         self._score = OutOfDistributionScore(card.out_of_distribution)
 
@@ -124,9 +133,27 @@ class Classifier:
         Raises:
             EngineError: the engine returned outputs of another shape, or values that are not finite.
         """
+        passes = self.passes(images)
+        views = next(passes)
+        while True:
+            try:
+                views = passes.send(self.engine.run(views))
+            except StopIteration as end:
+                predictions: list[Prediction] = end.value
+                return predictions
+
+    def passes(self, images: Sequence[NDArray[np.uint8]]) -> Passes:
+        """The computation of `classify` without the engine, so that its forward passes can run in another thread.
+
+        The generator yields the views of a forward pass, uint8[N, crop, crop, 3], and receives its outputs. It returns
+        the predictions.
+
+        Args:
+            images: as for `classify`.
+        """
         counts = [min(len(image), FIRST_VIEWS) for image in images]
         views = np.concatenate([image[:FIRST_VIEWS] for image in images])
-        out = self._run(views)
+        out = self._validated((yield views), len(views))
         probabilities = self._probabilities(out.logits, counts)
         unsure = [
             number
@@ -137,7 +164,10 @@ class Classifier:
             further = np.concatenate([images[number][FIRST_VIEWS:] for number in unsure])
             # No call gets more views than the first one, except for those of one image.
             size = max(len(views), MAX_VIEWS - FIRST_VIEWS)
-            outs = [self._run(further[start : start + size]) for start in range(0, len(further), size)]
+            outs = []
+            for start in range(0, len(further), size):
+                part = further[start : start + size]
+                outs.append(self._validated((yield part), len(part)))
             image_of_row = np.repeat(np.arange(len(images)), counts)
             added = np.repeat(unsure, [len(images[number]) - FIRST_VIEWS for number in unsure])
             image_of_row = np.concatenate([image_of_row, added])
@@ -164,11 +194,6 @@ class Classifier:
                 probabilities, scores.tolist(), fractions.tolist(), starts_of(counts).tolist(), counts, strict=True
             )
         ]
-
-    def _run(self, views: NDArray[np.uint8]) -> Outputs:
-        out = self.engine.run(views)
-        self._validate(out, len(views))
-        return out
 
     def _probabilities(self, logits: NDArray[np.float32], counts: Sequence[int]) -> NDArray[np.float32]:
         calibration = self.card.calibration
@@ -203,7 +228,7 @@ class Classifier:
             raise EngineError("the engine returned maps that are not finite")
         return maps
 
-    def _validate(self, out: Outputs, views: int) -> None:
+    def _validated(self, out: Outputs, views: int) -> Outputs:
         logits, features, maps = out
         rows = (views, len(self._labels))
         if logits.shape != rows or features.shape[:1] != rows[:1] or (maps is not None and maps.shape[:-2] != rows):
@@ -213,6 +238,7 @@ class Classifier:
             )
         if not all(np.isfinite(part).all() for part in out if part is not None):
             raise EngineError("the engine returned logits, features or maps that are not finite")
+        return out
 
     def self_test(self) -> None:
         """Run the synthetic images of the card, and compare the outputs and predictions with the expected ones.
@@ -224,7 +250,10 @@ class Classifier:
             IntegrityError: an output differs from the card by more than its tolerance.
         """
         test = self.card.self_test_on(self.engine.name)
-        out = self.engine.run(self_test_pixels(test.seed, len(test.logits), self.card.input.crop))
+        pixels = self_test_pixels(test.seed, len(test.logits), self.card.input.crop)
+        began = time.perf_counter()
+        out = self.engine.run(pixels)
+        self.images_per_second = len(pixels) / (time.perf_counter() - began)
         width = self._score.width or out.features.shape[-1]  # the energy needs no features
         if (out.logits.shape, out.features.shape) != (np.shape(test.logits), (len(test.logits), width)):
             raise self._failed("shapes")
@@ -264,15 +293,13 @@ def _joined(outs: Sequence[Outputs], order: NDArray[np.int64]) -> Outputs:
     return Outputs(logits, features, np.concatenate(maps)[order] if maps else None)
 
 
-def load(
-    folder: Path | str, *, engine: EngineName = "auto", device: DeviceName = "auto", threads: int = 0
-) -> Classifier:
+def load(folder: Path | str, *, engine: EngineName = "auto", device: str = "auto", threads: int = 0) -> Classifier:
     """Open a bundle, construct its engine and run the self-test.
 
     Args:
         folder: of the bundle.
         engine: runtime; "auto" selects the fastest one that is installed and that the bundle has a model for.
-        device: "auto" uses CUDA if available.
+        device: "auto", "cpu", "cuda" or one of several GPUs, such as "cuda:1". "auto" uses CUDA if available.
         threads: number of threads on a CPU; 0 is the default of the runtime.
 
     Raises:

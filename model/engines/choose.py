@@ -5,18 +5,19 @@ import importlib.util
 import sys
 
 from model.bundle import Bundle
-from model.engines.base import DeviceName, Engine, EngineName
+from model.engines.base import Engine, EngineName
 from model.errors import EngineError
 
 
-def choose(bundle: Bundle, *, engine: EngineName = "auto", device: DeviceName = "auto", threads: int = 0) -> Engine:
+def choose(bundle: Bundle, *, engine: EngineName = "auto", device: str = "auto", threads: int = 0) -> Engine:
     """Construct an engine for the bundle.
 
     Args:
         bundle: opened, so its hashes are verified.
         engine: "auto" is torch if there is a CUDA device, else OpenVINO or ONNX Runtime if it is installed and the
             bundle has a model for it, else torch.
-        device: "auto" is CUDA if there is a device, else the CPU.
+        device: a `DeviceName`, or one of several GPUs, such as "cuda:1". "auto" is CUDA if there is a device, else the
+            CPU.
         threads: number of threads on a CPU; 0 is the runtime's default.
 
     Raises:
@@ -24,7 +25,7 @@ def choose(bundle: Bundle, *, engine: EngineName = "auto", device: DeviceName = 
     """
     if engine == "auto":
         engine = _for_cpu(bundle) if device == "cpu" or (device == "auto" and not _cuda()) else "torch"
-    if engine != "torch" and device == "cuda":
+    if engine != "torch" and device.startswith("cuda"):
         raise EngineError(
             f"the engine {engine!r} runs on the CPU: set the device to cpu or auto, or the engine to torch"
         )

@@ -36,6 +36,7 @@ class CudaEngine:
     Args:
         net: the engine keeps and converts it.
         spec: mean, std and crop of the card. The graphs are for images of crop x crop pixels.
+        device: one of several GPUs; the present one by default.
 
     Raises:
         EngineError: there is no CUDA device, or the graphs cannot be captured on it.
@@ -46,17 +47,18 @@ class CudaEngine:
     precision: str
     preferred_batch: int
 
-    def __init__(self, net: Network, spec: InputSpec) -> None:
+    def __init__(self, net: Network, spec: InputSpec, device: torch.device | None = None) -> None:
         require_cuda()
         self._sizes = graph_sizes(spec.crop)
         self.preferred_batch = self._sizes[-1]
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         try:
-            self._load(net, spec)
-            with torch.inference_mode():
-                self._capture()
-            for size in self._sizes:  # a graph's first launch uploads it: before the first request
-                self.run(np.zeros((size, spec.crop, spec.crop, 3), np.uint8))
+            with torch.cuda.device(device):
+                self._load(net, spec)
+                with torch.inference_mode():
+                    self._capture()
+                for size in self._sizes:  # a graph's first launch uploads it: before the first request
+                    self.run(np.zeros((size, spec.crop, spec.crop, 3), np.uint8))
         except RuntimeError as error:  # out of memory is one, too
             reason = str(error).partition("\n")[0]
             raise EngineError(

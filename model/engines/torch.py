@@ -15,7 +15,7 @@ from model.card import WEIGHTS_FILE, InputSpec
 from model.engines.base import DeviceName, Engine, Outputs
 from model.engines.conversion import exact_float32, grad_cam, trace
 from model.engines.cuda import CudaEngine, require_cuda
-from model.errors import CardError, IntegrityError, RecipeError
+from model.errors import CardError, EngineError, IntegrityError, RecipeError
 from model.nets.base import Network
 from model.nets.zoo import build
 
@@ -65,7 +65,7 @@ class TorchEngine:
         self.run(grey)  # warm-up before the first request
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, *, device: DeviceName = "auto", threads: int = 0) -> Engine:
+    def from_bundle(cls, bundle: Bundle, *, device: str = "auto", threads: int = 0) -> Engine:
         """The engine that serves the bundle: this class on a CPU, `CudaEngine` on CUDA.
 
         Raises:
@@ -76,8 +76,8 @@ class TorchEngine:
         if threads:
             torch.set_num_threads(threads)
         net = load_network(bundle)
-        if _available(device) == "cuda":
-            return CudaEngine(net, bundle.card.input)
+        if (available := _available(device)).startswith("cuda"):
+            return CudaEngine(net, bundle.card.input, torch.device(available))
         return cls(net, bundle.card.input, device="cpu")
 
     def run(self, pixels: NDArray[np.uint8]) -> Outputs:
@@ -159,9 +159,11 @@ def load_network(bundle: Bundle) -> Network:
     return net
 
 
-def _available(device: DeviceName) -> str:
+def _available(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
+    if device.startswith("cuda"):
         require_cuda()
+        if (torch.device(device).index or 0) >= torch.cuda.device_count():
+            raise EngineError(f"there is no device {device}: this machine has {torch.cuda.device_count()} GPUs")
     return device
