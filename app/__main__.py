@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 import sys
 import warnings
 from collections.abc import Collection
@@ -12,8 +11,8 @@ from pydantic import ValidationError
 
 from app.cpus import default_threads
 from app.memory import limit_kept_memory
+from app.process.fronts import front_count, serve_part, supervise
 from app.process.server import serve
-from app.process.workers import supervise, worker_count
 from app.settings import Settings, error_messages, unknown_variables
 from app.telemetry.logs import logging_to_stderr
 
@@ -29,8 +28,7 @@ def main(arguments: list[str], options: Collection[str] = ()) -> int:
     """Serve until a signal ends it.
 
     Args:
-        arguments: none; for a worker, the file descriptors of the sockets that it shares with the other workers. The
-            supervisor controls the worker through its standard input.
+        arguments: none; for a child of a supervisor, see `serve_part`.
         options: names of the settings that an option of the command line set.
 
     Returns:
@@ -47,11 +45,10 @@ def main(arguments: list[str], options: Collection[str] = ()) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with logging_to_stderr(settings.log_level, settings.log_format):
         if arguments:
-            listening = [socket.socket(fileno=int(each)) for each in arguments]
-            return serve(settings, listening=listening, control=socket.socket(fileno=0))
+            return serve_part(settings, arguments)
         for warning in unknown_variables():
             logger.warning(warning)
-        if worker_count(settings) > 1:
+        if front_count(settings) > 1:
             return supervise(settings)
         return serve(settings.model_copy(update={"workers": 1, "threads": settings.threads or default_threads()}))
 
@@ -75,7 +72,7 @@ def run(arguments: list[str], options: Collection[str] = ()) -> Never:
     if arguments and arguments[0] in ("-h", "--help"):
         print(_USAGE)
         sys.exit(0)
-    if arguments and not arguments[0].isdigit():
+    if arguments and arguments[0] not in ("front", "engine"):
         print(f"error: unknown argument {arguments[0]}\n{_USAGE}", file=sys.stderr)
         sys.exit(2)
     limit_kept_memory()

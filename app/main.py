@@ -12,6 +12,9 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from app import __version__
+from app.engine.api import EngineClient
+from app.engine.core import EngineCore
+from app.engine.models import Load
 from app.http.auth import require_key
 from app.http.compression import compressed
 from app.http.dispatch import ImageRoutes
@@ -27,9 +30,9 @@ from app.http.oip.errors import error_response
 from app.http.oip.messages import HEADER_LENGTH
 from app.http.problems import Errors
 from app.http.routes import admin, docs, drift, explain, feedback, health, metrics, models, page, predict, v2
-from app.serving.service import Load, Service
-from app.serving.swapper import Swapper
+from app.serving.service import Service
 from app.settings import Settings, error_messages, missing_weights
+from app.telemetry.metrics import Telemetry
 from model import CARD_FILE, BundleError, ModelError, read_card
 from model import load as load_bundle
 
@@ -50,6 +53,7 @@ def create_app(
     *,
     load: Mapping[str, Load] | None = None,
     on_failure: Callable[[], None] = lambda: None,
+    engine: EngineClient | None = None,
 ) -> FastAPI:
     """Build the application.
 
@@ -57,25 +61,21 @@ def create_app(
         settings: read from the environment if not given.
         load: name to load function of each model, the default model first. Loads `settings.bundles` if not given.
         on_failure: called when loading fails or an engine stops working. /readyz and /livez report it in any case.
+        engine: in the place of one in this process.
 
     Raises:
         ModelError: a bundle has no valid card, or two have the same name.
     """
     settings = settings or Settings()
-    folders = bundle_folders(settings) if load is None else {}
-    load_folder = partial(load_bundle, engine=settings.engine, device=settings.device, threads=settings.threads)
-    load = load or {name: partial(load_folder, folder) for name, folder in folders.items()}
-    service = Service(settings, load, on_failure)
-    swapper = Swapper(service, load_folder, folders, settings.new_weights_root)
+    telemetry = Telemetry()
+    service = Service(settings, engine or create_engine(settings, telemetry, load, on_failure), telemetry)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        await swapper.start()
         try:
             yield
         finally:
-            await swapper.stop()
             await service.stop()
 
     optional = {
@@ -98,7 +98,6 @@ def create_app(
         openapi_tags=[tag for tag in _TAGS if tag["name"] not in unused],
     )
     app.state.service = service
-    app.state.swapper = swapper
     errors = Errors({"/v2": error_response} if settings.open_inference else {})
     errors.install(app)
     # The middleware added last is the outermost.
@@ -122,7 +121,7 @@ def create_app(
         )
     app.add_middleware(
         RequestContext,
-        telemetry=service.telemetry,
+        telemetry=telemetry,
         closing=lambda: service.closing,
         log_probes=settings.log_probes,
     )
@@ -144,6 +143,44 @@ def create_app(
     app.include_router(page.router)
     app.include_router(docs.router)
     return app
+
+
+def create_engine(
+    settings: Settings,
+    telemetry: Telemetry,
+    load: Mapping[str, Load] | None = None,
+    on_failure: Callable[[], None] = lambda: None,
+    on_commit: Callable[[str, Path], None] | None = None,
+) -> EngineCore:
+    """The engine of the settings, in this process.
+
+    Args:
+        settings: of the service.
+        telemetry: the metrics.
+        load: as for `create_app`.
+        on_failure: as for `create_app`.
+        on_commit: see `Swaps`.
+
+    Raises:
+        ModelError: a bundle has no valid card, or two have the same name.
+    """
+    folders = bundle_folders(settings) if load is None else {}
+    load_lane = partial(load_bundle, engine=settings.engine, threads=settings.threads)
+
+    def load_folder(folder: Path) -> list[Load]:
+        return [partial(load_lane, folder, device=device) for device in settings.devices]
+
+    return EngineCore(
+        settings,
+        {name: load_folder(folder) for name, folder in folders.items()}
+        if load is None
+        else {name: [each] for name, each in load.items()},
+        telemetry,
+        load_folder=load_folder,
+        folders=folders,
+        on_failure=on_failure,
+        on_commit=on_commit,
+    )
 
 
 def bundle_folders(settings: Settings) -> dict[str, Path]:

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.cpus import available_cpus
 from app.environment import cleaned
 from app.telemetry.logs import LogFormat
-from model import MAX_VIEWS, DeviceName, EngineName
+from model import MAX_VIEWS, EngineName
 
 LEAST_DECODE_THREADS = 2
 """Two, also on one CPU, so that a large image does not stop the decoding of the others."""
@@ -83,8 +83,8 @@ class Settings(BaseSettings):
             ge=0,
             le=64,
             description=(
-                "Number of worker processes. Each loads its own copy of every model. "
-                "`auto` selects one for every four CPUs, and one with CUDA."
+                "Number of processes that speak HTTP. If it is more than one, another process owns the models. "
+                "`auto` selects one for every four CPUs, and all CPUs but one with CUDA, at most 16."
             ),
         ),
     ] = 1
@@ -105,7 +105,12 @@ class Settings(BaseSettings):
         ),
     ] = "auto"
     device: Annotated[
-        DeviceName, BeforeValidator(_lower), Field(description="Device. `auto` selects CUDA if available.")
+        str,
+        BeforeValidator(_lower),
+        Field(
+            pattern=r"^(auto|cpu|cuda|cuda:\d+(,cuda:\d+)*)$",
+            description="Device. `auto` selects CUDA if available. `cuda:0,cuda:1` uses two GPUs, with one queue.",
+        ),
     ] = "auto"
     threads: Annotated[
         int,
@@ -231,7 +236,7 @@ class Settings(BaseSettings):
         int,
         Field(
             ge=0,
-            description="Number of images per worker and model that are compared with held-out images. 0 disables it.",
+            description="Number of images per model that are compared with held-out images. 0 disables it.",
         ),
     ] = 1000
     drift_min_images: Annotated[int, Field(ge=1, description="Minimum number of images for this comparison.")] = 100
@@ -286,6 +291,11 @@ class Settings(BaseSettings):
     def decoders(self) -> int:
         """Number of threads that decode images."""
         return self.decode_threads or max(LEAST_DECODE_THREADS, available_cpus())
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices, one for each lane of a model."""
+        return tuple(self.device.split(","))
 
     @property
     def bundles(self) -> tuple[Path, ...]:

@@ -40,7 +40,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 chooses a free one.  [default: 8000]")] = None,
     uds: Annotated[Path | None, typer.Option(help="Unix socket to listen on, instead of host and port.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes, each with its own copy of every model.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that speak HTTP, with one more for the models.")
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Folder of the bundle.  [default: weights/resnet18-cifar10]")
     ] = None,
@@ -77,7 +79,7 @@ def serve(
     else:
         options |= default_weights()
     given = {name: str(value) for name, value in options.items() if value is not None}
-    # Worker processes read the environment too.
+    # Other processes of the service read the environment too.
     os.environ.update({f"TENFOLD_{name.upper()}": value for name, value in given.items()})
     run([], given)
 

@@ -14,10 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.engine.errors import NotReady
 from app.http.inflate import inflated
 from app.http.problems import BodyTooLarge, ClientDisconnected, Errors, InvalidParameter
 from app.serving.admission import Limits
-from app.serving.errors import NotReady
 from app.telemetry.metrics import Telemetry
 
 access = logging.getLogger("tenfold.access")

@@ -12,8 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from app.http.schemas import Problem
-from app.serving.errors import (
+from app.engine.errors import (
     NotAlive,
     NotReady,
     QueueFull,
@@ -24,6 +23,7 @@ from app.serving.errors import (
     TooManyUploads,
     UnknownModel,
 )
+from app.http.schemas import Problem
 from model import ImageError, ImageTooLarge, NotExplainable, UnreadableImage, UnsupportedImage
 
 

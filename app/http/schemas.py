@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, WithJsonSchema, computed_field
 
-from app.serving.drift import DriftState
-from app.serving.models import ModelState
-from app.serving.swap import Action, State
+from app.engine.api import ModelState
+from app.engine.drift import DriftState
+from app.engine.status import Action, State
 from model import ModelCard, Prediction, PreprocessedImage, Verdict
 
 
@@ -195,7 +195,7 @@ class SwapReport(BaseModel):
     state: Annotated[
         State,
         Field(
-            description="none: there was none. loading, comparing, committing: in progress. done: the new weights are "
+            description="none: there was none. loading, comparing: in progress. done: the new weights are "
             "served. refused, interrupted: the old ones are."
         ),
     ]
@@ -253,7 +253,7 @@ class ModelDrift(BaseModel):
         DriftState | Literal["off"],
         Field(description="off: nothing is compared. collecting: there are too few images. stable or drifted."),
     ]
-    images: Annotated[int, Field(description="Number of images that are compared: the last ones of each worker.")]
+    images: Annotated[int, Field(description="Number of images that are compared: the last ones.")]
     distributions: Annotated[
         dict[str, Shift],
         Field(description="By name: classes, confidence, in_distribution. Empty if nothing is compared."),
@@ -264,8 +264,8 @@ class ModelDrift(BaseModel):
 class DriftReport(BaseModel):
     """Drift of all loaded models."""
 
-    workers: Annotated[int, Field(description="Number of workers whose images are counted together.")]
-    window: Annotated[int, Field(description="Number of images that each worker keeps for a model.")]
+    workers: Annotated[int, Field(description="Number of front processes. Their images are counted together.")]
+    window: Annotated[int, Field(description="Number of images that are kept for a model.")]
     models: list[ModelDrift]
 
 

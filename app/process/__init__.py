@@ -1,1 +1,1 @@
-"""One or several operating-system processes: server, workers, HTTP protocol."""
+"""One or several operating-system processes: supervisor, fronts, engine process, HTTP protocol."""

@@ -14,9 +14,9 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from app.engine.errors import TooManyUploads
 from app.http.problems import MEDIA_TYPE
 from app.http.schemas import Problem
-from app.serving.errors import TooManyUploads
 from app.telemetry.metrics import Telemetry
 
 if sys.platform != "win32":

@@ -10,11 +10,14 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from types import FrameType
+from typing import NamedTuple
 
 import uvicorn
 from fastapi import FastAPI
 
-from app.main import create_app
+from app.engine.models import Load
+from app.engine.remote import RemoteEngine
+from app.main import bundle_folders, create_app
 from app.process.link import Link
 from app.process.protocol import http_protocol
 from app.process.sockets import (
@@ -24,9 +27,7 @@ from app.process.sockets import (
     ignore_new_connections,
     listen,
 )
-from app.serving.service import Load, Service
-from app.serving.swap import Drain, Listen, Reload
-from app.serving.swapper import Swapper
+from app.serving.service import Service
 from app.settings import Settings
 from model import ModelError
 
@@ -47,18 +48,12 @@ class Server(uvicorn.Server):
 
     On SIGHUP it loads the bundle of each model again.
 
-    It accepts connections from the sockets that `run` gets. A worker does so once its models are loaded, because its
-    siblings serve meanwhile.
-
-    A worker obeys its supervisor through a link. `Listen` lets it accept connections at once, so that probes get
-    responses meanwhile. `Drain` starts the drain without a limit in time. The end of the link
-    ends the drain; if no `Drain` came before, the supervisor has died, and the worker drains as on SIGTERM. All other
-    messages are about new weights.
+    A front obeys its supervisor through a link. The message "drain" starts the drain without a limit in time. The end
+    of the link ends the drain; if no message came before, the supervisor has died, and the front drains as on SIGTERM.
 
     Args:
         config: uvicorn's configuration.
         service: enters its draining state.
-        swapper: gets the other messages.
         drain_delay: in seconds.
         supervisor: the link to the supervisor, which then owns the listening socket.
     """
@@ -67,24 +62,20 @@ class Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         service: Service,
-        swapper: Swapper,
         drain_delay: float,
         *,
         supervisor: Link | None = None,
     ) -> None:
         super().__init__(config)
         self._service = service
-        self._swapper = swapper
         self._drain_delay = drain_delay
         self._supervisor = supervisor
         self._owns_socket = supervisor is None
-        self._to_listen: list[socket.socket] = []
         self._signals: list[int] = []
         self._reload = False
         self._draining = False
         self._exit_at = math.inf
-        if supervisor:
-            swapper.connect(supervisor.send)
+        self._reloading: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Handle a signal: set flags only.
@@ -104,21 +95,19 @@ class Server(uvicorn.Server):
         self._exit_at = min(self._exit_at, time.monotonic() + seconds)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the application and accept connections. A worker does the latter later."""
-        self._to_listen = list(sockets or [])
+        """Start the application and accept connections."""
+        listening = list(sockets or [])
         await super().startup([])
         if self._owns_socket:
-            logger.info("Uvicorn running on %s (Press CTRL+C to quit)", describe_address(self._to_listen))
-            await self._accept()
+            logger.info("Uvicorn running on %s (Press CTRL+C to quit)", describe_address(listening))
+        await self._accept(listening)
 
     async def on_tick(self, counter: int) -> bool:
         if self._supervisor:
-            await self._obey(self._supervisor)
-        if self._service.state == "ready":
-            await self._accept()
+            self._obey(self._supervisor)
         if self._reload:
             self._reload = False
-            self._swapper.receive(Reload())
+            self._reloading = asyncio.create_task(self._service.engine.reload())
         if self._signals and not self._draining:
             self._drain(self._drain_delay if self._signals[0] == signal.SIGTERM else 0.0)
         if time.monotonic() >= self._exit_at:
@@ -137,8 +126,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.01)
         await super().shutdown(sockets)
 
-    async def _accept(self) -> None:
-        """Accept connections from the sockets that wait for it."""
+    async def _accept(self, listening: list[socket.socket]) -> None:
 
         def protocol() -> asyncio.Protocol:
             return self.config.http_protocol_class(  # type: ignore[call-arg]
@@ -146,18 +134,14 @@ class Server(uvicorn.Server):
             )
 
         loop, backlog = asyncio.get_running_loop(), self.config.backlog
-        while self._to_listen:
-            # For a Unix socket too: create_unix_server would remove its file at the end, which other workers share.
-            self.servers.append(await loop.create_server(protocol, sock=self._to_listen.pop(), backlog=backlog))
+        for each in listening:
+            # For a Unix socket too: create_unix_server would remove its file at the end, which other fronts share.
+            self.servers.append(await loop.create_server(protocol, sock=each, backlog=backlog))
 
-    async def _obey(self, supervisor: Link) -> None:
-        for message in supervisor.receive():
-            if isinstance(message, Drain):
-                self._drain(math.inf)
-            elif isinstance(message, Listen):
-                await self._accept()
-            else:
-                self._swapper.receive(message)
+    def _obey(self, supervisor: Link) -> None:
+        supervisor.report_alive()
+        if ["drain"] in supervisor.receive():
+            self._drain(math.inf)
         if supervisor.ended:
             self._supervisor = None
             self._drain(0.0 if self._draining else self._drain_delay)
@@ -165,7 +149,6 @@ class Server(uvicorn.Server):
     def _drain(self, delay: float) -> None:
         self._draining = True
         self._service.drain()
-        self._swapper.interrupt()
         self.exit_after(delay)
 
 
@@ -197,20 +180,32 @@ def reloads_on_sighup() -> bool:
     return hasattr(signal, "SIGHUP") and not os.isatty(0)
 
 
+class Front(NamedTuple):
+    """What a front shares with its supervisor and the other processes of the service.
+
+    Attributes:
+        listening: the sockets that all fronts accept from.
+        engine: path of the Unix socket of the engine process.
+        supervisor: the link to the supervisor.
+    """
+
+    listening: list[socket.socket]
+    engine: str
+    supervisor: Link
+
+
 def serve(
     settings: Settings,
     *,
     load: Mapping[str, Load] | None = None,
-    listening: list[socket.socket] | None = None,
-    control: socket.socket | None = None,
+    front: Front | None = None,
 ) -> int:
     """Serve until a signal ends it, or the service fails.
 
     Args:
         settings: of the service.
         load: see create_app.
-        listening: for a worker, the sockets that it shares with the other workers.
-        control: for a worker, the socket that connects it with its supervisor.
+        front: for one of several fronts, what it shares with the others.
 
     Returns:
         The exit code: 0 after a drain; 1 if a model cannot be loaded, an engine stopped working or the address
@@ -224,21 +219,21 @@ def serve(
         server.exit_after(settings.drain_delay)
 
     try:
-        app = create_app(settings, load=load, on_failure=give_up)
+        engine = RemoteEngine(front.engine, load or bundle_folders(settings)) if front else None
+        app = create_app(settings, load=load, on_failure=give_up, engine=engine)
     except ModelError as error:
         logger.error("the models cannot be loaded: %s", error)
         return 1
     server = Server(
         config_of(settings, app),
         app.state.service,
-        app.state.swapper,
         settings.drain_delay,
-        supervisor=Link(control) if control else None,
+        supervisor=front.supervisor if front else None,
     )
-    if control is None and reloads_on_sighup():
+    if front is None and reloads_on_sighup():
         signal.signal(signal.SIGHUP, server.handle_reload)
     try:
-        server.run(listen(settings) if listening is None else listening)
+        server.run(front.listening if front else listen(settings))
     except CannotListen as error:
         logger.error("%s", error)
         return 1

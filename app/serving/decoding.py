@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from app.engine.errors import NotAlive
+from app.engine.threads import compute_threads
 from app.serving.children import AVAILABLE, ChildEnded, Children, Result
-from app.serving.errors import NotAlive
-from app.serving.threads import compute_threads
 from model import (
     SMALL_PIXELS,
     ImageTooLarge,

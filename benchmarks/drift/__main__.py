@@ -16,7 +16,7 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.serving.drift import DISTRIBUTIONS, Baseline, Distribution, Drift, Window, compare
+from app.engine.drift import DISTRIBUTIONS, Baseline, Distribution, Drift, Window, compare
 from app.settings import Settings
 from benchmarks.drift.corruptions import CORRUPTIONS, corrupt
 from model import Classifier, Prediction, load

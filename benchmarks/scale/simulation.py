@@ -9,8 +9,8 @@ from typing import Any
 
 import simpy
 
-from app.serving.admission import Admission, Limits
-from app.serving.errors import QueueFull
+from app.engine.admission import Admission, SharedLimit
+from app.engine.errors import QueueFull
 from benchmarks.soak.tally import percentile
 
 _MODEL = "model"
@@ -125,9 +125,8 @@ class _Replica:
         self._env = env
         self._cost = cost
         self._max_batch = max_batch
-        limits = Limits([_MODEL], max_images=queue_size, max_uploads=queue_size, max_held_bytes=1)
-        self._admission = Admission(_MODEL, limits, clock=lambda: float(env.now))
-        self._images = limits.images
+        self._images = SharedLimit(queue_size, [_MODEL])
+        self._admission = Admission(_MODEL, self._images, clock=lambda: float(env.now))
         self._queue: deque[_Item] = deque()
         self._refused = 0
         self._not_empty = env.event()
@@ -142,16 +141,17 @@ class _Replica:
         """One request from its arrival to its response."""
         began = float(self._env.now)
         try:
-            with self._admission.images(1, deadline=began + limit):
-                item = _Item(began, began + limit, self._env.event())
-                self._queue.append(item)
-                if not self._not_empty.triggered:
-                    self._not_empty.succeed()
-                yield item.done | self._env.timeout(limit)
+            self._admission.admit(1, deadline=began + limit)
         except QueueFull:
             outcome.refused += 1
             self._refused += 1
             return
+        item = _Item(began, began + limit, self._env.event())
+        self._queue.append(item)
+        if not self._not_empty.triggered:
+            self._not_empty.succeed()
+        yield item.done | self._env.timeout(limit)
+        self._admission.release(1)
         if item.done.triggered:
             outcome.latencies.append(float(self._env.now) - began)
         else:

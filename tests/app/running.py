@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
+from app.engine.core import EngineCore
 from app.main import create_app
 from app.process.server import Server, config_of
 from app.process.sockets import listen
@@ -58,6 +59,12 @@ class Running:
         self.port: int = server.servers[0].sockets[0].getsockname()[1]
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20)
 
+    @property
+    def core(self) -> EngineCore:
+        """The engine in this process."""
+        assert isinstance(self.service.engine, EngineCore)
+        return self.service.engine
+
     def connect(self) -> socket.socket:
         """A bare connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)
@@ -76,7 +83,7 @@ class Running:
 
     def wait_admitted(self, count: int) -> None:
         """Wait until `count` images are in progress."""
-        eventually(lambda: sum(self.service.limits.images.used.values()) == count, f"{count} images in progress")
+        eventually(lambda: sum(self.core.models.images.used.values()) == count, f"{count} images in progress")
 
     def wait_uploads(self, count: int) -> None:
         """Wait until the bodies of `count` requests are being read."""
@@ -162,7 +169,7 @@ def serving(
     chosen = Settings(**{"port": 0, "drain_delay": 0.0, "drain_timeout": 5, **settings})
     models = {name: load or (lambda: fake_classifier(engine)), **(others or {})}
     app = create_app(chosen, load=models, on_failure=on_failure)
-    server = Server(config_of(chosen, app), app.state.service, app.state.swapper, chosen.drain_delay)
+    server = Server(config_of(chosen, app), app.state.service, chosen.drain_delay)
     thread = threading.Thread(target=server.run, args=(listen(chosen),))
     thread.start()
     try:

@@ -180,6 +180,7 @@ def test_what_no_browser_sends_as_an_origin_is_an_error(given: str) -> None:
         ("port", "65536"),
         ("engine", "tvm"),
         ("device", "tpu"),
+        ("device", "cuda:0,cpu"),
         ("threads", "-1"),
         ("decode_threads", "-1"),
         ("max_batch", "-1"),

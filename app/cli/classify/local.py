@@ -53,7 +53,7 @@ class LocalClassifier:
             raise CommandError(missing)
         try:
             self._classifier: Classifier = load(
-                settings.bundles[0], engine=settings.engine, device=settings.device, threads=settings.threads
+                settings.bundles[0], engine=settings.engine, device=settings.devices[0], threads=settings.threads
             )
         except ModelError as error:
             raise CommandError(str(error)) from error

@@ -18,9 +18,8 @@ from app.http.oip.messages import (
     split,
 )
 from app.http.problems import BodyTooLarge
-from app.serving.decoding import Flow
-from app.serving.models import LoadedModel
-from app.settings import Settings
+from app.serving.decoding import Decoder, Flow
+from app.serving.service import Service
 from model import Prediction
 
 # Bytes of memory of a job that runs in the event loop, because the way to a thread and back takes as long.
@@ -38,7 +37,7 @@ T = TypeVar("T")
 
 
 async def read_request(
-    request: Request, body: bytes, served: ServedModel, settings: Settings
+    request: Request, body: bytes, served: ServedModel, service: Service
 ) -> tuple[InferRequest, Inputs]:
     """Parse a request, and extract its images.
 
@@ -46,7 +45,7 @@ async def read_request(
         request: for its headers.
         body: of the request.
         served: the model that it is for.
-        settings: with the limit on memory.
+        service: with the limit on memory, and the threads for large requests.
 
     Raises:
         InvalidInference: it is malformed, or its tensors are not those of the model.
@@ -58,18 +57,18 @@ async def read_request(
     if header_length is not None and not text:
         return served.read_raw(binary)
     memory = json_memory(text)
-    if memory > settings.max_decode_bytes or json_values(text) > _MAX_VALUES:
+    if memory > service.settings.max_decode_bytes or json_values(text) > _MAX_VALUES:
         raise BodyTooLarge("the JSON of the request is too large: send tensors as binary data, or fewer images")
 
     def job() -> tuple[InferRequest, Inputs]:
         parsed = parse_request(text, binary)
         return parsed, served.read(parsed)
 
-    return await _run(job, served.model, size=memory + 2 * len(binary))
+    return await _run(job, service.decoder, served.model.name, size=memory + 2 * len(binary))
 
 
 async def build_response(
-    request: Request, parsed: InferRequest, served: ServedModel, predictions: Sequence[Prediction]
+    request: Request, parsed: InferRequest, served: ServedModel, service: Service, predictions: Sequence[Prediction]
 ) -> Response:
     """The response with the requested outputs.
 
@@ -77,6 +76,7 @@ async def build_response(
         request: for its headers and its ID.
         parsed: its body.
         served: the model.
+        service: with the threads for large responses.
         predictions: one per image.
     """
     encoding = accepted(request.headers.get("accept-encoding", ""))
@@ -95,9 +95,9 @@ async def build_response(
         return Response(body, headers=headers, media_type="application/json" if length is None else _BINARY)
 
     numbers = len(predictions) * sum(output.dims[0] for output in served.outputs)
-    return await _run(job, served.model, size=numbers * _PER_NUMBER)
+    return await _run(job, service.decoder, served.model.name, size=numbers * _PER_NUMBER)
 
 
-async def _run(job: Callable[[], T], model: LoadedModel, *, size: int) -> T:
+async def _run(job: Callable[[], T], decoder: Decoder, model: str, *, size: int) -> T:
     """Run a job of so many bytes in the event loop if it is small, and else in a thread."""
-    return job() if size <= _INLINE else await model.decoder.run(job, size=size, flow=Flow(model.name))
+    return job() if size <= _INLINE else await decoder.run(job, size=size, flow=Flow(model))

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from app.engine.api import Batched, Catalog, Lease, ModelInfo, Source
+from app.engine.errors import UnknownModel
 from app.http.oip import tensors
 from app.http.oip.messages import InferRequest, OutputTensor, RequestedOutput, Tensor, raw_request
 from app.http.oip.schemas import (
@@ -19,10 +21,8 @@ from app.http.oip.schemas import (
     TensorMetadata,
 )
 from app.http.problems import InvalidInference, TooManyFiles
-from app.serving.batching import Batched
-from app.serving.errors import UnknownModel
-from app.serving.images import ClassifiedImage, Upload
-from app.serving.models import LoadedModel, Registry
+from app.serving.decoding import Decoder
+from app.serving.images import ClassifiedImage, Upload, classify
 from model import ImageError, Prediction
 
 IMAGE_SUFFIX = "-image"
@@ -68,7 +68,7 @@ class ServedModel:
     """
 
     name: str
-    model: LoadedModel
+    model: ModelInfo
     takes_images: bool
     max_batch: int
 
@@ -80,7 +80,7 @@ class ServedModel:
     @property
     def platform(self) -> str:
         """The runtime."""
-        return f"tenfold_{self.model.classifier.engine.name}"
+        return f"tenfold_{self.model.engine}"
 
     @property
     def input(self) -> TensorSpec:
@@ -123,7 +123,7 @@ class ServedModel:
                 for output in self.outputs
             ],
             dynamic_batching=DynamicBatching(
-                preferred_batch_size=[self.model.classifier.engine.preferred_batch], max_queue_delay_microseconds=0
+                preferred_batch_size=[self.model.preferred_batch], max_queue_delay_microseconds=0
             ),
             parameters={"version": ConfigParameter(string_value=self.model.card.version)},
         )
@@ -160,14 +160,6 @@ class ServedModel:
         spec = self.input
         request = raw_request(spec.name, spec.datatype, [1, *spec.dims], data)
         return request, [bytes(data)] if self.takes_images else self.read(request)
-
-    async def classify(
-        self, inputs: Inputs, views: int, *, deadline: float
-    ) -> Sequence[ClassifiedImage | Batched | ImageError]:
-        """Classify the images of a request. See `LoadedModel.classify`."""
-        if isinstance(inputs, list):
-            return await self.model.classify([Upload(None, data) for data in inputs], views, deadline=deadline)
-        return await self.model.classify_pixels(inputs, deadline=deadline)
 
     def respond(self, request: InferRequest, predictions: Sequence[Prediction]) -> list[OutputTensor]:
         """The requested outputs, or all.
@@ -214,19 +206,28 @@ class ServedModel:
         return OutputTensor(output.name, ranked, best.shape, output.binary)
 
 
-def names_of(registry: Registry) -> Iterator[tuple[str, str]]:
+async def classify_inputs(
+    inputs: Inputs, lease: Lease, decoder: Decoder, views: int, sources: Sequence[Source]
+) -> Sequence[ClassifiedImage | Batched | ImageError]:
+    """Classify the images of a request. See `app.serving.images.classify` and `Lease.classify`."""
+    if isinstance(inputs, list):
+        return await classify([Upload(None, data) for data in inputs], lease, decoder, views, sources=sources)
+    return await lease.classify(list(inputs[:, None]), sources)
+
+
+def names_of(catalog: Catalog) -> Iterator[tuple[str, str]]:
     """The names of the protocol, each with the name of the bundle that it is served from."""
-    for bundle in registry.names:
+    for bundle in catalog.names:
         yield bundle, bundle
-        if f"{bundle}{IMAGE_SUFFIX}" not in registry.names:
+        if f"{bundle}{IMAGE_SUFFIX}" not in catalog.names:
             yield f"{bundle}{IMAGE_SUFFIX}", bundle
 
 
-def find(registry: Registry, name: str, version: str | None, *, max_batch: int) -> ServedModel:
+def find(catalog: Catalog, name: str, version: str | None, *, max_batch: int) -> ServedModel:
     """The model with this name of the protocol.
 
     Args:
-        registry: the bundles.
+        catalog: the bundles.
         name: of the protocol.
         version: that is wanted, of the protocol or of the card; None for any.
         max_batch: largest number of images in a request.
@@ -236,11 +237,11 @@ def find(registry: Registry, name: str, version: str | None, *, max_batch: int) 
         NotReady: it is not loaded.
         NotAlive: its engine does not work any more.
     """
-    known = name in registry.names
+    known = name in catalog.names
     bundle = name if known else name.removesuffix(IMAGE_SUFFIX)
-    if bundle not in registry.names:
-        raise UnknownModel(f"there is no model {name!r}: choose one of {', '.join(dict(names_of(registry)))}")
-    served = ServedModel(name, registry.get(bundle), not known, max_batch)
+    if bundle not in catalog.names:
+        raise UnknownModel(f"there is no model {name!r}: choose one of {', '.join(dict(names_of(catalog)))}")
+    served = ServedModel(name, catalog.get(bundle), not known, max_batch)
     if version not in (None, served.version, served.model.card.version):
         raise UnknownModel(f"{name} has no version {version!r}: choose {served.version}, or name none")
     return served

@@ -5,6 +5,16 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from app.engine.errors import (
+    NotAlive,
+    NotReady,
+    SwapConflict,
+    SwapInterrupted,
+    SwapRefused,
+    TooManyUploads,
+    UnknownModel,
+)
+from app.engine.status import Comparison, ShadowPlan, Status
 from app.http.auth import require_admin_key
 from app.http.deadline import Deadline
 from app.http.parameters import path_parameter
@@ -18,18 +28,7 @@ from app.http.problems import (
 )
 from app.http.schemas import ShadowReport, SwapReport, WeightsReport
 from app.http.upload import read_json
-from app.serving.errors import (
-    NotAlive,
-    NotReady,
-    SwapConflict,
-    SwapInterrupted,
-    SwapRefused,
-    TooManyUploads,
-    UnknownModel,
-)
 from app.serving.service import Service
-from app.serving.swap import Comparison, ShadowPlan, Status
-from app.serving.swapper import Swapper
 
 router = APIRouter(tags=["admin"], dependencies=[Depends(require_admin_key)])
 
@@ -86,24 +85,24 @@ async def swap(request: Request) -> SwapReport:
     The response comes when they are served, or when they are refused and the old ones still are. Requests in progress
     keep the weights that they began with. The old ones stay loaded until the swap is confirmed.
     """
-    service, swapper, name = _of(request)
+    service, name = _of(request)
     async with Deadline(request, service):
         order = await read_json(request, SwapRequest)
-    return _report(await swapper.swap(name, order.weights, order.plan))
+    return _report(await service.engine.swap(name, order.weights, order.plan))
 
 
 @router.post("/models/{name}/rollback", responses=documented(*_ERRORS), openapi_extra=_PARAMETERS)
 async def roll_back(request: Request) -> SwapReport:
     """Serve the previous version of a model again, which is still loaded, and release the present one."""
-    _, swapper, name = _of(request)
-    return _report(await swapper.roll_back(name))
+    service, name = _of(request)
+    return _report(await service.engine.roll_back(name))
 
 
 @router.post("/models/{name}/confirm", responses=documented(*_ERRORS), openapi_extra=_PARAMETERS)
 async def confirm(request: Request) -> SwapReport:
     """Release the previous version of a model. It cannot be returned to any more."""
-    _, swapper, name = _of(request)
-    return _report(await swapper.confirm(name))
+    service, name = _of(request)
+    return _report(await service.engine.confirm(name))
 
 
 @router.delete(
@@ -113,21 +112,21 @@ async def confirm(request: Request) -> SwapReport:
 )
 async def end(request: Request) -> SwapReport:
     """End a swap that is in progress, such as a long comparison. The old weights stay, and the report says so."""
-    _, swapper, name = _of(request)
-    return _report(await swapper.end(name))
+    service, name = _of(request)
+    return _report(await service.engine.end_swap(name))
 
 
 @router.get("/models/{name}/swap", responses=documented(Unauthorized, UnknownModel), openapi_extra=_PARAMETERS)
 async def latest(request: Request) -> SwapReport:
     """The latest swap of a model, also while it is in progress."""
-    _, swapper, name = _of(request)
-    return _report(swapper.status(name) or Status(id="", action="swap", model=name, state="none"))
+    service, name = _of(request)
+    return _report(await service.engine.swap_status(name) or Status(action="swap", model=name, state="none"))
 
 
-def _of(request: Request) -> tuple[Service, Swapper, str]:
+def _of(request: Request) -> tuple[Service, str]:
     service: Service = request.app.state.service
-    request.state.model = service.models.resolve(request.path_params["name"])
-    return service, request.app.state.swapper, request.state.model
+    request.state.model = service.engine.catalog.resolve(request.path_params["name"])
+    return service, request.state.model
 
 
 def _report(status: Status) -> SwapReport:

@@ -4,11 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
+from app.engine.api import ModelInfo
+from app.engine.drift import Drift
 from app.http.dependencies import service_of
 from app.http.problems import Unauthorized, documented
 from app.http.schemas import DriftReport, ModelDrift, Shift
-from app.serving.drift import Drift
-from app.serving.models import LoadedModel
 from app.serving.service import Service
 from app.settings import Settings
 
@@ -16,18 +16,18 @@ router = APIRouter(tags=["metrics"])
 
 
 @router.get("/drift", responses=documented(Unauthorized))
-def drift(service: Annotated[Service, Depends(service_of)]) -> DriftReport:
-    """The last images of all workers, compared with the held-out images of each model."""
-    found = service.drift()
+async def drift(service: Annotated[Service, Depends(service_of)]) -> DriftReport:
+    """The last images of each model, compared with the held-out images of each model."""
+    found = await service.engine.drift()
     settings = service.settings
     return DriftReport(
         workers=settings.workers,
         window=settings.drift_window,
-        models=[_entry(model, found.get(model.name), settings) for model in service.models],
+        models=[_entry(model, found.get(model.name), settings) for model in service.engine.catalog],
     )
 
 
-def _entry(model: LoadedModel, drift: Drift | None, settings: Settings) -> ModelDrift:
+def _entry(model: ModelInfo, drift: Drift | None, settings: Settings) -> ModelDrift:
     comparisons = drift.comparisons if drift else {}
     return ModelDrift(
         name=model.name,

@@ -11,11 +11,11 @@ from starlette.responses import Response
 
 from app.http.parameters import ExplainParams
 from app.http.problems import UnknownLabel, documented
-from app.http.routes.images import BINARY, ERRORS, check, index_of, name_of, openapi, record
+from app.http.routes.images import BINARY, ERRORS, check, index_of, name_of, openapi, record, sources_of
 from app.http.schemas import ExplainedView, Explanation, image_result
 from app.http.upload import is_small, read_uploads
-from app.serving.decoding import Flow
-from app.serving.models import LoadedModel
+from app.serving.decoding import Decoder, Flow
+from app.serving.images import classify
 from model import (
     ImageError,
     NotExplainable,
@@ -52,15 +52,17 @@ async def explain(request: Request) -> Response:
     Send the image as for /predict. With `format=png` the response is the image with a heat map drawn over it.
     """
     checked = check(request, ExplainParams)
-    service, model, params, min_confidence = checked.service, checked.model, checked.params, checked.min_confidence
-    chosen = None if params.label is None else index_of(params.label, model.card.labels)
+    service, params, min_confidence = checked.service, checked.params, checked.min_confidence
+    name, decoder = checked.model.name, checked.service.decoder
+    chosen = None if params.label is None else index_of(params.label, checked.model.card.labels)
 
     async with checked.deadline as deadline:
-        with model.admission.upload(deadline=deadline.at, small=is_small(request)):
+        with service.upload(name, deadline=deadline.at, small=is_small(request)):
             uploads = await read_uploads(request, max_files=1, parameters=ExplainParams.model_fields)
-        with model.admission.images(1, deadline=deadline.at):
-            (outcome,) = await model.classify(uploads, checked.views, deadline=deadline.at)
-            record(request, service, model, [outcome], min_confidence, uploads)
+        with service.engine.admit(name, 1, deadline=deadline.at) as lease:
+            sources = sources_of(request, service.settings, [uploads[0].data])
+            (outcome,) = await classify(uploads, lease, decoder, checked.views, sources=sources, maps=True)
+            record(request, service, name, [outcome], min_confidence)
             if isinstance(outcome, ImageError):
                 raise outcome
             first = outcome.prediction.top_k(1)[0].index
@@ -69,23 +71,23 @@ async def explain(request: Request) -> Response:
             if outcome.prediction.maps is not None:
                 maps = outcome.prediction.maps[:, index]
             else:
-                maps = await model.grad_cam(outcome.image.pixels[: outcome.prediction.views], index)
+                maps = await lease.grad_cam(outcome.image.pixels[: outcome.prediction.views], index)
             began = time.monotonic()
             drawn: bytes | list[ExplainedView]
             if params.format == "png":
                 scale = outcome.prediction.maps[:, first] if outcome.prediction.maps is not None else None
-                drawn = await model.decoder.draw(uploads[0].data, outcome.image, maps, scale, Flow(model.name))
+                drawn = await decoder.draw(uploads[0].data, outcome.image, maps, scale, Flow(name))
             else:
                 ranked = outcome.prediction.top_k(params.maps)
-                drawn = await _views(model, outcome.image, maps, outcome.prediction.maps, ranked)
+                drawn = await _views(decoder, Flow(name), outcome.image, maps, outcome.prediction.maps, ranked)
 
     request.state.timings["draw"] = (time.monotonic() - began) * 1000
     if isinstance(drawn, bytes):
         return Response(drawn, media_type="image/png")
     explanation = Explanation(
-        model=name_of(model.card),
+        model=name_of(lease.model.card),
         result=image_result(uploads[0].filename, outcome.image, outcome.prediction, checked.top_k, min_confidence),
-        label=model.card.labels[index],
+        label=lease.model.card.labels[index],
         index=index,
         probability=round(float(outcome.prediction.probabilities[index]), 6),
         method=CLASS_ACTIVATION_MAP if exact else GRAD_CAM,
@@ -95,7 +97,8 @@ async def explain(request: Request) -> Response:
 
 
 async def _views(
-    model: LoadedModel,
+    decoder: Decoder,
+    flow: Flow,
     image: PreprocessedImage,
     maps: NDArray[np.float32],
     all_maps: NDArray[np.float32] | None,
@@ -116,7 +119,7 @@ async def _views(
                 else None,
             )
 
-    return await model.decoder.run(lambda: list(views()), size=pixels.nbytes, flow=Flow(model.name))
+    return await decoder.run(lambda: list(views()), size=pixels.nbytes, flow=flow)
 
 
 def _cells(cells: NDArray[np.float32]) -> list[list[float]]:

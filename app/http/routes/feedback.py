@@ -1,12 +1,9 @@
 """POST /feedback: the right class of an image that was classified."""
 
-import asyncio
-import time
-
 from fastapi import APIRouter, HTTPException, Request
 
-from app.feedback.recorder import Recorder
-from app.feedback.store import NONE, NONE_TEXT, Stored, StoreError
+from app.engine.errors import NotAlive, NotReady, TooManyUploads, UnknownModel
+from app.feedback.store import NONE, NONE_TEXT, StoreError
 from app.http.deadline import Deadline
 from app.http.parameters import timeout_of
 from app.http.problems import (
@@ -24,16 +21,12 @@ from app.http.problems import (
 from app.http.routes.images import index_of
 from app.http.schemas import Feedback, ModelName, StoredFeedback
 from app.http.upload import read_json
-from app.serving.errors import NotAlive, NotReady, TooManyUploads, UnknownModel
 from app.serving.service import Service
 
 router = APIRouter(tags=["feedback"])
 
 off = APIRouter()
 """In the place of `router` while the service stores no predictions."""
-
-# Seconds before each further look for a prediction that another worker may be about to store.
-_LOOK_AGAIN = (0.05, 0.15, 0.3, 0.5)
 
 
 @router.post(
@@ -63,11 +56,10 @@ async def feedback(request: Request) -> StoredFeedback:
     A later label of the same image replaces it, and null removes it.
     """
     service: Service = request.app.state.service
-    recorder: Recorder = request.app.state.service.feedback
-    async with Deadline(request, service, timeout_of(request)) as deadline:
+    async with Deadline(request, service, timeout_of(request)):
         given = await read_json(request, Feedback)
         try:
-            return await _store(service, recorder, given, deadline)
+            return await _store(service, given)
         except StoreError as error:
             raise NotStored("the label cannot be stored: the log of the service has the reason") from error
 
@@ -78,10 +70,9 @@ async def feedback_is_off() -> None:
     raise HTTPException(404, "This service stores no predictions. TENFOLD_FEEDBACK=FILE switches feedback on")
 
 
-async def _store(service: Service, recorder: Recorder, given: Feedback, deadline: Deadline) -> StoredFeedback:
-    found = await recorder.find(given.request_id, given.index)
-    if found is None and service.settings.workers > 1:
-        found = await _find_later(recorder, given, deadline)
+async def _store(service: Service, given: Feedback) -> StoredFeedback:
+    engine = service.engine
+    found = await engine.find_prediction(given.request_id, given.index)
     if found is None or given.model not in (None, found.model):
         raise UnknownPrediction(
             f"no prediction for image {given.index} of the request {given.request_id!r} is stored: "
@@ -92,9 +83,9 @@ async def _store(service: Service, recorder: Recorder, given: Feedback, deadline
             f"several requests with different predictions had the ID {given.request_id!r}, so a label may be for any "
             "of them: use each X-Request-ID once, or let the service choose it"
         )
-    label = _label_of(given.label, service.models.get(found.model).card.labels)
+    label = _label_of(given.label, engine.catalog.get(found.model).card.labels)
     right = label == found.predicted
-    if await recorder.set_label(found.request_id, found.position, label) and label is not None:
+    if await engine.set_label(found.request_id, found.position, label) and label is not None:
         service.telemetry.feedback(found.model, "none" if label == NONE else "right" if right else "wrong")
     return StoredFeedback(
         request_id=found.request_id,
@@ -121,14 +112,3 @@ def _label_of(given: str | None, labels: list[str]) -> str | None:
         if given.casefold() == NONE_TEXT:
             return NONE
         raise UnknownLabel(f"{error}, or {NONE_TEXT!r}") from error
-
-
-async def _find_later(recorder: Recorder, given: Feedback, deadline: Deadline) -> Stored | None:
-    """Look again for a prediction, because each worker stores its own a moment after the response."""
-    for pause in _LOOK_AGAIN:
-        if time.monotonic() + pause > deadline.at:
-            break
-        await asyncio.sleep(pause)
-        if found := await recorder.find(given.request_id, given.index):
-            return found
-    return None

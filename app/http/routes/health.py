@@ -4,10 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
+from app.engine.errors import NotAlive, NotReady
 from app.http.dependencies import service_of
 from app.http.problems import documented
 from app.http.schemas import Health
-from app.serving.errors import NotAlive, NotReady
 from app.serving.service import Service
 
 router = APIRouter(tags=["health"])
@@ -15,7 +15,7 @@ router = APIRouter(tags=["health"])
 
 async def livez(service: Annotated[Service, Depends(service_of)]) -> Health:
     """Whether the process and its engines work; where they do not, only a restart helps."""
-    service.models.check_alive()
+    service.engine.check_alive()
     service.decoder.check_alive()
     return Health(status="alive")
 

@@ -1,13 +1,13 @@
 """What the routes that take images share: checks, documentation, possible errors, metrics and timings."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 
-from app.feedback.store import Stored
+from app.engine.api import Batched, ModelInfo, Source
+from app.engine.errors import NotAlive, NotReady, QueueFull, TooManyUploads, UnknownModel
 from app.http.auth import check_key
 from app.http.deadline import Deadline
 from app.http.parameters import PredictParams, documentation, query_of, timeout_of
@@ -26,11 +26,9 @@ from app.http.problems import (
 )
 from app.http.schemas import ModelName
 from app.http.upload import FIELD
-from app.serving.batching import Batched
-from app.serving.errors import NotAlive, NotReady, QueueFull, TooManyUploads, UnknownModel
-from app.serving.images import ClassifiedImage, Upload
-from app.serving.models import LoadedModel
+from app.serving.images import ClassifiedImage
 from app.serving.service import Service
+from app.settings import Settings
 from model import ImageError, ImageTooLarge, ModelCard, UnreadableImage, UnsupportedImage
 
 BINARY = {"type": "string", "format": "binary"}
@@ -124,7 +122,7 @@ class Checked(Generic[P]):
 
     Attributes:
         service: of the application.
-        model: the one that the request keeps.
+        model: the one that is served now.
         params: of the query.
         top_k: number of classes to return.
         views: largest number of views of an image.
@@ -133,7 +131,7 @@ class Checked(Generic[P]):
     """
 
     service: Service
-    model: LoadedModel
+    model: ModelInfo
     params: P
     top_k: int
     views: int
@@ -154,8 +152,9 @@ def check(request: Request, params: type[P]) -> Checked[P]:
     service: Service = request.app.state.service
     settings = service.settings
     query = query_of(request, params)
-    request.state.model = service.models.resolve(query.model)  # a refused request is counted for its model too
-    model = service.models.get(request.state.model)
+    catalog = service.engine.catalog
+    request.state.model = catalog.resolve(query.model)  # a refused request is counted for its model too
+    model = catalog.get(request.state.model)
     return Checked(
         service,
         model,
@@ -165,6 +164,20 @@ def check(request: Request, params: type[P]) -> Checked[P]:
         min_confidence=settings.min_confidence if query.min_confidence is None else query.min_confidence,
         deadline=Deadline(request, service, timeout_of(request)),
     )
+
+
+def sources_of(request: Request, settings: Settings, files: Sequence[bytes | None]) -> list[Source]:
+    """The sources of the images of a request; none if the settings do not say that predictions are stored.
+
+    Args:
+        request: with its ID.
+        settings: of the service.
+        files: of the images; None for one that came as pixels.
+    """
+    if not settings.feedback:
+        return []
+    images = settings.feedback_images
+    return [Source(request.state.request_id, i, file if images else None) for i, file in enumerate(files)]
 
 
 def name_of(card: ModelCard) -> ModelName:
@@ -190,50 +203,33 @@ def index_of(label: str, labels: list[str]) -> int:
 def record(
     request: Request,
     service: Service,
-    model: LoadedModel,
+    model: str,
     outcomes: Sequence[ClassifiedImage | Batched | ImageError],
     min_confidence: float,
-    uploads: Sequence[Upload] = (),
 ) -> None:
-    """Count every image in the metrics and the model's window, store it for feedback, and note the stages' times.
+    """Count every image in the metrics, and note the times of the stages.
 
     The times are those of Server-Timing, the longest of each stage.
 
     Args:
         request: with the timings.
         service: with the metrics.
-        model: that classified the images.
+        model: name of the one that classified the images.
         outcomes: of the images. A `Batched` was not decoded.
         min_confidence: lowest probability of an accepted result.
-        uploads: the files of the images, if they are files.
     """
     telemetry = service.telemetry
     timings = dict.fromkeys(("decode", "queue", "inference"), 0.0)
-    for index, outcome in enumerate(outcomes):
+    for outcome in outcomes:
         if isinstance(outcome, ImageError):
-            telemetry.image_rejected(model.name, slug_of(outcome))
+            telemetry.image_rejected(model, slug_of(outcome))
             continue
         (first,) = outcome.prediction.top_k(1)
-        if model.window:
-            model.window.add(outcome.prediction)
-        if service.feedback:
-            service.feedback.record(
-                Stored(
-                    request.state.request_id,
-                    index,
-                    time.time(),
-                    model.name,
-                    model.card.version,
-                    first.label,
-                    first.probability,
-                    image=uploads[index].data if uploads and service.settings.feedback_images else None,
-                )
-            )
         stages = {"queue": outcome.queued, "inference": outcome.inference}
         if isinstance(outcome, ClassifiedImage):
             stages = {"decode": outcome.decode, **stages}
         telemetry.image_classified(
-            model.name,
+            model,
             label=first.label,
             confidence=first.probability,
             verdict=outcome.prediction.verdict(min_confidence),

@@ -18,6 +18,6 @@ router = APIRouter(tags=["metrics"])
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **documented(Unauthorized)},
 )
-def metrics(service: Annotated[Service, Depends(service_of)]) -> Response:
+async def metrics(service: Annotated[Service, Depends(service_of)]) -> Response:
     """Counters, gauges and histograms in Prometheus's text format, over all processes."""
-    return Response(service.exposition(), media_type=MEDIA_TYPE)
+    return Response(await service.exposition(), media_type=MEDIA_TYPE)

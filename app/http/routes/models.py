@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 
+from app.engine.errors import NotAlive, NotReady, UnknownModel
 from app.http.dependencies import service_of
 from app.http.parameters import path_parameter
 from app.http.problems import InvalidParameter, Unauthorized, documented
 from app.http.schemas import Models, ModelStatus, SelectedFields, ServedCard, served_card
-from app.serving.errors import NotAlive, NotReady, UnknownModel
 from app.serving.service import Service
 
 router = APIRouter(tags=["models"])
@@ -26,13 +26,13 @@ Fields = Annotated[
 @router.get("/models", responses=documented(Unauthorized))
 async def models(service: Annotated[Service, Depends(service_of)]) -> Models:
     """All models, in the order of the settings."""
-    registry = service.models
-    loaded = {model.name: model.card.version for model in registry}
-    entries = [ModelStatus(name=name, version=loaded.get(name), state=registry.state(name)) for name in registry.names]
+    catalog = service.engine.catalog
+    loaded = {model.name: model.card.version for model in catalog}
+    entries = [ModelStatus(name=name, version=loaded.get(name), state=catalog.state(name)) for name in catalog.names]
     settings = service.settings
     feedback = settings.feedback is not None
     return Models(
-        default=registry.names[0],
+        default=catalog.names[0],
         models=entries,
         feedback=feedback,
         stores_images=feedback and settings.feedback_images,
@@ -48,7 +48,7 @@ async def card(
     request: Request, service: Annotated[Service, Depends(service_of)], fields: Fields = None
 ) -> ServedCard | SelectedFields:
     """The card of a model: architecture, labels, test transform, training, test accuracy."""
-    return _response(served_card(service.models.get(request.path_params["name"]).card), fields)
+    return _response(served_card(service.engine.catalog.get(request.path_params["name"]).card), fields)
 
 
 @router.get("/model", responses=documented(Unauthorized, InvalidParameter, NotReady, NotAlive))
@@ -56,7 +56,7 @@ async def default_card(
     service: Annotated[Service, Depends(service_of)], fields: Fields = None
 ) -> ServedCard | SelectedFields:
     """The card of the default model."""
-    return _response(served_card(service.models.get().card), fields)
+    return _response(served_card(service.engine.catalog.get().card), fields)
 
 
 def _response(card: ServedCard, fields: str | None) -> ServedCard | SelectedFields:

@@ -5,10 +5,10 @@ from starlette.responses import Response
 
 from app.http.parameters import PredictParams
 from app.http.problems import documented, problem_of
-from app.http.routes.images import BINARY, ERRORS, check, name_of, openapi, record
+from app.http.routes.images import BINARY, ERRORS, check, name_of, openapi, record, sources_of
 from app.http.schemas import ImageProblem, ImageResult, Predictions, image_result
 from app.http.upload import is_small, read_uploads
-from app.serving.images import ClassifiedImage, Upload
+from app.serving.images import ClassifiedImage, Upload, classify
 from model import ImageError
 
 router = APIRouter(tags=["predict"])
@@ -27,21 +27,21 @@ async def predict(request: Request) -> Response:
     several images is bad, its result has a `problem` and the others are classified.
     """
     checked = check(request, PredictParams)
-    service, model, min_confidence = checked.service, checked.model, checked.min_confidence
+    service, settings, min_confidence = checked.service, checked.service.settings, checked.min_confidence
+    name = checked.model.name
 
     async with checked.deadline as deadline:
-        with model.admission.upload(deadline=deadline.at, small=is_small(request)):
-            uploads = await read_uploads(
-                request, max_files=service.settings.max_files, parameters=PredictParams.model_fields
-            )
-        with model.admission.images(len(uploads), deadline=deadline.at):
-            outcomes = await model.classify(uploads, checked.views, deadline=deadline.at)
+        with service.upload(name, deadline=deadline.at, small=is_small(request)):
+            uploads = await read_uploads(request, max_files=settings.max_files, parameters=PredictParams.model_fields)
+        with service.engine.admit(name, len(uploads), deadline=deadline.at) as lease:
+            sources = sources_of(request, settings, [upload.data for upload in uploads])
+            outcomes = await classify(uploads, lease, service.decoder, checked.views, sources=sources)
 
-    record(request, service, model, outcomes, min_confidence, uploads)
+    record(request, service, name, outcomes, min_confidence)
     if len(outcomes) == 1 and isinstance(outcomes[0], ImageError):
         raise outcomes[0]
     predictions = Predictions(
-        model=name_of(model.card),
+        model=name_of(lease.model.card),
         results=[
             _result(upload, outcome, checked.top_k, min_confidence, request.state.request_id)
             for upload, outcome in zip(uploads, outcomes, strict=True)

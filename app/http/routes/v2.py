@@ -3,8 +3,10 @@
 The extensions are those of Triton: binary tensor data, classification, model configuration and statistics.
 """
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -12,11 +14,13 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from app import __version__
+from app.engine.api import Batched, ModelState
+from app.engine.errors import NotAlive, NotReady, TooManyUploads, UnknownModel
 from app.http.auth import check_key
 from app.http.deadline import Deadline
 from app.http.oip.errors import documented
 from app.http.oip.inference import build_response, read_request
-from app.http.oip.interface import ServedModel, find, names_of
+from app.http.oip.interface import ServedModel, classify_inputs, find, names_of
 from app.http.oip.messages import HEADER_LENGTH, parse_object
 from app.http.oip.schemas import (
     INDEX_REQUEST,
@@ -43,12 +47,9 @@ from app.http.problems import (
     Unauthorized,
     UploadTooSlow,
 )
-from app.http.routes.images import ERRORS, record
+from app.http.routes.images import ERRORS, record, sources_of
 from app.http.upload import is_small, read_body
-from app.serving.batching import Batched
-from app.serving.errors import NotAlive, NotReady, TooManyUploads, UnknownModel
 from app.serving.images import ClassifiedImage
-from app.serving.models import ModelState
 from app.serving.service import Service
 from model import ImageError, Prediction
 
@@ -83,18 +84,21 @@ async def infer(request: Request) -> Response:
     check_key(request)
     service: Service = request.app.state.service
     settings = service.settings
-    served = _model(request)
-    model = served.model
-    request.state.model = model.name
+    name = request.state.model = _model(request).model.name
 
     async with Deadline(request, service, timeout_of(request)) as deadline:
-        with model.admission.upload(deadline=deadline.at, small=is_small(request)):
+        with service.upload(name, deadline=deadline.at, small=is_small(request)):
             body = await read_body(request)
-        parsed, inputs = await read_request(request, body, served, settings)
-        with model.admission.images(len(inputs), deadline=deadline.at):
-            outcomes = await served.classify(inputs, settings.views, deadline=deadline.at)
-            record(request, service, model, outcomes, settings.min_confidence)
-            return await build_response(request, parsed, served, _predictions(outcomes))
+        served = _model(request)  # the weights may have been replaced meanwhile
+        parsed, inputs = await read_request(request, body, served, service)
+        with service.engine.admit(name, len(inputs), deadline=deadline.at) as lease:
+            if lease.model.card.input != served.model.card.input:
+                raise NotReady("the weights were replaced by others with another input: send the request again")
+            served = replace(served, model=lease.model)
+            sources = sources_of(request, settings, inputs if isinstance(inputs, list) else [None] * len(inputs))
+            outcomes = await classify_inputs(inputs, lease, service.decoder, settings.views, sources)
+            record(request, service, name, outcomes, settings.min_confidence)
+            return await build_response(request, parsed, served, service, _predictions(outcomes))
 
 
 def _predictions(outcomes: Sequence[ClassifiedImage | Batched | ImageError]) -> list[Prediction]:
@@ -124,15 +128,22 @@ async def model_config(request: Request) -> ModelConfig:
 
 async def model_statistics(request: Request) -> Statistics:
     """Counts and times of a model."""
-    return Statistics(model_stats=[statistics_of(_model(request), request.app.state.service.telemetry)])
+    return await _statistics(request.app.state.service, [_model(request)])
 
 
 async def all_statistics(request: Request) -> Statistics:
     """Counts and times of all models that are loaded."""
     service: Service = request.app.state.service
-    names = [name for name, bundle in names_of(service.models) if service.models.state(bundle) == "ready"]
-    served = [_find(service, name) for name in names]
-    return Statistics(model_stats=[statistics_of(model, service.telemetry) for model in served])
+    catalog = service.engine.catalog
+    names = [name for name, bundle in names_of(catalog) if catalog.state(bundle) == "ready"]
+    return await _statistics(service, [_find(service, name) for name in names])
+
+
+async def _statistics(service: Service, models: Sequence[ServedModel]) -> Statistics:
+    # In a thread, because with several processes it reads files of all.
+    return await asyncio.to_thread(
+        lambda: Statistics(model_stats=[statistics_of(model, service.telemetry) for model in models])
+    )
 
 
 async def repository_index(request: Request) -> list[IndexEntry]:
@@ -145,7 +156,7 @@ async def repository_index(request: Request) -> list[IndexEntry]:
     only_ready = parse_object(body).get("ready", False) if body else False
     if not isinstance(only_ready, bool):
         raise InvalidInference("ready is neither true nor false: send one of them")
-    entries = [_entry(service, name, bundle) for name, bundle in names_of(service.models)]
+    entries = [_entry(service, name, bundle) for name, bundle in names_of(service.engine.catalog)]
     return [entry for entry in entries if entry.state == "READY" or not only_ready]
 
 
@@ -155,18 +166,18 @@ def _entry(service: Service, name: str, bundle: str) -> IndexEntry:
         version = _find(service, name).version
     except (NotReady, NotAlive) as error:
         reason = str(error)
-    return IndexEntry(name=name, version=version, state=_STATES[service.models.state(bundle)], reason=reason)
+    return IndexEntry(name=name, version=version, state=_STATES[service.engine.catalog.state(bundle)], reason=reason)
 
 
 async def list_models(request: Request) -> ModelList:
     """The names of all models, as KServe returns them."""
-    return ModelList(models=[name for name, _ in names_of(request.app.state.service.models)])
+    return ModelList(models=[name for name, _ in names_of(request.app.state.service.engine.catalog)])
 
 
 async def live(request: Request) -> ServerLive:
     """Whether the process and its engines work. If they do not, only a restart helps."""
     service: Service = request.app.state.service
-    service.models.check_alive()
+    service.engine.check_alive()
     service.decoder.check_alive()
     return ServerLive(live=True)
 
@@ -182,7 +193,7 @@ async def ready(request: Request) -> ServerReady:
 async def model_ready(request: Request) -> ModelReady:
     """Whether a model is loaded and its engine works."""
     served = _model(request)
-    served.model.check_alive()
+    request.app.state.service.engine.check_alive()
     return ModelReady(name=served.name, ready=True)
 
 
@@ -192,7 +203,7 @@ def _model(request: Request) -> ServedModel:
 
 
 def _find(service: Service, name: str, version: str | None = None) -> ServedModel:
-    return find(service.models, name, version, max_batch=service.settings.max_files)
+    return find(service.engine.catalog, name, version, max_batch=service.settings.max_files)
 
 
 def _parameters(path: str, headers: Mapping[str, tuple[str, str]] | None = None) -> list[dict[str, Any]]:

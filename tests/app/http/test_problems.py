@@ -13,6 +13,7 @@ import httpx
 import pytest
 from starlette.responses import Response
 
+from app.engine.errors import NotAlive, NotReady, QueueFull, SwapConflict, SwapInterrupted, SwapRefused
 from app.http.problems import (
     TABLE,
     Errors,
@@ -23,7 +24,6 @@ from app.http.problems import (
     problem_of,
     problem_response,
 )
-from app.serving.errors import NotAlive, NotReady, QueueFull, SwapConflict, SwapInterrupted, SwapRefused
 from model import MAX_VIEWS, Classifier, ImageError, UnreadableImage
 from tests.app.fakes import FakeEngine, fake_classifier, image_file, photo
 from tests.app.running import Running, eventually, serving

@@ -186,7 +186,7 @@ def test_a_request_that_is_cut_off_gets_503(path: str, ends: str) -> None:
             assert "shut down" in content["detail"]
         else:
             assert list(content) == ["error"]
-        metrics = service.service.exposition().decode()
+        metrics = service.service.telemetry.exposition().decode()
         statuses = re.findall(r'tenfold_requests_total{.*route="/(?:predict|v2.*infer)".*status="(\d+)"} 1.0', metrics)
         assert statuses == ["503"]
 

@@ -72,7 +72,7 @@ def test_it_listens_on_a_unix_socket(workers: str, log: Path, tmp_path: Path) ->
     settings = {**SETTINGS, "TENFOLD_UDS": str(path), "TENFOLD_WORKERS": workers}
     with process(settings, log, arguments=FAKE) as running, client_of(path) as client:
         running.wait_logged(f"running on unix socket {path}")
-        running.wait_logged("serving fake-net", int(workers))
+        eventually(lambda: client.get("/readyz").status_code == 200, "it is ready", seconds=60)
         assert client.post("/predict", content=image_file()).status_code == 200
         assert stat.S_IMODE(path.stat().st_mode) == 0o666
         assert healthy(settings)
@@ -101,7 +101,7 @@ def test_a_file_in_the_place_of_a_unix_socket_is_not_replaced(log: Path, tmp_pat
 def test_all_interfaces_are_those_of_ipv6_and_ipv4(workers: str, log: Path) -> None:
     settings = {**SETTINGS, "TENFOLD_HOST": "::", "TENFOLD_PORT": "0", "TENFOLD_WORKERS": workers}
     with process(settings, log, arguments=FAKE) as running:
-        running.wait_logged("serving fake-net", int(workers))
+        running.wait_ready()
         for host in ("127.0.0.1", "[::1]"):
             assert httpx.get(f"http://{host}:{running.port}/readyz").status_code == 200
         assert healthy(settings, running.port)
@@ -132,7 +132,7 @@ def test_it_needs_no_standard_streams_and_ignores_empty_variables(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SHIPPED, reason="there is no bundle in weights/")
-def test_workers_run_the_package_of_their_supervisor(log: Path, tmp_path: Path) -> None:
+def test_all_processes_run_the_package_of_their_supervisor(log: Path, tmp_path: Path) -> None:
     package = tmp_path / "app"
     package.mkdir()
     (package / "__init__.py").touch()

@@ -27,8 +27,8 @@ from model.bundle import update_bundle
 from model.calibration import softmax
 from model.card import ModelCard, read_card
 from tests.app.fakes import image_file
+from tests.app.process.test_fronts import children, metric, wait_ready
 from tests.app.process.test_main_process import environment
-from tests.app.process.test_workers import children, metric
 from tests.app.running import ROOT, Process, eventually, process
 from tests.memory import anonymous
 
@@ -182,7 +182,7 @@ def load(service: Process, root: Path) -> Iterator[Load]:
 
 def swaps_under_load(root: Path, log: Path, *, workers: int, swaps: int, quiet: float) -> None:
     with process(settings(root / "a", workers), log) as service:
-        service.wait_logged(f"serving {NAME}", workers)
+        wait_ready(service, workers)
         with load(service, root) as running:
             began = time.monotonic()
             time.sleep(quiet)
@@ -209,7 +209,7 @@ def test_swaps_under_load_lose_nothing_and_every_answer_is_that_of_its_version(b
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_fifty_swaps_under_load_lose_nothing_and_every_answer_is_that_of_its_version(
     bundles: Path, log: Path, workers: int
 ) -> None:
@@ -236,28 +236,38 @@ def test_sighup_loads_the_folder_again_and_a_bundle_that_is_corrupt_is_not_serve
 
 
 @pytest.mark.slow
-def test_all_workers_swap_and_a_worker_that_starts_later_has_the_new_weights(bundles: Path, log: Path) -> None:
+def test_all_fronts_use_new_weights_at_once_and_an_engine_process_that_starts_later_loads_them(
+    bundles: Path, log: Path
+) -> None:
     old, new = (version_of(bundles / name) for name in ("a", "b"))
     chosen = settings(bundles / "a", 2)
     chosen["TENFOLD_MODELS"] = chosen.pop("TENFOLD_WEIGHTS")
     with process(chosen, log) as service:
-        service.wait_logged(f"serving {NAME}", 2)
+        wait_ready(service)
         assert change(service, weights="b").json()["version"] == new
         assert versions(service) == {new}
         with service.client() as client:
             shown = re.findall(r'^tenfold_model_info.*version="(\w+)"', client.get("/metrics").text, re.MULTILINE)
         assert shown == [new]
-        os.kill(children(service)[0], signal.SIGKILL)
-        service.wait_logged(f"serving {NAME}", 5)
-        eventually(lambda: metric(service, "tenfold_ready") == 2, "it is ready")
-        assert versions(service) == {new}
-        assert change(service, "/rollback").json()["version"] == old, "one worker loads it again"
+        os.kill(children(service, "front")[0], signal.SIGKILL)
+        assert change(service, weights="a").json()["version"] == old, "while a front is started again"
         assert versions(service) == {old}
+        assert change(service, weights="b").json()["version"] == new
+        (engine,) = children(service, "engine")
+        os.kill(engine, signal.SIGKILL)
+        eventually(lambda: engine not in children(service, "engine"), "it has ended")
+        wait_ready(service)
+        assert versions(service) == {new}
+        assert change(service, "/rollback").status_code == 409, "the new process keeps no earlier version"
+        assert change(service, weights="a").json()["version"] == old
+        assert change(service, "/rollback").json()["version"] == new
+        assert versions(service) == {new}
         service.popen.send_signal(signal.SIGHUP)
-        service.wait_logged(f"swapped, version {old}")
+        swapped = f'tenfold_swaps_total{{model="{NAME}",outcome="swapped"}}'
+        eventually(lambda: metric(service, swapped) == 5, "SIGHUP loads the folder again", seconds=120)
         for weights in ("corrupt", "labels", "none"):
             assert change(service, weights=weights).status_code == 422
-        assert versions(service) == {old}
+        assert versions(service) == {new}
         assert metric(service, f'tenfold_swaps_total{{model="{NAME}",outcome="refused"}}') == 3
         service.popen.send_signal(signal.SIGTERM)
         assert service.exit_code() == 0
@@ -265,25 +275,14 @@ def test_all_workers_swap_and_a_worker_that_starts_later_has_the_new_weights(bun
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("state", ["loading", "comparing"])
-def test_a_worker_that_is_killed_during_a_swap_leaves_the_old_weights(bundles: Path, log: Path, state: str) -> None:
+def test_an_engine_process_that_is_killed_during_a_comparison_leaves_the_old_weights(bundles: Path, log: Path) -> None:
     old, new = (version_of(bundles / name) for name in ("a", "b"))
-    shadow: dict[str, Any] = {"shadow": 1, "images": 1000} if state == "comparing" else {}
     with process(settings(bundles / "a", 2), log) as service:
-        service.wait_logged(f"serving {NAME}", 2)
-        eventually(lambda: metric(service, "tenfold_ready") == 2, "both are ready")
-        killed, _ = children(service)
-        if state == "loading":
-            os.kill(killed, signal.SIGSTOP)  # it loads nothing, and takes no request
-        responses: list[httpx.Response | httpx.HTTPError] = []
-
-        def order() -> None:
-            try:
-                responses.append(change(service, weights="b", **shadow))
-            except httpx.HTTPError as error:  # it came to the worker that is killed
-                responses.append(error)
-
-        thread = threading.Thread(target=order)
+        wait_ready(service)
+        responses: list[httpx.Response] = []
+        thread = threading.Thread(
+            target=lambda: responses.append(change(service, weights="b", shadow=1, images=1000, seconds=3600))
+        )
         thread.start()
 
         def status() -> str:
@@ -291,18 +290,15 @@ def test_a_worker_that_is_killed_during_a_swap_leaves_the_old_weights(bundles: P
                 found: str = client.get(f"/models/{NAME}/swap", headers=KEY).json()["state"]
             return found
 
-        eventually(lambda: status() == state, f"the swap is {state}", seconds=120)
-        conflict = change(service, weights="b")
-        assert conflict.status_code == 409, "a second swap at once"
-        os.kill(killed, signal.SIGKILL)
+        eventually(lambda: status() == "comparing", "the swap compares", seconds=120)
+        assert change(service, weights="b").status_code == 409, "a second swap at once"
+        (engine,) = children(service, "engine")
+        os.kill(engine, signal.SIGKILL)
         thread.join(60)
-        (response,) = responses
-        if isinstance(response, httpx.Response):
-            assert response.status_code == 503
-            assert response.json()["type"] == "urn:tenfold:swap-interrupted"
-        eventually(lambda: status() == "interrupted", "the swap is interrupted")
-        service.wait_logged(f"serving {NAME}", 3)
-        eventually(lambda: metric(service, "tenfold_ready") == 2, "it was replaced")
+        assert [response.status_code for response in responses] == [503]
+        eventually(lambda: engine not in children(service, "engine"), "it has ended")
+        wait_ready(service)
+        assert status() == "none"
         assert versions(service) == {old}
         assert change(service, weights="b").json()["version"] == new
         assert versions(service) == {new}
@@ -313,8 +309,7 @@ def test_a_worker_that_is_killed_during_a_swap_leaves_the_old_weights(bundles: P
 def test_a_comparison_whose_client_has_left_can_be_ended(bundles: Path, log: Path, workers: int) -> None:
     old, new = (version_of(bundles / name) for name in ("a", "b"))
     with process(settings(bundles / "a", workers), log) as service, service.client() as client:
-        service.wait_logged(f"serving {NAME}", workers)
-        eventually(lambda: metric(service, "tenfold_ready") == workers, "all are ready")
+        wait_ready(service, workers)
         url = f"/models/{NAME}/swap"
         assert client.delete(url, headers=KEY).status_code == 409, "none is in progress"
         body = {"weights": "b", "shadow": 1, "images": 1000, "seconds": 86_400}

@@ -6,7 +6,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.serving.drift import DISTRIBUTIONS
+from app.engine.drift import DISTRIBUTIONS
+from app.engine.models import LoadedModel
 from model import Classifier
 from tests.app.fakes import CARD, FakeEngine, image_file
 from tests.app.running import Running, serving
@@ -101,12 +102,12 @@ def test_it_needs_a_key_if_the_service_does() -> None:
 def test_a_new_model_has_a_window_of_its_own() -> None:
     with serving(drift_min_images=1) as service:
         service.post(image_file())
-        old = service.service.models.get()
+        old = service.core.models.get(CARD.name)
         assert old.window is not None
         assert sum(old.window.counts["classes"]) == 1
         assert gauges(service, "tenfold_drift_images") == dict.fromkeys(DISTRIBUTIONS, 1)
         assert all(value >= 0 for value in gauges(service, "tenfold_drift_psi").values())
-        service.service.models.put(type(old)(old.classifier, old.batcher, old.admission, old.decoder, None))
+        service.core.models.serve(LoadedModel(old.info, old.batcher, old.admission, None))
         assert gauges(service, "tenfold_drift_images") == dict.fromkeys(DISTRIBUTIONS, 0)
         assert all(map(math.isnan, gauges(service, "tenfold_drift_psi").values())), "not that of earlier weights"
-        service.service.models.put(old)
+        service.core.models.serve(old)

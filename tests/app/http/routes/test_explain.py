@@ -251,7 +251,7 @@ def test_explained_and_classified_images_share_a_batch() -> None:
             service.in_background(lambda: service.client.post("/explain", content=image_file(3))),
         ]
         service.wait_admitted(3)
-        eventually(lambda: service.service.limits.images.used[CARD.name] == 3, "all wait")
+        eventually(lambda: service.core.models.images.used[CARD.name] == 3, "all wait")
         service.engine.release()
         assert [other.result().status_code for other in (first, *others)] == [200, 200, 200]
         assert service.engine.batches in ([1, 2], [1, 1, 1])

@@ -1,14 +1,12 @@
 """POST /feedback: labels of predictions, over the wire."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
-from app.feedback.recorder import Recorder
-from app.feedback.store import NONE, Store, Stored
+from app.feedback.store import NONE, Store
 from tests.app.fakes import CARD, LABELS, image_file, photo
 from tests.app.http.test_problems import is_a_problem
 from tests.app.running import Running, serving
@@ -118,52 +116,6 @@ def test_the_first_label_of_an_image_is_counted(path: Path, tmp_path: Path) -> N
         assert [samples(service)[name] for name in names.values()] == [2, 1, 1]
         with Store(tmp_path / "store") as store:
             assert [row.image for row in store.labelled()] == [None] * 4, "images are not stored by default"
-
-
-class Late:
-    """In the place of a recorder: finds a prediction at a later look only, as if another worker stored it meanwhile."""
-
-    def __init__(self, recorder: Recorder, looks: int) -> None:
-        self.set_label = recorder.set_label
-        self.looks = 0
-        self._recorder = recorder
-        self._needed = looks
-
-    async def find(self, request_id: str, position: int) -> Stored | None:
-        self.looks += 1
-        return None if self.looks < self._needed else await self._recorder.find(request_id, position)
-
-
-@contextmanager
-def finding_late(service: Running, looks: int) -> Iterator[Late]:
-    recorder = service.service.feedback
-    assert recorder
-    service.service.feedback = late = Late(recorder, looks)  # type: ignore[assignment]
-    try:
-        yield late
-    finally:
-        service.service.feedback = recorder
-
-
-def test_with_several_workers_a_prediction_may_be_stored_after_the_first_look(tmp_path: Path) -> None:
-    with serving(feedback=tmp_path / "store", workers=2) as service:
-        request_id = service.post(image_file()).headers["X-Request-ID"]
-        with finding_late(service, 3) as late:
-            assert send(service, request_id=request_id, label="cat").status_code == 200
-            assert late.looks == 3
-        with finding_late(service, 99) as late:
-            assert send(service, request_id=request_id, label="cat").status_code == 404
-            assert late.looks == 5
-        for_a_second = {"json": {"request_id": "none", "label": "cat"}, "headers": {"X-Request-Timeout": "0.99"}}
-        refused = service.client.post("/feedback", **for_a_second)  # type: ignore[arg-type]
-        assert is_a_problem(refused, 404)["type"] == "urn:tenfold:unknown-prediction", "it does not look until then"
-
-
-def test_one_process_looks_once(kept: Running) -> None:
-    request_id = kept.post(image_file()).headers["X-Request-ID"]
-    with finding_late(kept, 2) as late:
-        assert send(kept, request_id=request_id, label="cat").status_code == 404
-        assert late.looks == 1
 
 
 @pytest.mark.parametrize(

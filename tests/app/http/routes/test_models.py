@@ -65,7 +65,7 @@ def both() -> Iterator[Two]:
 def slow() -> Iterator[Two]:
     """The second model is loading."""
     with two(slow=True) as service:
-        eventually(lambda: service.running.service.models.state(CARD.name) == "ready", "the first is loaded")
+        eventually(lambda: service.running.core.catalog.state(CARD.name) == "ready", "the first is loaded")
         yield service
 
 
@@ -261,7 +261,7 @@ def test_a_flood_for_one_model_delays_the_other_only_little() -> None:
         for client in clients:
             client.start()
         try:
-            eventually(lambda: service.running.service.limits.images.used[CARD.name] >= 16, "its queue is long")
+            eventually(lambda: service.running.core.models.images.used[CARD.name] >= 16, "its queue is long")
             seconds = []
             for _ in range(5):
                 began = time.monotonic()

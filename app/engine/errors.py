@@ -1,4 +1,4 @@
-"""Errors of the serving layer. app/http/problems.py maps each to a response.
+"""Errors of the engine and of the limits. app/http/problems.py maps each to a response.
 
 ServingError
 ├── UnknownModel        no model has the name that the request gives

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from app.serving.drift import (
+from app.engine.drift import (
     DISTRIBUTIONS,
     Baseline,
     Distribution,

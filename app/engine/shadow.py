@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from app.serving.models import LoadedModel
-from app.serving.swap import Comparison
+from app.engine.models import LoadedModel
+from app.engine.status import Comparison
 from app.telemetry.metrics import Telemetry
-from model import Prediction
+from model import Classifier, Prediction
 
 logger = logging.getLogger("tenfold")
 
@@ -49,13 +49,12 @@ class Shadow:
         self._queue: deque[tuple[NDArray[np.uint8], Prediction]] = deque()
         self._not_empty = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name="shadow")
-        serving.batcher.observer = self._offer
+        serving.batcher.observers.append(self._offer)
 
     def stop(self) -> None:
         """Copy no more images."""
-        self._serving.batcher.observer = None
+        self._serving.batcher.observers.remove(self._offer)
         self._task.cancel()
-        del self._task  # its error refers to the frame of _run, and that to this object
 
     def _offer(self, pixels: NDArray[np.uint8], prediction: Prediction) -> None:
         """Copy an image or not. Called after its result was set."""
@@ -74,9 +73,8 @@ class Shadow:
             pixels, expected = self._queue.popleft()
             if not self._queue:
                 self._not_empty.clear()
-            classify = partial(self._candidate.classifier.classify, [pixels])
             try:
-                (found,) = await self._candidate.batcher.in_engine_thread(classify)
+                (found,) = await self._candidate.batcher.in_engine_thread(partial(_classify, pixels))
             except Exception:
                 if not self.comparison.failed:
                     logger.exception("the new weights of %s cannot classify an image", self._serving.name)
@@ -98,3 +96,7 @@ class Shadow:
         self._telemetry.shadow_image(self._serving.name, "agreed" if agreed else "disagreed")
         for weights, ranked, is_accepted in zip(("serving", "candidate"), first, accepted, strict=True):
             self._telemetry.shadow_prediction(self._serving.name, weights, ranked.probability, is_accepted)
+
+
+def _classify(pixels: NDArray[np.uint8], classifier: Classifier) -> list[Prediction]:
+    return classifier.classify([pixels])

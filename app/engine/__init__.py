@@ -1,0 +1,1 @@
+"""The models and all that is agreed between requests: queue, limits, swaps, drift, feedback."""
