@@ -1,12 +1,14 @@
 """Tenfold with an engine that does nothing, to measure the cost of the service itself."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.memory import limit_kept_memory
+from app.process.fronts import serve_part, supervise
 from app.process.server import serve
 from app.settings import Settings
 from app.telemetry.logs import logging_to_stderr
@@ -46,5 +48,11 @@ if __name__ == "__main__":
     settings = Settings()
     with logging_to_stderr(settings.log_level, settings.log_format):
         classifier = instant_classifier(settings.weights)
-        code = serve(settings, load={classifier.card.name: lambda: classifier})
+        load = {classifier.card.name: lambda: classifier}
+        if arguments := sys.argv[1:]:
+            code = serve_part(settings, arguments, load=load)
+        elif settings.workers > 1:
+            code = supervise(settings, (sys.executable, "-m", "benchmarks.serving.peers.front"))
+        else:
+            code = serve(settings, load=load)
     os._exit(code)  # like python -m app
