@@ -27,7 +27,11 @@ QUICK = (
 async def decode_all(files: list[Heavy]) -> None:
     reasons = list[str]()
     decoder = Decoder(
-        threads=2, max_bytes=SETTINGS.max_decode_bytes, max_pixels=SETTINGS.max_pixels, on_crash=reasons.append
+        threads=2,
+        max_bytes=SETTINGS.max_decode_bytes,
+        max_pixels=SETTINGS.max_pixels,
+        timeout=60,  # other jobs may use the CPUs, and the limit of CPU time holds
+        on_crash=reasons.append,
     )
     decoder.start()
     try:
